@@ -1,0 +1,39 @@
+# make demo   converts two networks, trains one of them, writes out/demo/report.html
+# make test   runs the tests (the fast ones, on the CPU)
+# make lint   runs ruff and mypy
+# make clean  removes what these commands made, the environment included
+#
+# Everything runs in the environment $(VENV), which is made on first use with $(PYTHON).
+
+PYTHON ?= python3
+VENV ?= .venv
+
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.bu2td-installed
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)
+	$(RUN) examples/demo.py --out out/demo
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2
+
+lint: $(STAMP)
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 10) else "bu2td needs Python 3.10 or newer, but $(PYTHON) is " + v + ". Run: make PYTHON=/path/to/python3")'
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); \
+		echo "$(PYTHON) cannot make an environment (on Debian: apt install python3-venv)." >&2; \
+		exit 1; }
+	@echo "Installing bu2td and its tools into $(VENV) (once; PyTorch is large) ..."
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --progress-bar off -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,41 @@
+"""bu2td turns any bottom-up convolutional network into its top-down network.
+
+    td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
+"""
+
+from bu2td.convert import analyze, convert, load, save, verify
+from bu2td.converter import (
+    Change,
+    Converter,
+    Rebuilt,
+    Site,
+    System,
+    Term,
+    register_converter,
+    unregister_converter,
+)
+from bu2td.errors import Bu2tdError
+from bu2td.network import TopDownNetwork
+from bu2td.plan import Analysis, Plan
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Analysis",
+    "Bu2tdError",
+    "Change",
+    "Converter",
+    "Plan",
+    "Rebuilt",
+    "Site",
+    "System",
+    "Term",
+    "TopDownNetwork",
+    "analyze",
+    "convert",
+    "load",
+    "register_converter",
+    "save",
+    "unregister_converter",
+    "verify",
+]

@@ -1,0 +1,489 @@
+"""Pass 5, arrange: an analysis and options -> the plan of the top-down network.
+
+The levels of the top-down network run coarse to fine. `td` and `uni` give every resolution its own
+bottom-up body, `rev` gives the coarsest the body of the finest. For each level this pass chooses the
+shape (how the coarser features enter), asks `restructure` for the edits and `channels` for the widths,
+and specifies laterals, transitions and merges. Nothing is built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+from bu2td.analyse import GraphView
+from bu2td.channels import Request, solve_widths
+from bu2td.errors import OptionError, ReductionError, SigmaError, WidthError, nearest
+from bu2td.kinds import Kinds
+from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
+from bu2td.plan import (
+    ARRANGEMENTS,
+    Analysis,
+    Block,
+    BottomUpLevel,
+    Edits,
+    LevelPlan,
+    Options,
+    Piece,
+    Plan,
+)
+from bu2td.restructure import restructure
+
+MERGES = ("add_concat", "add", "concat")
+STEMS = ("mirror", "coarse")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A level to be: its resolution, the bottom-up level whose body it takes, its widths.
+
+    ``own`` is the bottom-up level that has a body at this place, ``stem`` marks a merge that takes the
+    place of a stride of the stem, at the width of the coarsest stage.
+    """
+
+    reduction: int
+    level: BottomUpLevel | None = None
+    own: BottomUpLevel | None = None
+    width: int | None = None
+    stem: bool = False
+
+
+def arrange(analysis: Analysis, options: Options) -> Plan:
+    """Plan a top-down network.
+
+    Needs: an `Analysis` and `Options`.
+    Returns: a `Plan` without costs (they are measured on the emitted network).
+    Guarantees: reductions fall from the coarsest level to the finest asked for; every piece's widths
+        satisfy the channel system; every relaxation is named.
+
+    Raises:
+        OptionError, ReductionError, WidthError, SigmaError: an option does not fit.
+        UnsupportedOperationError: operations without a converter reduce resolution on a level's path.
+    """
+    check_options(options)
+    return _Arranger(analysis, options).run()
+
+
+def check_options(options: Options) -> None:
+    """Check everything about options that needs no model."""
+    choices: dict[str, tuple[Any, Sequence[Any]]] = {
+        "stem": (options.stem, STEMS),
+        "upsample": (options.upsample, UPSAMPLE_MODES),
+        "merge": (options.merge, MERGES),
+        "pyramid": (options.pyramid, REDUCERS),
+        "inherit": (options.inherit, (None, "matching")),
+    }
+    if isinstance(options.arrangement, str):
+        choices["arrangement"] = (options.arrangement, ARRANGEMENTS)
+    for name, (value, known) in choices.items():
+        if value not in known:
+            words = [k for k in known if isinstance(k, str)]
+            raise OptionError(
+                f"{name}={value!r} is unknown; it must be one of {', '.join(map(repr, known))}"
+                f"{' or a list of level widths' if name == 'arrangement' else ''}."
+                f"{nearest(str(value), words)}"
+            )
+    if not isinstance(options.arrangement, str):
+        widths = options.arrangement
+        if not widths or not all(isinstance(w, int) and not isinstance(w, bool) for w in widths):
+            raise OptionError(f"arrangement={widths!r}: a custom arrangement is a list of whole widths")
+        if min(widths) < 1:
+            raise WidthError(f"arrangement={list(widths)}: every width must be at least 1")
+    if options.width is not None and (not _whole_number(options.width) or options.width < 1):
+        raise WidthError(f"width={options.width!r} must be a whole number of at least 1")
+    if options.width is not None and options.arrangement != "uni":
+        raise OptionError(
+            f"width is the common width of arrangement 'uni'; with {options.arrangement!r} give a list of level "
+            f"widths as arrangement instead"
+        )
+    if not _whole_number(options.merge_kernel) or options.merge_kernel < 1 or options.merge_kernel % 2 == 0:
+        raise OptionError(f"merge_kernel={options.merge_kernel!r} must be an odd whole number")
+    if not isinstance(options.sigma, int | float) or not options.sigma >= MIN_SIGMA:
+        raise SigmaError(
+            f"sigma={options.sigma!r} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
+            f"of the pyramid would fall between two pixels"
+        )
+    if options.max_macs_ratio is not None and not (
+        isinstance(options.max_macs_ratio, int | float) and options.max_macs_ratio > 0
+    ):
+        raise OptionError(f"max_macs_ratio={options.max_macs_ratio!r} must be a positive number or None")
+
+
+def _whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class _Arranger:
+    def __init__(self, analysis: Analysis, options: Options) -> None:
+        self.analysis = analysis
+        self.options = options
+        self.view = GraphView(analysis.capture, analysis.dims)
+        self.kinds = Kinds(self.view, analysis)
+        self.notes: list[str] = []
+        self.opaque: dict[str, str] = {}
+        self.image_width = analysis.capture.image_shape[1]
+
+    def run(self) -> Plan:
+        slots = self._slots()
+        levels: list[LevelPlan] = []
+        for i, slot in enumerate(slots):
+            factor = slots[i - 1].reduction // slot.reduction if i else 1
+            levels.append(self._level(slot, levels[-1] if levels else None, factor, slots[i - 1] if i else None))
+        head = self._head(levels[-1].width, any(self._carries_head_convs(slot) for slot in slots))
+        if self.opaque:
+            listed = "; ".join(f"{what} at {where}" for where, what in self.opaque.items())
+            self.notes.append(f"operations without a converter, whose channels stay as they are: {listed}")
+        return Plan(
+            options=self.options,
+            model=type(self.analysis.capture.source).__name__,
+            image_shape=self.analysis.capture.image_shape,
+            levels=tuple(levels),
+            head=head,
+            coarsest_image_width=self.image_width,
+            bottom_up=tuple(self.analysis.rows()),
+            notes=(*self.analysis.notes, *self.notes),
+        )
+
+    # -- which level gets what ---------------------------------------------------------------------
+
+    def _slots(self) -> list[_Slot]:
+        analysis, options = self.analysis, self.options
+        bodies = list(analysis.bodies)
+        given = dict(zip(bodies, reversed(bodies), strict=True)) if options.arrangement == "rev" else {}
+        slots: list[_Slot] = []
+        strides = analysis.stem.strides if options.stem == "coarse" else ()
+        if options.stem == "coarse" and not strides:
+            self.notes.append("stem='coarse' changes nothing: the network has no stem that strides")
+        if strides:
+            reduction = analysis.ladder[0]
+            for stride in strides:
+                slots.append(_Slot(reduction, stem=True))
+                reduction //= stride
+            for i, body in enumerate(bodies):
+                if i:
+                    reduction //= bodies[i - 1].reduction // body.reduction
+                slots.append(_Slot(reduction, given.get(body, body), own=body))
+            if reduction > 1:
+                slots.append(_Slot(1))
+        else:
+            for level in analysis.levels:
+                source = given.get(level, level) if level.blocks else None
+                slots.append(_Slot(level.reduction, source, own=level))
+        return self._with_widths(self._kept(slots))
+
+    def _kept(self, slots: list[_Slot]) -> list[_Slot]:
+        """Apply ``reductions`` and ``finest_reduction``."""
+        ladder = [slot.reduction for slot in slots]
+        wanted = self.options.reductions
+        asked = [*(wanted or ()), self.options.finest_reduction]
+        for reduction in asked:
+            if reduction not in ladder:
+                raise ReductionError(
+                    f"reduction {reduction!r} is not on the ladder of this network; it has {ladder}"
+                )
+        keep = set(wanted if wanted is not None else ladder)
+        kept = [s for s in slots if s.reduction in keep and s.reduction >= self.options.finest_reduction]
+        if not any(s.level for s in kept):
+            raise ReductionError(
+                f"none of the reductions {sorted(keep, reverse=True)} down to {self.options.finest_reduction} "
+                f"has a body; levels with a body are {[s.reduction for s in slots if s.level]}"
+            )
+        if len(kept) < 2:
+            raise ReductionError(
+                f"a top-down network needs two levels at least; choose more than one reduction of {ladder}"
+            )
+        return kept
+
+    def _with_widths(self, slots: list[_Slot]) -> list[_Slot]:
+        arrangement = self.options.arrangement
+        bodied = [s for s in slots if s.level]
+        if arrangement == "uni":
+            width = self.options.width or _middle(bodied)
+            return [replace(s, width=width) if s.level else s for s in slots]
+        if isinstance(arrangement, str):
+            return slots
+        if len(arrangement) not in (len(bodied), len(slots)):
+            raise WidthError(
+                f"arrangement={list(arrangement)} has {len(arrangement)} widths; this network has {len(bodied)} "
+                f"levels with a body ({[s.reduction for s in bodied]}) and {len(slots)} in all "
+                f"({[s.reduction for s in slots]})"
+            )
+        target = slots if len(arrangement) == len(slots) else bodied
+        chosen = {s.reduction: w for s, w in zip(target, arrangement, strict=True)}
+        return [replace(s, width=chosen.get(s.reduction)) for s in slots]
+
+    # -- one level ---------------------------------------------------------------------------------
+
+    def _level(self, slot: _Slot, before: LevelPlan | None, factor: int, coarser: _Slot | None) -> LevelPlan:
+        if slot.level is None:
+            return self._bare(slot, before)
+        blocks = list(slot.level.blocks)
+        widths = _block_widths(blocks, slot.width)
+        if self._carries_head_convs(slot):
+            convs = list(self.analysis.head.convs)
+            blocks, widths = blocks + convs, {**widths, **{b.exit: slot.width or b.width for b in convs}}
+        first = blocks[0]
+        kernels = self._resolution_kernel(slot, first)
+        entry = _entry_width(first, slot.width)
+        level = _LevelParts(slot, blocks, widths, kernels)
+        if before is None:
+            return self._coarsest(level, first, entry)
+        if self.options.stem == "coarse" and before.source is None and self._is_first_body(slot):
+            return self._chain(level, before, entry or widths[first.exit], coarser)
+        plain_first = first.kind == "conv" and first.strides and slot.level == self.analysis.bodies[-1]
+        if (not first.strides and not first.shortcut) or plain_first:
+            return self._chain(level, before, entry or widths[first.exit], coarser)
+        return self._up_block(level, before, first, entry, factor, coarser)
+
+    def _is_first_body(self, slot: _Slot) -> bool:
+        return slot.own == self.analysis.bodies[0]
+
+    def _carries_head_convs(self, slot: _Slot) -> bool:
+        """Head convs end the coarsest level, but for `rev`, where they follow the global pool."""
+        return self.options.arrangement != "rev" and self._is_first_body(slot)
+
+    def _bare(self, slot: _Slot, before: LevelPlan | None) -> LevelPlan:
+        width = slot.width or self._bare_width(slot)
+        lateral = self.kinds.bare_lateral(self.image_width, width)
+        if before is None:
+            return LevelPlan(slot.reduction, "coarsest", None, self.image_width, width, width, lateral)
+        return LevelPlan(
+            reduction=slot.reduction,
+            shape="bare",
+            source=None,
+            entry_width=before.width,
+            merge_width=width,
+            width=width,
+            lateral=lateral,
+            transition=self.kinds.transition(None, lateral, before.width, width),
+            merge=self.kinds.merge(None, lateral, width, self.options),
+        )
+
+    def _bare_width(self, slot: _Slot) -> int:
+        if slot.stem:
+            return self._coarsest_stage()
+        for level in self.analysis.levels:
+            if level.reduction == slot.reduction and not level.blocks:
+                return level.width
+        return self.view.module(self.analysis.first_conv).out_channels
+
+    def _coarsest_stage(self) -> int:
+        """Width at which the levels that stand for the stem merge: that of the coarsest stage."""
+        arrangement = self.options.arrangement
+        bodies = self.analysis.bodies
+        if arrangement == "uni":
+            return self.options.width or _middle([_Slot(b.reduction, b) for b in bodies])
+        if not isinstance(arrangement, str):
+            return arrangement[-len(bodies)] if len(arrangement) == len(bodies) else arrangement[0]
+        first = (bodies[-1] if arrangement == "rev" else bodies[0]).blocks[0]
+        return _entry_width(first, None) or first.width
+
+    def _coarsest(self, level: _LevelParts, first: Block, entry: int | None) -> LevelPlan:
+        direct = first.kind == "conv" and not self.kinds.leading_norm(first)
+        merge_width = entry or level.widths[first.exit]
+        entry_width = self.image_width if direct else merge_width
+        lateral = None if direct else self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        body = self._piece(level, level.blocks, entry_width, plain_first=True)
+        return LevelPlan(
+            reduction=level.slot.reduction,
+            shape="coarsest",
+            source=level.source,
+            entry_width=self.image_width,
+            merge_width=merge_width,
+            width=level.width,
+            lateral=lateral,
+            body=body,
+            blocks=level.names,
+        )
+
+    def _chain(
+        self, level: _LevelParts, before: LevelPlan, merge_width: int, coarser: _Slot | None
+    ) -> LevelPlan:
+        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        first = level.blocks[0]
+        return LevelPlan(
+            reduction=level.slot.reduction,
+            shape="chain",
+            source=level.source,
+            entry_width=before.width,
+            merge_width=merge_width,
+            width=level.width,
+            lateral=lateral,
+            transition=self.kinds.transition(first, lateral, before.width, merge_width),
+            merge=self.kinds.merge(first, lateral, merge_width, self.options),
+            body=self._piece(level, level.blocks, merge_width, plain_first=True),
+            dropouts=coarser.own.dropouts if coarser and coarser.own else (),
+            blocks=level.names,
+        )
+
+    def _up_block(
+        self,
+        level: _LevelParts,
+        before: LevelPlan,
+        first: Block,
+        entry: int | None,
+        factor: int,
+        coarser: _Slot | None,
+    ) -> LevelPlan:
+        merge_width = level.widths[first.exit]
+        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        entry_width = entry or before.width
+        rest = level.blocks[1:]
+        up = self._piece(level, [first], entry_width, factor=factor)
+        return LevelPlan(
+            reduction=level.slot.reduction,
+            shape="block",
+            source=level.source,
+            entry_width=before.width,
+            merge_width=merge_width,
+            width=level.width,
+            lateral=lateral,
+            transition=self.kinds.transition(first, lateral, before.width, entry_width),
+            merge=self.kinds.merge(first, lateral, merge_width, self.options),
+            up=up,
+            body=self._piece(level, rest, merge_width) if rest else None,
+            dropouts=coarser.own.dropouts if coarser and coarser.own else (),
+            blocks=level.names,
+        )
+
+    def _resolution_kernel(self, slot: _Slot, first: Block) -> dict[str, tuple[int, int]]:
+        """In levels of plain conv units the first spatial kernel follows the resolution."""
+        own = slot.own.blocks[0] if slot.own and slot.own.blocks else None
+        if own is None or own == first or own.kind != "conv" or first.kind != "conv":
+            return {}
+        mine, its = self.kinds.conv_of(first), self.kinds.conv_of(own)
+        return {mine: self.kinds.kernel(its)}
+
+    # -- pieces ------------------------------------------------------------------------------------
+
+    def _piece(
+        self,
+        level: _LevelParts,
+        blocks: list[Block],
+        entry_width: int,
+        plain_first: bool = False,
+        factor: int = 1,
+    ) -> Piece:
+        first, last = blocks[0], blocks[-1]
+        starts = plain_first or factor > 1
+        edits = restructure(
+            self.view,
+            self.kinds,
+            blocks,
+            entry_width=entry_width,
+            widths=level.widths,
+            first=first if starts else None,
+            upsampling=factor > 1,
+            kernels=level.kernels,
+        )
+        nodes = tuple(n for b in blocks for n in b.nodes)
+        request = Request(
+            name=f"r{level.slot.reduction}",
+            nodes=nodes,
+            entry=first.entry,
+            exit=last.exit,
+            entry_width=entry_width,
+            exit_width=level.widths[last.exit],
+            edits=edits,
+            pins={b.exit: level.widths[b.exit] for b in blocks[:-1]},
+            factors={n: Fraction(level.widths[b.exit], b.width) for b in blocks for n in b.nodes},
+        )
+        return self._solved(request, factor, first)
+
+    def _solved(self, request: Request, factor: int, first: Block | None) -> Piece:
+        solution = solve_widths(self.view, request)
+        for name in solution.opaque:
+            self.opaque[self.view.where(name)] = str(self.view.nodes[name].target)
+        entry_adapter = exit_adapter = None
+        if solution.entry_width != request.entry_width:
+            entry_adapter = self.kinds.adapter(first, request.entry_width, solution.entry_width)
+        if solution.exit_width != request.exit_width:
+            exit_adapter = self.kinds.adapter(first, solution.exit_width, request.exit_width)
+        return Piece(
+            name=request.name,
+            nodes=request.nodes,
+            entry=request.entry,
+            exit=request.exit,
+            entry_width=request.entry_width,
+            exit_width=request.exit_width,
+            edits=request.edits,
+            sizes=solution.sizes,
+            factor=factor,
+            entry_adapter=entry_adapter,
+            exit_adapter=exit_adapter,
+            relaxations=solution.relaxations,
+        )
+
+    def _head(self, width: int, convs_placed: bool) -> Piece:
+        head = self.analysis.head
+        nodes, entry = head.nodes, head.entry
+        pools: dict[str, tuple[int, int]] = {}
+        if head.convs and not convs_placed:
+            nodes = tuple(n for b in head.convs for n in b.nodes) + nodes
+            entry = head.convs[0].entry
+            pools[nodes[0]] = (1, 1)
+        edits = Edits(
+            pools={**pools, **self.kinds.head_pool(nodes)},
+            excursions=frozenset(nodes),
+        )
+        request = Request(
+            name="head",
+            nodes=nodes,
+            entry=entry,
+            exit=head.output,
+            entry_width=width,
+            exit_width=self.view.dims[head.output][1].size,
+            edits=edits,
+            pins={},
+            factors={},
+        )
+        return self._solved(request, 1, None)
+
+
+@dataclass(frozen=True)
+class _LevelParts:
+    """What a level is made of: its blocks, their exit widths, and kernels that are forced."""
+
+    slot: _Slot
+    blocks: list[Block]
+    widths: Mapping[str, int]
+    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.widths[self.blocks[-1].exit]
+
+    @property
+    def source(self) -> int | None:
+        return self.slot.level.reduction if self.slot.level else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(b.name for b in self.blocks)
+
+
+def _middle(slots: list[_Slot]) -> int:
+    """Bottom-up width of the middle level with a body; of an even number, the finer of the two."""
+    ordered = sorted((s.own or s.level for s in slots), key=lambda level: -level.reduction)  # type: ignore[union-attr]
+    return ordered[len(ordered) // 2].width  # type: ignore[union-attr]
+
+
+def _entry_width(first: Block, width: int | None) -> int | None:
+    """The width that a block which appends to its input is fed with; None for other blocks."""
+    if not first.appends:
+        return None
+    if width is None:
+        return first.entry_width
+    return max(1, round(Fraction(width * first.entry_width, first.width)))
+
+
+def _block_widths(blocks: list[Block], width: int | None) -> dict[str, int]:
+    """Exit width of every block: the common one, but what a block that appends is fed with keeps its share."""
+    widths = {}
+    for i, block in enumerate(blocks):
+        following = blocks[i + 1] if i + 1 < len(blocks) else None
+        fed = _entry_width(following, width) if following else None
+        widths[block.exit] = fed or width or block.width
+    return widths

@@ -1,0 +1,532 @@
+"""Pass 1, capture: a model -> its canonical torch.fx graph on the meta device.
+
+The tracer keeps as leaves what must stay whole: torch.nn and torchvision.ops modules, everything with a
+converter, timm's no-trace registry less its composite blocks, and stochastic modules (drop path, drop
+block, stochastic depth), which a plain trace loses.
+
+Plain tracing bakes ``self.training`` in. The model is therefore traced in train and in eval mode; where
+the two differ only by dropout, the train graph is the one that behaves as the model does in both.
+
+Canonical means: functional activations, poolings and dropout are modules, in-place arithmetic is out of
+place, identities and dead code are gone. The graph still computes what the model computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+import operator
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bu2td.converter import converter_for_type
+from bu2td.errors import (
+    CaptureError,
+    DimensionalityError,
+    ExampleInputError,
+    ModelInputError,
+    ModelOutputError,
+    NoConvolutionError,
+    NotAModelError,
+    WrappedModelError,
+)
+from bu2td.plan import Capture
+
+#: Modules that draw random numbers in forward; traced in eval mode they would vanish.
+_STOCHASTIC = ("DropPath", "DropBlock2d", "StochasticDepth")
+
+#: Leaves of timm's no-trace registry that hide whole blocks and trace well.
+_COMPOSITE = ("timm.models.nfnet.NormFreeBlock",)
+
+_WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
+    """Trace a model into a canonical graph.
+
+    Needs: a live module whose forward takes one image batch (N, C, H, W) and returns logits.
+    Returns: its `Capture`; the model itself is not touched, in no mode, parameter or buffer.
+    Guarantees: every node of the graph is one of placeholder, call_module, call_function, call_method,
+        get_attr, output; all parameters and buffers are on the meta device.
+
+    Raises:
+        NotAModelError, WrappedModelError, DimensionalityError, NoConvolutionError, CaptureError,
+        ModelInputError, ModelOutputError, ExampleInputError: see `bu2td.errors`.
+    """
+    model, notes = _checked(model)
+    shape, shape_notes = _image_shape(model, example_inputs)
+    twin = meta_copy(model)
+    evaluated = _canonicalise(*_trace(twin, training=False))
+    try:
+        trained: fx.GraphModule | None = _canonicalise(*_trace(twin, training=True))
+    except (CaptureError, ModelOutputError):
+        trained = None
+    if trained is not None and _same_but_dropout(trained, evaluated):
+        graph_module = trained
+    else:
+        graph_module = evaluated
+        notes.append(
+            "the forward differs between train and eval mode; the top-down network computes the "
+            "eval-mode forward in both (auxiliary heads are dropped)"
+        )
+    return Capture(
+        graph_module=graph_module.eval(),
+        source=model,
+        image_shape=shape,
+        constants=_constants(model, graph_module),
+        fingerprint=_fingerprint(graph_module),
+        notes=(*notes, *shape_notes),
+    )
+
+
+def _checked(model: Any) -> tuple[nn.Module, list[str]]:
+    notes: list[str] = []
+    if isinstance(model, nn.Module) and hasattr(model, "_orig_mod"):
+        model = model._orig_mod
+        notes.append("the model was compiled; its original module is converted")
+    if not isinstance(model, nn.Module):
+        found = f"the class {model.__name__}" if isinstance(model, type) else f"{type(model)}"
+        remedy = "call it first" if callable(model) else "build the model first"
+        raise NotAModelError(
+            f"convert and analyze take a live torch.nn.Module, found {found}; {remedy}, for example "
+            f"bu2td.convert(timm.create_model('resnet18'))"
+        )
+    if type(model).__name__ in _WRAPPERS:
+        raise WrappedModelError(
+            f"the model is wrapped in {type(model).__name__}; pass the module inside, model.module, "
+            f"and wrap the converted network"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError(
+            "a TorchScript module cannot be traced; pass the eager module that it was made from"
+        )
+    modules = list(model.modules())
+    for module in modules:
+        if (
+            isinstance(module, nn.modules.lazy.LazyModuleMixin)
+            and module.has_uninitialized_params()
+        ):
+            raise NotAModelError(
+                f"{type(module).__name__} is lazy and has no weights yet; run the model once first"
+            )
+    if not any(isinstance(m, nn.Conv2d) or _is_conv(m) for m in modules):
+        others = sorted({type(m).__name__ for m in modules if isinstance(m, nn.Conv1d | nn.Conv3d)})
+        if others:
+            raise DimensionalityError(
+                f"{type(model).__name__} convolves in {', '.join(others)}; only networks of 2-d "
+                f"convolutions over images (N, C, H, W) can be converted"
+            )
+        raise NoConvolutionError(
+            f"{type(model).__name__} has no 2-d convolution; only convolutional networks can be "
+            f"turned upside down"
+        )
+    return model, notes
+
+
+def _is_conv(module: nn.Module) -> bool:
+    converter = converter_for_type(type(module))
+    return converter is not None and converter.role == "conv"
+
+
+def _image_shape(
+    model: nn.Module, example_inputs: Any
+) -> tuple[tuple[int, int, int, int], list[str]]:
+    if example_inputs is not None:
+        if not isinstance(example_inputs, Tensor):
+            raise ExampleInputError(
+                f"example_inputs must be one tensor (N, C, H, W), found {type(example_inputs)}"
+            )
+        if example_inputs.dim() != 4 or not example_inputs.is_floating_point():
+            raise ExampleInputError(
+                f"example_inputs must be a floating point image batch (N, C, H, W), found shape "
+                f"{tuple(example_inputs.shape)} of {example_inputs.dtype}"
+            )
+        n, c, h, w = example_inputs.shape
+        return (n, c, h, w), []
+    for name in ("pretrained_cfg", "default_cfg"):
+        config = getattr(model, name, None)
+        size = config.get("input_size") if hasattr(config, "get") else None
+        if size is not None:
+            c, h, w = size
+            first = _first_conv_channels(model)
+            return (1, first or int(c), int(h), int(w)), []
+    channels = _first_conv_channels(model)
+    note = (
+        f"no example_inputs and no input size in the model's configuration: 1x{channels}x224x224 "
+        f"is assumed"
+    )
+    return (1, channels, 224, 224), [note]
+
+
+def _first_conv_channels(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """Copy a module with every tensor in it replaced by an empty one on the meta device."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = nn.Parameter(
+                    torch.empty_like(parameter, device="meta"), parameter.requires_grad
+                )
+        for tensor in [*module._buffers.values(), *module.__dict__.values()]:
+            if isinstance(tensor, Tensor) and id(tensor) not in memo:
+                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise CaptureError(
+            f"{type(model).__name__} cannot be copied ({error}); remove what copy.deepcopy cannot "
+            f"copy (weight_norm hooks, open files, non-leaf tensors) before converting"
+        ) from error
+
+
+class _Root(nn.Module):
+    """Calls the model with one argument, so that optional arguments keep their defaults."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return self.model(x)
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        registry = getattr(sys.modules.get("timm.layers"), "get_notrace_modules", None)
+        self.kept = tuple(
+            cls
+            for cls in (registry() if registry else ())
+            if f"{cls.__module__}.{cls.__qualname__}" not in _COMPOSITE
+        )
+
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        converter = converter_for_type(type(module))
+        if converter is not None:
+            return converter.leaf
+        return (
+            super().is_leaf_module(module, qualified_name)
+            or type(module).__module__.startswith("torchvision.ops.stochastic_depth")
+            or type(module).__name__ in _STOCHASTIC
+            or isinstance(module, self.kept)
+        )
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception as error:
+            if not hasattr(error, "_bu2td_path"):
+                error._bu2td_path = f"{self.path_of_module(m)} ({type(m).__name__})"  # type: ignore[attr-defined]
+            raise
+
+
+def _trace(model: nn.Module, training: bool) -> tuple[nn.Module, fx.Graph]:
+    _check_signature(model)
+    model.train(training)
+    root = _Root(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return root, _Tracer().trace(root)
+    except Exception as error:
+        raise _capture_error(model, error) from error
+
+
+def _check_signature(model: nn.Module) -> None:
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    takes = [p for p in parameters if p.kind in positional]
+    required = [p.name for p in parameters if p.default is p.empty and p.kind in positional]
+    required += [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if len(required) > 1:
+        raise ModelInputError(
+            f"{type(model).__name__}.forward needs {len(required)} inputs ({', '.join(required)}); "
+            f"only networks with one image input (N, C, H, W) can be converted"
+        )
+    if not takes and not any_number:
+        raise ModelInputError(
+            f"{type(model).__name__}.forward takes no input; it must take one image batch (N, C, H, W)"
+        )
+
+
+def _capture_error(model: nn.Module, error: Exception) -> CaptureError:
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if f"{torch.__name__}/"
+        not in frame.filename.replace("\\", "/").rsplit("site-packages/")[-1]
+        and not frame.filename.endswith("bu2td/capture.py")
+    ]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
+    path = getattr(error, "_bu2td_path", type(model).__name__).removeprefix("model.")
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return CaptureError(
+        f"torch.fx cannot follow the forward of {path}: {reason}\n  at {where}\n"
+        f"Make the control flow independent of tensor values, or keep the module whole by registering "
+        f"a converter for its class (bu2td.register_converter)"
+    )
+
+
+# --- canonical form -----------------------------------------------------------------------------------
+
+
+_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "relu": lambda inplace=False: nn.ReLU(inplace),
+    "relu6": lambda inplace=False: nn.ReLU6(inplace),
+    "silu": lambda inplace=False: nn.SiLU(inplace),
+    "hardswish": lambda inplace=False: nn.Hardswish(inplace),
+    "hardsigmoid": lambda inplace=False: nn.Hardsigmoid(inplace),
+    "leaky_relu": lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope, inplace),
+    "elu": lambda alpha=1.0, inplace=False: nn.ELU(alpha, inplace),
+    "selu": lambda inplace=False: nn.SELU(inplace),
+    "celu": lambda alpha=1.0, inplace=False: nn.CELU(alpha, inplace),
+    "mish": lambda inplace=False: nn.Mish(inplace),
+    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(
+        min_val, max_val, inplace
+    ),
+    "gelu": lambda approximate="none": nn.GELU(approximate),
+    "sigmoid": lambda: nn.Sigmoid(),
+    "tanh": lambda: nn.Tanh(),
+    "softplus": lambda beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
+    "logsigmoid": lambda: nn.LogSigmoid(),
+}
+
+_POOLS: dict[str, Callable[..., nn.Module]] = {
+    "max_pool2d": lambda kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (
+        nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+    ),
+    "avg_pool2d": lambda kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None: (
+        nn.AvgPool2d(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    ),
+    "adaptive_avg_pool2d": lambda output_size: nn.AdaptiveAvgPool2d(output_size),
+    "adaptive_max_pool2d": lambda output_size, return_indices=False: nn.AdaptiveMaxPool2d(
+        output_size, return_indices
+    ),
+}
+
+_DROPOUTS: dict[str, Callable[..., nn.Module]] = {
+    "dropout": lambda p=0.5, training=True, inplace=False: nn.Dropout(p, inplace),
+    "dropout2d": lambda p=0.5, training=True, inplace=False: nn.Dropout2d(p, inplace),
+}
+
+_AS_MODULE = {**_ACTIVATIONS, **_POOLS, **_DROPOUTS}
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+_METHODS_OUT_OF_PLACE = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "clamp_", "tanh_")
+
+#: Modules in which a function of this name means something else than torch's.
+_TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functional", "_operator")
+
+
+def _function_name(node: fx.Node) -> str | None:
+    """The bare name of a torch function or tensor method, ``_`` of in-place variants removed."""
+    if node.op == "call_method":
+        return str(node.target).removesuffix("_")
+    if node.op == "call_function" and callable(node.target):
+        module = getattr(node.target, "__module__", None)
+        if module in _TORCH_MODULES or module is None:
+            return getattr(node.target, "__name__", "").removesuffix("_")
+    return None
+
+
+def _canonicalise(root: nn.Module, traced: fx.Graph) -> fx.GraphModule:
+    """Build the canonical graph out of a traced one."""
+    modules = dict(root.named_modules())
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    kept: dict[str, Any] = {}
+    inplace_arithmetic: dict[fx.Node, fx.Node] = {}
+
+    def lookup(node: fx.Node) -> Any:
+        # A value that was changed in place is read in its latest version.
+        while node in inplace_arithmetic:
+            node = inplace_arithmetic[node]
+        return env[node]
+
+    for node in traced.nodes:
+        args = fx.map_arg(node.args, lookup)
+        kwargs = fx.map_arg(node.kwargs, lookup)
+        if node.op == "placeholder":
+            new = graph.placeholder("x")
+        elif node.op == "output":
+            new = graph.output(_single_output(args[0]))
+        elif node.op == "call_function" and hasattr(node.target, "_fields"):
+            env[node] = node.target(*args, **kwargs)  # a named tuple of outputs stays one
+            continue
+        elif node.op == "get_attr":
+            target = str(node.target).removeprefix("model.")
+            kept[target] = _attribute(root, str(node.target))
+            new = graph.get_attr(target)
+        elif node.op == "call_module":
+            module = modules[str(node.target)]
+            if isinstance(module, nn.Identity):
+                env[node] = args[0]
+                continue
+            target = str(node.target).removeprefix("model.")
+            kept[target] = module
+            new = graph.call_module(target, args, kwargs)
+        else:
+            if _is_identity(node, args):
+                env[node] = args[0] if isinstance(args[0], fx.Node) else args[0][0]
+                continue
+            new = _canonical_call(graph, node, args, kwargs, kept)
+            if node.op == "call_method" and node.target in _METHODS_OUT_OF_PLACE:
+                inplace_arithmetic[node.args[0]] = node  # type: ignore[index]
+        env[node] = new
+        new.meta["path"] = _path(node)
+        new.meta["trace"] = node.meta.get("stack_trace")
+    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+    used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    module = fx.GraphModule({k: v for k, v in kept.items() if k in used}, graph)
+    module.graph.lint()
+    return module
+
+
+def _canonical_call(
+    graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]
+) -> fx.Node:
+    name = _function_name(node)
+    if name in _AS_MODULE and args and isinstance(args[0], fx.Node):
+        try:
+            settings = {k: v for k, v in kwargs.items() if k not in ("input", "self")}
+            module = _AS_MODULE[name](*args[1:], **settings)
+        except (TypeError, ValueError):
+            module = None
+        if module is not None and not any(isinstance(a, fx.Node) for a in args[1:]):
+            path = _path(node)
+            base = f"{path}.{name}" if path else name
+            target, count = base, 1
+            while target in kept:
+                target, count = f"{base}_{count}", count + 1
+            kept[target] = module
+            return graph.call_module(target, (args[0],))
+    if node.op == "call_method":
+        target = str(node.target)
+        if target in _METHODS_OUT_OF_PLACE:
+            target = target.removesuffix("_")
+        if target == "view" and not any(isinstance(a, torch.dtype) for a in args):
+            target = "reshape"  # the same, and it also works on channels_last tensors
+        return graph.call_method(target, args, kwargs)
+    return graph.call_function(_OUT_OF_PLACE.get(node.target, node.target), args, kwargs)
+
+
+def _is_identity(node: fx.Node, args: Any) -> bool:
+    name = _function_name(node)
+    if name == "contiguous":
+        return True
+    single = name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1
+    return bool(single)
+
+
+def _single_output(output: Any) -> Any:
+    """The logits of an output: the tensor itself, or the first of a tuple with auxiliary outputs."""
+    if isinstance(output, fx.Node):
+        return output
+    if isinstance(output, tuple | list) and output and isinstance(output[0], fx.Node):
+        names = getattr(output, "_fields", None)
+        if names is None or names[0] in ("logits", "out", "output"):
+            return output[0]
+    found = f"keys {sorted(output)}" if isinstance(output, dict) else f"{type(output).__name__}"
+    raise ModelOutputError(
+        f"the model returns {found}; a network that returns one tensor of logits (N, classes) is "
+        f"needed (wrap it in a module that selects them)"
+    )
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    owner: Any = root
+    for part in target.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+def _path(node: fx.Node) -> str:
+    """Path of the innermost module whose forward holds the node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in stack.values()]
+    if node.op == "call_module" and paths and paths[-1] == str(node.target):
+        paths.pop()
+    return paths[-1].removeprefix("model").removeprefix(".") if paths else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """Where a node of a captured graph comes from, as ``file:line``."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("trace") or "")
+    own = [f for f in frames if "/torch/" not in f[0].replace("\\", "/")]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else "unknown source line"
+
+
+def _signature(graph_module: fx.GraphModule) -> Iterator[tuple[Any, ...]]:
+    """What each node does, with dropout left out and nodes named by their position."""
+    modules = dict(graph_module.named_modules())
+    index: dict[fx.Node, int] = {}
+    count = 0
+    for node in graph_module.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            index[node] = index[node.args[0]]
+            continue
+        index[node] = count
+        count += 1
+        what: Any = str(node.target)
+        if module is not None:
+            shapes = {k: tuple(v.shape) for k, v in module.state_dict(keep_vars=True).items()}
+            what = (type(module).__name__, sorted(shapes.items()))
+        yield (
+            node.op,
+            what,
+            repr(fx.map_arg(node.args, lambda n: index[n])),
+            repr(fx.map_arg(node.kwargs, lambda n: index[n])),
+        )
+
+
+def _same_but_dropout(a: fx.GraphModule, b: fx.GraphModule) -> bool:
+    return [s for s in _signature(a)] == [s for s in _signature(b)]
+
+
+def _fingerprint(graph_module: fx.GraphModule) -> str:
+    text = "\n".join(repr(entry) for entry in _signature(graph_module))
+    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _constants(model: nn.Module, graph_module: fx.GraphModule) -> dict[str, float]:
+    """Parameters of the model that hold one value throughout, by their names in the graph."""
+    own = {name for name, _ in graph_module.named_parameters()}
+    found: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        if name not in own or parameter.is_meta or parameter.numel() == 0:
+            continue
+        flat = parameter.detach().reshape(-1)
+        first = flat[0]
+        # Weights of convolutions differ in their first few values; only then is the rest looked at.
+        if bool((flat[:8] == first).all()) and bool((flat == first).all()):
+            found[name] = float(first)
+    return found

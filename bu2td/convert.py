@@ -1,0 +1,379 @@
+"""The public functions: convert, analyze, verify, save, load."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bu2td.analyse import analyse
+from bu2td.arrange import arrange, check_options
+from bu2td.capture import capture
+from bu2td.cost import measure_cost, total
+from bu2td.errors import CostError, FileError, NotAModelError, OptionError, nearest
+from bu2td.initialise import inherit_matching, initialise
+from bu2td.network import TopDownNetwork
+from bu2td.plan import Analysis, Cost, Options, Plan, format_table
+from bu2td.probe import probe
+from bu2td.rewrite import Emitted, rewrite
+from bu2td.verify import LevelClaim, Report, verify_graph, verify_numbers
+
+_FORMAT = "bu2td.recipe.1"
+_VERSION = "0.1.0"
+
+
+def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analysis:
+    """Find the levels of a bottom-up network without converting it.
+
+    Args:
+        model: a live network that maps one image batch (N, C, H, W) to logits (N, classes).
+        example_inputs: an image batch; by default the size in the model's own configuration, else
+            1 x C x 224 x 224 with the channels of its first convolution.
+
+    Returns:
+        An `Analysis`; ``str()`` of it is a table, and `convert` takes it in place of the model.
+
+    Raises:
+        Bu2tdError: one of the subclasses in `bu2td.errors` that name a cause in the model.
+    """
+    captured = capture(model, example_inputs)
+    return analyse(captured, probe(captured))
+
+
+def convert(
+    model: nn.Module | Analysis,
+    arrangement: str | Sequence[int] = "td",
+    *,
+    width: int | None = None,
+    stem: str = "mirror",
+    reductions: Sequence[int] | None = None,
+    finest_reduction: int = 1,
+    upsample: str = "nearest",
+    merge: str = "add_concat",
+    merge_kernel: int = 3,
+    pyramid: str = "gaussian",
+    sigma: float = 0.5,
+    inherit: str | None = None,
+    example_inputs: Tensor | None = None,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    max_macs_ratio: float | None = 64.0,
+) -> TopDownNetwork:
+    """Convert a bottom-up network into its top-down network (Lelekas et al., 2020, section 3).
+
+    Args:
+        model: a live network, or the `Analysis` of one; it is never changed.
+        arrangement: "td" (levels keep their widths), "uni" (one width), "rev" (levels in bottom-up order of
+            widths and depths), or a list of level widths, coarse to fine.
+        width: the common width of "uni"; by default that of the middle level with a body.
+        stem: "mirror" mirrors the stem's reductions at the fine end; "coarse" turns every stride of the stem
+            into an upsampling and merge at the coarsest stage's width, before the stages.
+        reductions: the reductions to keep, out of the network's ladder.
+        finest_reduction: where to stop; 1 ends at image size. Cost grows fourfold per level.
+        upsample: "nearest", "bilinear" or "transpose" (learned).
+        merge: "add_concat" (conv over cat(x + lateral, lateral)), "add" or "concat".
+        merge_kernel: kernel of the merge's convolution, odd.
+        pyramid: "gaussian", "strided", "max", "max_blur" or "average".
+        sigma: blur width of the Gaussian pyramid in units of the reduction, at least 0.125.
+        inherit: "matching" copies every bottom-up weight whose role and shape survive.
+        example_inputs: an image batch (N, C, H, W) that fixes channels and nominal size.
+        device: where the network is built; "meta" plans only. By default the model's own device.
+        seed: of the initial weights; by default drawn from torch's global generator. Recorded in the plan.
+        max_macs_ratio: refuse networks that cost more than this many times the bottom-up multiply-accumulates.
+
+    Returns:
+        A `TopDownNetwork`, in train mode.
+
+    Raises:
+        Bu2tdError: one of the subclasses in `bu2td.errors`; `CostError` where ``max_macs_ratio`` is exceeded.
+    """
+    options = Options(
+        arrangement=arrangement if isinstance(arrangement, str) else _sequence("arrangement", arrangement),
+        width=width,
+        stem=stem,
+        reductions=None if reductions is None else _sequence("reductions", reductions),
+        finest_reduction=finest_reduction,
+        upsample=upsample,
+        merge=merge,
+        merge_kernel=merge_kernel,
+        pyramid=pyramid,
+        sigma=sigma,
+        inherit=inherit,
+        max_macs_ratio=max_macs_ratio,
+        seed=_seed(seed),
+    )
+    check_options(options)
+    target = _device(device)
+    if not isinstance(model, Analysis):
+        model = analyze(model, example_inputs=example_inputs)
+    elif example_inputs is not None:
+        raise OptionError("example_inputs is given to bu2td.analyze, whose result is converted here")
+    return _build(model, options, target)
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return tuple(value)
+    except TypeError:
+        raise OptionError(f"{name}={value!r} must be a word or a list of whole numbers") from None
+
+
+def _seed(seed: Any) -> int:
+    if seed is None:
+        return int(torch.randint(2**31, ()).item())
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+        raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
+    return seed
+
+
+def _device(device: Any) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        wanted = torch.device(device)
+        if wanted.type != "meta":
+            torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(f"device={device!r} cannot be used: {reason}") from error
+    return wanted
+
+
+def _build(analysis: Analysis, options: Options, device: torch.device | None) -> TopDownNetwork:
+    captured = analysis.capture
+    plan = arrange(analysis, options)
+    emitted = rewrite(analysis, plan)
+    network = TopDownNetwork(emitted.modules, emitted.graph)
+    plan = _with_costs(analysis, plan, network)
+    _check_cost(plan)
+    num_classes = analysis.dims[analysis.head.output][1].size
+    network.plan = plan
+    verify_graph(network, _claims(network), captured.image_shape, num_classes)
+    source = captured.source
+    if device is None:
+        device = next((p.device for p in source.parameters()), torch.device("cpu"))
+    if device.type != "meta":
+        assert options.seed is not None
+        initialise(network, emitted.origins, source, captured.constants, options.seed)
+        if options.inherit == "matching":
+            network.plan = replace(plan, inherited=inherit_matching(network, emitted.origins, source))
+        network.to(device)
+    _attach(network, analysis, emitted, num_classes)
+    return network.train()
+
+
+def _with_costs(analysis: Analysis, plan: Plan, network: TopDownNetwork) -> Plan:
+    shape = plan.image_shape
+    bottom_up = total(measure_cost(analysis.capture.graph_module, shape))
+    costs = measure_cost(network, shape)
+    levels = tuple(
+        replace(
+            level,
+            cost=sum((c for n, c in costs.items() if n.partition("_")[0] == level.name), Cost()),
+        )
+        for level in plan.levels
+    )
+    return replace(plan, levels=levels, bottom_up_cost=bottom_up, cost=total(costs))
+
+
+def _check_cost(plan: Plan) -> None:
+    limit = plan.options.max_macs_ratio
+    ratio = plan.cost.macs / max(plan.bottom_up_cost.macs, 1)
+    if limit is None or ratio <= limit:
+        return
+    rows = [
+        {
+            "level": level.name,
+            "width": level.width,
+            "MMACs": round(level.cost.macs / 1e6, 1),
+            "x bottom-up": round(level.cost.macs / plan.bottom_up_cost.macs, 2),
+        }
+        for level in plan.levels
+    ]
+    raise CostError(
+        f"the top-down network would cost {ratio:.1f} times the bottom-up network's "
+        f"{plan.bottom_up_cost.macs / 1e6:,.0f} M multiply-accumulates, more than max_macs_ratio={limit:g}:\n"
+        f"{format_table(rows)}\n"
+        f"finest_reduction={plan.ladder[-1] * 2} or coarser leaves the finest levels out (a quarter of the cost "
+        f"each), arrangement='td' or 'uni' with a smaller width narrows them, merge='add' halves the merges, and "
+        f"max_macs_ratio=None allows any cost"
+    )
+
+
+def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
+    targets = {n.name: str(n.target) for n in network.graph.nodes}
+    for node in network.graph.nodes:
+        if node.op == "call_function" and node.args and getattr(node.args[0], "op", "") == "get_attr":
+            targets[node.name] = str(node.args[0].target)
+    return tuple(
+        LevelClaim(targets[name], level.reduction, level.width)
+        for name, level in zip(network._level_nodes(), network.plan.levels, strict=True)
+    )
+
+
+def _attach(
+    network: TopDownNetwork, analysis: Analysis, emitted: Emitted, num_classes: int
+) -> None:
+    source = analysis.capture.source
+    network.num_classes = num_classes
+    network.pretrained_cfg = getattr(source, "pretrained_cfg", None)
+    network.default_cfg = getattr(source, "default_cfg", network.pretrained_cfg)
+    network.recipe = {
+        "format": _FORMAT,
+        "bu2td": _VERSION,
+        "torch": torch.__version__,
+        "options": asdict(network.plan.options),
+        "image_shape": list(analysis.capture.image_shape),
+        "fingerprint": analysis.capture.fingerprint,
+        "factory": getattr(source, "bu2td_factory", None) or _timm_factory(source),
+        "model": type(source).__name__,
+        "num_classes": num_classes,
+    }
+
+
+def _timm_factory(model: nn.Module) -> str | None:
+    """The timm name of a model that timm built, or None."""
+    config = getattr(model, "pretrained_cfg", None)
+    return config.get("architecture") if hasattr(config, "get") else None
+
+
+def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = None) -> Report:
+    """Check that a converted network satisfies the invariants of a top-down network.
+
+    Args:
+        network: what `convert` returned, possibly trained since.
+        full: also run real tensors forward and backward, and compare deepcopy, a state_dict round trip,
+            torch.compile and torch.export with the network.
+        size: height and width of the images of ``full``; by default the plan's.
+
+    Returns:
+        A `Report`; ``str()`` of it lists the checks.
+
+    Raises:
+        VerificationError: an invariant does not hold.
+        NotAModelError: not a converted network.
+    """
+    if not isinstance(network, TopDownNetwork):
+        raise NotAModelError(f"verify takes a network that bu2td.convert returned, found {type(network)}")
+    report = verify_graph(network, _claims(network), network.plan.image_shape, network.num_classes)
+    if not full:
+        return report
+    numbers = verify_numbers(network, network.plan.image_shape, size)
+    return Report({**report.checks, **numbers.checks})
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def save(network: TopDownNetwork, file: str | os.PathLike[str]) -> None:
+    """Write a converted network as recipe and weights, atomically.
+
+    Raises:
+        NotAModelError: not a converted network.
+        FileError: the file cannot be written.
+    """
+    if not isinstance(network, TopDownNetwork):
+        raise NotAModelError(f"save takes a network that bu2td.convert returned, found {type(network)}")
+    path = Path(file)
+    buffer = io.BytesIO()
+    torch.save({"recipe": network.recipe, "state_dict": network.state_dict()}, buffer)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
+            temporary.write(buffer.getvalue())
+        os.replace(temporary.name, path)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def load(
+    file: str | os.PathLike[str],
+    model: nn.Module | None = None,
+    *,
+    device: str | torch.device | None = None,
+) -> TopDownNetwork:
+    """Rebuild a converted network from a file that `save` wrote.
+
+    Args:
+        file: the file.
+        model: the bottom-up model (its weights do not matter); by default it is built by the factory that
+            the recipe names.
+        device: where to put the network; by default the CPU.
+
+    Raises:
+        FileError: the file is missing, not one of ours, or made from another bottom-up model.
+        MissingPackageError, UnknownModelError: the recipe's factory cannot be called.
+    """
+    path = Path(file)
+    content = _read(path)
+    recipe = content["recipe"]
+    try:
+        options = Options(**{k: _tuple(v) for k, v in recipe["options"].items()})
+        shape, fingerprint = tuple(recipe["image_shape"]), recipe["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path}: the recipe is incomplete ({error})") from error
+    if model is None:
+        if not recipe.get("factory"):
+            raise FileError(
+                f"{path} was made from a {recipe.get('model')} whose factory is not known; pass the bottom-up "
+                f"model: bu2td.load({str(path)!r}, model=...)"
+            )
+        from bu2td.models import create_model
+
+        model = create_model(recipe["factory"], device="meta")
+        if _differs(model, shape, fingerprint):
+            raise FileError(
+                f"{path} was made from a variant of {recipe['factory']} (other classes, channels or settings); "
+                f"pass the bottom-up model: bu2td.load({str(path)!r}, model=...)"
+            )
+    elif _differs(model, shape, fingerprint):
+        raise FileError(
+            f"{path} was made from another bottom-up model than this {type(model).__name__}; pass a model built "
+            f"in the same way as the {recipe.get('model')} that was converted"
+        )
+    images = torch.empty(shape, device="meta")
+    network = _build(
+        analyze(model, example_inputs=images), replace(options, inherit=None, max_macs_ratio=None), torch.device("meta")
+    )
+    network.to_empty(device=_device(device) or "cpu")
+    if recipe.get("num_classes") != network.num_classes:
+        network.reset_classifier(recipe["num_classes"])
+    try:
+        network.load_state_dict(content["state_dict"])
+    except RuntimeError as error:
+        raise FileError(f"{path}: the weights do not fit the network ({error})") from error
+    network.plan = replace(network.plan, options=options)
+    network.recipe = recipe
+    return network
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _differs(model: nn.Module, shape: tuple[int, ...], fingerprint: str) -> bool:
+    return capture(model, torch.empty(shape, device="meta")).fingerprint != fingerprint
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        raise FileError(
+            f"{path} is not a file that bu2td.save wrote ({type(error).__name__}); it may be truncated"
+        ) from error
+    recipe = content.get("recipe") if isinstance(content, dict) else None
+    if not isinstance(recipe, dict) or recipe.get("format") != _FORMAT or "state_dict" not in content:
+        raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {_FORMAT}")
+    return content

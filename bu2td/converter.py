@@ -1,0 +1,322 @@
+"""The converter interface and its registry.
+
+A converter is the one place that knows an operation. Analysis, the channel system, arrangement and
+rewriting ask the same converter, so they can never disagree about an operation, and a new operation is
+one class in one file. The package `bu2td_converters` holds bu2td's own; it reaches the registry through
+the entry point group ``bu2td.converters``, exactly as anybody else's package does.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import fx, nn
+
+from bu2td.errors import ConverterError
+from bu2td.plan import Dim, Value
+
+ENTRY_POINT_GROUP = "bu2td.converters"
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of a size: ``scale * variable``, or the constant ``scale`` where variable is None."""
+
+    variable: int | None
+    scale: Fraction
+
+
+#: The size of a channel dimension, as a concatenation of terms; None for other dimensions.
+Expr = tuple[Term, ...]
+
+
+class System(Protocol):
+    """What a converter may ask of the channel system (see `bu2td.channels`)."""
+
+    def of(self, node: Any) -> Any:
+        """Expressions of a node's value: per dimension, or a tuple of those for several tensors."""
+
+    def fresh(self, size: int, name: str) -> Expr:
+        """A new variable with its bottom-up size."""
+
+    def constant(self, size: int) -> Expr:
+        """A size that never changes."""
+
+    def size(self, expr: Expr) -> int:
+        """The bottom-up size of an expression."""
+
+    def equal(self, a: Expr, b: Expr) -> Expr:
+        """Tie two sizes; returns the more detailed of the two expressions."""
+
+    def collapse(self, expr: Expr) -> Term:
+        """The whole expression as one term (a new variable for the sum where there are several)."""
+
+    def divisible(self, expr: Expr, divisor: int, what: str, relaxable: bool = False) -> None:
+        """Ask for divisibility; a relaxable one may be given up by the relaxation "regroup"."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node of the captured graph as a converter sees it."""
+
+    node: fx.Node
+    module: nn.Module | None
+    dims: Mapping[str, Value]
+
+    @property
+    def value(self) -> Value:
+        """Dimensions of the node's value at the probe."""
+        return self.dims[self.node.name]
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or keyword."""
+        if position < len(self.node.args):
+            return self.node.args[position]
+        return self.node.kwargs.get(name, default)
+
+    def input_dims(self, position: int = 0) -> tuple[Dim, ...]:
+        """Dimensions of a tensor argument."""
+        return self.dims[self.node.args[position].name]  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a site is to become.
+
+    Attributes:
+        sizes: new sizes by node name (None entries: not a channel dimension).
+        stride_one: rebuild with stride 1, keeping the resolution.
+        keep_resolution: give stride-1 windows 'same' padding (false inside excursions).
+        kernel: force this kernel.
+        inplace: whether an activation may still work in place.
+    """
+
+    sizes: Mapping[str, Any]
+    stride_one: bool = False
+    keep_resolution: bool = True
+    kernel: tuple[int, int] | None = None
+    inplace: bool = False
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """The outcome of a rebuild; None means unchanged."""
+
+    module: nn.Module | None = None
+    args: tuple[Any, ...] | None = None
+    kwargs: dict[str, Any] | None = None
+    parameter: torch.Tensor | None = None
+
+
+class Converter:
+    """Knowledge of one operation. Subclass it, override what differs, register it.
+
+    Class attributes describe the role that the operation plays in a topology:
+
+        role: "conv", "norm", "act", "norm_act", "pool", "dropout", "add", "concat", "pass", "linear",
+            "gate" or "opaque". "pass" is anything without parameters that neither mixes space nor
+            changes what the tensor means (views, casts); "opaque" stops every rewrite.
+        leaf: keep modules of this type whole when capturing.
+    """
+
+    role: str = "opaque"
+    leaf: bool = True
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """Window (k_h, k_w) over the image plane; (1, 1) for pointwise operations."""
+        return (1, 1)
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """Stride over the image plane."""
+        return (1, 1)
+
+    def acts(self, site: Site) -> bool:
+        """Whether a "norm_act" site really has an activation."""
+        return False
+
+    def tie(self, site: Site, system: System) -> Any:
+        """State how channel dimensions of inputs and output depend on one another.
+
+        Returns:
+            The expressions of the site's value, in the structure of ``site.value``.
+        """
+        raise NotImplementedError
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Return the operation for other channel counts, another stride and kernel."""
+        return Rebuilt()
+
+
+class OpaqueConverter(Converter):
+    """Stands in for operations without a converter: their channels are pinned."""
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Pin every channel dimension that goes in to its bottom-up size, and every one that comes out."""
+        for source in site.node.all_input_nodes:
+            _pin(system, system.of(source), site.dims[source.name])
+        return constants(site.value, system)
+
+
+def _pin(system: System, exprs: Any, value: Value) -> None:
+    if not value or exprs is None:
+        return
+    if isinstance(value[0], Dim):
+        for expr, dim in zip(exprs, value, strict=True):
+            if expr is not None:
+                system.equal(expr, system.constant(dim.size))
+    else:
+        for part, inner in zip(exprs, value, strict=True):
+            _pin(system, part, inner)
+
+
+def constants(value: Value, system: System) -> Any:
+    """Constant expressions for a whole value."""
+    if value is None:
+        return None
+    if value and not isinstance(value[0], Dim):
+        return tuple(constants(inner, system) for inner in value)
+    return tuple(system.constant(d.size) if d.kind == "channel" else None for d in value)
+
+
+def resized(
+    module: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
+    attributes: Mapping[str, Any],
+    device: str | torch.device = "meta",
+) -> nn.Module:
+    """Return a copy of a module with other parameter and buffer shapes, without running its constructor.
+
+    The copy keeps the class, so that subclasses with further settings survive. Parameters and buffers
+    that ``shapes`` does not name keep their shape; all are new and uninitialised.
+    """
+    new = copy.copy(module)
+    new._parameters = {
+        name: None
+        if old is None
+        else nn.Parameter(
+            torch.empty(tuple(shapes.get(name, old.shape)), dtype=old.dtype, device=device),
+            requires_grad=old.requires_grad,
+        )
+        for name, old in module._parameters.items()
+    }
+    new._buffers = {
+        name: None
+        if old is None
+        else torch.empty(tuple(shapes.get(name, old.shape)), dtype=old.dtype, device=device)
+        for name, old in module._buffers.items()
+    }
+    new._modules = {k: copy.deepcopy(v) for k, v in module._modules.items()}
+    for name, value in attributes.items():
+        setattr(new, name, value)
+    return new
+
+
+_registry: dict[str, Converter] = {}
+_loaded = False
+
+T = TypeVar("T", bound=type[Converter])
+
+
+def _key(target: Any) -> str:
+    if isinstance(target, str):
+        return target
+    if isinstance(target, type):
+        return f"{target.__module__}.{target.__qualname__}"
+    if callable(target):
+        module = getattr(target, "__module__", None) or "builtins"
+        return f"{module}.{getattr(target, '__name__', repr(target))}"
+    raise ConverterError(
+        f"{target!r} cannot have a converter: register a module class, a function, "
+        f"'method:NAME' for a tensor method, or a qualified name as a string"
+    )
+
+
+def register_converter(*targets: Any) -> Callable[[T], T]:
+    """Register a `Converter` class for operations.
+
+    Args:
+        targets: module classes, functions, qualified names ("timm.layers.std_conv.StdConv2d", so that
+            the package need not be importable) or tensor methods ("method:relu").
+
+    Raises:
+        ConverterError: one of the targets has a converter already.
+    """
+
+    def decorate(cls: T) -> T:
+        if not (isinstance(cls, type) and issubclass(cls, Converter)):
+            raise ConverterError(f"{cls!r} must be a subclass of bu2td.Converter")
+        _load()
+        instance = cls()
+        for target in targets:
+            key = _key(target)
+            if key in _registry:
+                raise ConverterError(
+                    f"{key} already has the converter {type(_registry[key]).__qualname__}; "
+                    f"remove it with bu2td.unregister_converter({key!r}) first"
+                )
+            _registry[key] = instance
+        return cls
+
+    return decorate
+
+
+def unregister_converter(target: Any) -> None:
+    """Remove the converter of an operation.
+
+    Raises:
+        ConverterError: it has none.
+    """
+    _load()
+    if _registry.pop(_key(target), None) is None:
+        raise ConverterError(f"{_key(target)} has no converter to remove")
+
+
+def _load() -> None:
+    """Load the converters of every installed package, at the first look-up."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for entry_point in sorted(
+        importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name != "bu2td"
+    ):
+        entry_point.load()
+
+
+def registered() -> Iterator[tuple[str, Converter]]:
+    """Iterate over (qualified name, converter), sorted by name."""
+    _load()
+    return iter(sorted(_registry.items()))
+
+
+OPAQUE = OpaqueConverter()
+
+
+def converter_for_type(cls: type) -> Converter | None:
+    """The converter of a module class or of its nearest base class that has one."""
+    _load()
+    for base in cls.__mro__:
+        found = _registry.get(_key(base))
+        if found is not None:
+            return found
+    return None
+
+
+def converter_for(node: fx.Node, module: nn.Module | None) -> Converter:
+    """The converter of a graph node; `OPAQUE` where there is none."""
+    _load()
+    if node.op == "call_module":
+        return (converter_for_type(type(module)) if module is not None else None) or OPAQUE
+    if node.op == "call_method":
+        return _registry.get(f"method:{node.target}", OPAQUE)
+    if node.op == "get_attr":
+        return _registry.get("get_attr", OPAQUE)
+    if node.op == "call_function":
+        return _registry.get(_key(node.target), OPAQUE)
+    return OPAQUE

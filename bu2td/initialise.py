@@ -1,0 +1,77 @@
+"""Weights of an emitted network: initialised, constants kept, optionally inherited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def initialise(
+    network: nn.Module,
+    origins: Mapping[str, str],
+    source: nn.Module,
+    constants: Mapping[str, float],
+    seed: int,
+) -> nn.Module:
+    """Give an emitted network storage on the CPU and initial weights.
+
+    Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
+    Returns: the same network, on the CPU.
+    Guarantees: every module went through its own ``reset_parameters``; parameters that are constant in the
+        source keep that constant; a parameter that no module resets takes the source's mean, a buffer the
+        source's value; the global random state is untouched. The same seed gives the same weights.
+    """
+    network.to_empty(device="cpu")
+    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for tensor in [*network.parameters(), *network.buffers()]:
+            tensor.fill_(math.nan if tensor.is_floating_point() else 0)
+        for module in network.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset) and (module._parameters or module._buffers):
+                reset()
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            _settle(name, tensor, own.get(origins.get(name, "")), constants.get(origins.get(name, "")))
+    return network
+
+
+def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | None) -> None:
+    if constant is not None:
+        tensor.fill_(constant)
+        return
+    usable = source is not None and not source.is_meta
+    if not tensor.is_floating_point():
+        if usable and source is not None and source.shape == tensor.shape and tensor.dim():
+            tensor.copy_(source)
+    elif tensor.numel() and bool(tensor.isnan().any()):
+        if usable and source is not None and not isinstance(tensor, nn.Parameter) and source.shape == tensor.shape:
+            tensor.copy_(source)
+        elif usable and source is not None:
+            tensor.fill_(float(source.float().mean()))
+        else:
+            tensor.fill_(1.0 if "bias" not in name else 0.0)
+
+
+def inherit_matching(
+    network: nn.Module, origins: Mapping[str, str], source: nn.Module
+) -> tuple[int, int]:
+    """Copy every weight of the source whose role and shape survive.
+
+    Returns:
+        The number of parameter values copied, and the number of parameter values in the network.
+    """
+    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+    copied = total = 0
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            parameter = isinstance(tensor, nn.Parameter)
+            total += tensor.numel() if parameter else 0
+            old = own.get(origins.get(name, ""))
+            if old is not None and old.shape == tensor.shape and not old.is_meta:
+                tensor.copy_(old)
+                copied += tensor.numel() if parameter else 0
+    return copied, total

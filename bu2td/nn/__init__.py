@@ -1,0 +1,20 @@
+"""The modules that converted networks run."""
+
+from bu2td.nn.merge import Lateral, Merge, Transition
+from bu2td.nn.norm import ChannelLayerNorm
+from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
+from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
+
+__all__ = [
+    "MIN_SIGMA",
+    "REDUCERS",
+    "UPSAMPLE_MODES",
+    "ChannelLayerNorm",
+    "Lateral",
+    "Merge",
+    "Pyramid",
+    "Transition",
+    "TransposedUpsample",
+    "Upsample",
+    "gaussian_resample",
+]

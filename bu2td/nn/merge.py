@@ -1,0 +1,71 @@
+"""Conv units that a top-down network adds to its bottom-up network's blocks."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvUnit(nn.Module):
+    """A convolution with its norm and activation, in either order.
+
+    Args:
+        conv: the convolution.
+        norm: the norm, of the conv's output width, or of its input width when it comes first.
+        act: the activation.
+        preactivation: norm-act-conv instead of conv-norm-act.
+
+    Shapes: (N, C_in, H, W) -> (N, C_out, H, W).
+    """
+
+    def __init__(
+        self,
+        conv: nn.Module,
+        norm: nn.Module | None = None,
+        act: nn.Module | None = None,
+        preactivation: bool = False,
+    ) -> None:
+        super().__init__()
+        parts: dict[str, nn.Module | None] = {"norm": norm, "act": act}
+        parts = {**parts, "conv": conv} if preactivation else {"conv": conv, **parts}
+        for name, part in parts.items():
+            if part is not None:
+                self.add_module(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the parts in their order."""
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+class Lateral(ConvUnit):
+    """Lifts a pyramid image to the width of its level (paper, section 3.1)."""
+
+
+class Transition(ConvUnit):
+    """1x1 conv unit that changes the width at low resolution, before upsampling."""
+
+
+class Merge(ConvUnit):
+    """Joins upsampled features and the lateral of a level (paper, section 3.1, figure 2).
+
+    ``s = x + lateral``; the unit's convolution reads ``cat([s, lateral])`` and returns to the level's
+    width. With ``join="add"`` it reads s, with ``join="concat"`` cat([x, lateral]).
+
+    Shapes: (N, C, H, W), (N, C, H, W) -> (N, C, H, W).
+    """
+
+    def __init__(self, *parts: Any, join: str = "add_concat", **kwargs: Any) -> None:
+        super().__init__(*parts, **kwargs)
+        self.join = join
+
+    def forward(self, x: Tensor, lateral: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the merged features."""
+        if self.join != "concat":
+            x = x + lateral
+        return super().forward(x if self.join == "add" else torch.cat([x, lateral], dim=1))
+
+    def extra_repr(self) -> str:
+        """Show the configuration when printed."""
+        return f"join={self.join!r}"

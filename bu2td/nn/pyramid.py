@@ -1,0 +1,114 @@
+"""The input pyramid: the image at every reduction that a top-down network starts from or merges.
+
+Derivation of the Gaussian resample. Level 1/f of an axis with ``n`` pixels has ``m = ceil(n / f)``
+outputs, and the factor that is really applied is ``F = n / m``. Output ``i`` looks at the image
+position ``c_i = F (i + 1/2)`` while pixel ``j`` has its centre at ``j + 1/2``, so that both grids cover
+the same interval [0, n]. The weight of pixel j is
+
+    w_ij = exp(-(j + 1/2 - c_i)^2 / (2 (sigma F)^2))    where |j + 1/2 - c_i| < 3 sigma F, else 0,
+
+divided by the sum over the pixels j inside the image. With sigma = 1/2 the standard deviation is F/2
+and the cut-off 1.5 F: 6 taps at F = 2 and 12 at F = 4. Away from the cut-off this is
+``tf.image.resize(method="gaussian", antialias=True)``, which the paper's experiments used.
+Both axes are independent, so a level is ``W_h X W_w^T``.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Below this an output of a level can fall between two pixels and see neither. Centres of outputs and
+#: pixels are at most 1/2 apart and F >= 3/2 wherever F != 1, so 3 sigma F > 1/2 needs sigma > 1/9.
+MIN_SIGMA = 0.125
+
+#: Ways to reduce an image to a level of the pyramid.
+REDUCERS = ("gaussian", "strided", "max", "max_blur", "average")
+
+
+def _gaussian_weights(size: int, factor: int, sigma: float, like: Tensor) -> Tensor:
+    out = -(-size // factor)
+    scale = size / out
+    centres = scale * (torch.arange(out, device=like.device, dtype=torch.float32) + 0.5)
+    pixels = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
+    distance = (pixels[None, :] - centres[:, None]).abs()
+    weights = torch.exp(-0.5 * (distance / (sigma * scale)) ** 2)
+    # The tolerance keeps a tap exactly on the cut-off out in spite of rounding.
+    weights = torch.where(distance < 3 * sigma * scale - 1e-4, weights, torch.zeros_like(weights))
+    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+
+
+def gaussian_resample(images: Tensor, factor: int, sigma: float = 0.5) -> Tensor:
+    """Blur and reduce images by a factor, as every level of the paper's pyramid is made.
+
+    Args:
+        images: (N, C, H, W), floating point.
+        factor: how many times smaller; 1 returns the images as they are.
+        sigma: standard deviation of the blur in units of the factor; the cut-off is at 3 sigma.
+
+    Returns:
+        (N, C, ceil(H / factor), ceil(W / factor)).
+
+    Source: Lelekas et al. (2020), section 3.1; the derivation stands at the top of this module.
+    """
+    if factor == 1:
+        return images
+    rows = _gaussian_weights(images.shape[-2], factor, sigma, images)
+    columns = _gaussian_weights(images.shape[-1], factor, sigma, images)
+    return torch.matmul(torch.matmul(rows, images), columns.t())
+
+
+def _strided(images: Tensor, factor: int) -> Tensor:
+    """Take the pixel under the centre of each output, without blur."""
+    start = [min(factor // 2, (size - 1) % factor) for size in images.shape[-2:]]
+    return images[..., start[0] :: factor, start[1] :: factor]
+
+
+class Pyramid(nn.Module):
+    """The image at several reductions, each computed from the full resolution.
+
+    Args:
+        reductions: the reductions to produce, coarse to fine.
+        reducer: one of ``REDUCERS``: Gaussian resample; strided (no blur); maximum over factor x factor
+            windows; the same maximum at full resolution followed by the Gaussian resample; average.
+        sigma: blur width of the Gaussian in units of the factor.
+
+    Shapes: (N, C, H, W) -> a tuple of (N, C, ceil(H / f), ceil(W / f)), one per reduction f.
+    """
+
+    def __init__(
+        self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5
+    ) -> None:
+        super().__init__()
+        if reducer not in REDUCERS:
+            raise ValueError(f"reducer must be one of {REDUCERS}, not {reducer!r}")
+        if not (math.isfinite(sigma) and sigma >= MIN_SIGMA):
+            raise ValueError(f"sigma must be at least {MIN_SIGMA}, not {sigma}")
+        self.reductions = tuple(reductions)
+        self.reducer = reducer
+        self.sigma = sigma
+
+    def reduce(self, images: Tensor, factor: int) -> Tensor:
+        """Reduce images (N, C, H, W) by one factor."""
+        if factor == 1:
+            return images
+        if self.reducer == "gaussian":
+            return gaussian_resample(images, factor, self.sigma)
+        if self.reducer == "strided":
+            return _strided(images, factor)
+        if self.reducer == "average":
+            return F.avg_pool2d(images, factor, ceil_mode=True, count_include_pad=False)
+        if self.reducer == "max":
+            return F.max_pool2d(images, factor, ceil_mode=True)
+        before, after = (factor - 1) // 2, factor // 2
+        padded = F.pad(images, (before, after, before, after), value=-torch.inf)
+        return gaussian_resample(F.max_pool2d(padded, factor, stride=1), factor, self.sigma)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the images at every reduction, in the order of ``reductions``."""
+        return tuple(self.reduce(images, factor) for factor in self.reductions)
+
+    def extra_repr(self) -> str:
+        """Show the configuration when printed."""
+        return f"reductions={self.reductions}, reducer={self.reducer!r}, sigma={self.sigma}"

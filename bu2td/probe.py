@@ -1,0 +1,162 @@
+"""Pass 2, probe: a captured graph -> the kind, size and stride of every dimension of every value.
+
+Derivation. The graph runs four times on meta tensors, at (B, H, W), (B+1, H, W), (B, H+D, W) and
+(B, H, W+D). A dimension that moves with B is a batch dimension, one that moves with H a height, one
+that moves with both H and W counts tokens, one that never moves counts channels. A height of cumulative
+stride s is ``floor((H + c) / s) + d`` for constants c and d, so it grows by exactly D / s where s divides
+D: the stride is D / growth, whatever the padding, ceil mode, layout or view arithmetic on the way. D is a
+highly composite number, large enough for every stride, and meta tensors make its size free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bu2td.capture import source_line
+from bu2td.errors import ExampleInputError
+from bu2td.plan import Capture, Dim, Value
+
+#: 2^7 * 3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
+_STEPS = (13440, 64 * 13440)
+
+
+def probe(capture: Capture) -> Mapping[str, Value]:
+    """Measure the dimensions of every value in a captured graph.
+
+    Needs: a `Capture` (parameters on meta).
+    Returns: node name -> a tuple of `Dim` for a tensor, a tuple of those for several, None for others.
+    Guarantees: the model's own image size is the base point, so ``size`` is what the model sees.
+
+    Raises:
+        ExampleInputError: the graph does not run on the image size.
+    """
+    n, channels, height, width = capture.image_shape
+    base = (max(n, 2), channels, height, width)
+    shapes = shapes_of(capture.graph_module, base)
+    more = shapes_of(capture.graph_module, (base[0] + 1, *base[1:]))
+    for step in _STEPS:
+        try:
+            taller = shapes_of(capture.graph_module, (*base[:2], height + step, width))
+            wider = shapes_of(capture.graph_module, (*base[:3], width + step))
+            break
+        except ExampleInputError:
+            if step == _STEPS[-1]:
+                raise
+    return {
+        name: _dims(shape, more[name], taller[name], wider[name], step)
+        for name, shape in shapes.items()
+    }
+
+
+def shapes_of(graph_module: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Run a graph on a meta image and return the shape of every value by node name."""
+    dtypes = {p.dtype for p in graph_module.parameters()}
+    image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
+    recorder = _ShapeRecorder(graph_module)
+    with torch.no_grad():
+        recorder.run(image)
+    return recorder.shapes
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.shapes: dict[str, Any] = {}
+        self.modules = dict(module.named_modules())
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.modules[target] if target in self.modules else super().fetch_attr(target)
+
+    def run_node(self, n: fx.Node) -> Any:
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            what = f"{n.name} ({n.target})"
+            raise ExampleInputError(
+                f"the model does not run on an image of shape {tuple(self._image_shape)}: {reason}\n"
+                f"  in {what} at {source_line(n)}\n"
+                f"Pass example_inputs with the channels and size that the model expects"
+            ) from error
+        if n.op == "placeholder":
+            self._image_shape = result.shape
+        self.shapes[n.name] = _shape(result)
+        return result
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+        return [_shape(v) for v in value]
+    return None
+
+
+def _dims(base: Any, more: Any, taller: Any, wider: Any, step: int) -> Value:
+    if base is None:
+        return None
+    if isinstance(base, list):
+        return tuple(
+            _dims(b, m, t, w, step) for b, m, t, w in zip(base, more, taller, wider, strict=True)
+        )
+    return tuple(
+        _dim(b, m - b, t - b, w - b, step)
+        for b, m, t, w in zip(base, more, taller, wider, strict=True)
+    )
+
+
+def _dim(size: int, by_batch: int, by_height: int, by_width: int, step: int) -> Dim:
+    if by_batch and (by_height or by_width):
+        return Dim("mixed", size)
+    if by_batch:
+        return Dim("batch", size)
+    if by_height and by_width:
+        return Dim("token", size)
+    if by_height:
+        return Dim("height", size, Fraction(step, by_height))
+    if by_width:
+        return Dim("width", size, Fraction(step, by_width))
+    return Dim("channel", size)
+
+
+def is_tensor(value: Value) -> bool:
+    """Whether a value is one tensor."""
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Dim)
+
+
+def is_spatial(value: Value) -> bool:
+    """Whether a value is a tensor (or several) with a height or width left."""
+    if value is None:
+        return False
+    if not is_tensor(value):
+        return any(is_spatial(v) for v in value)
+    return any(d.kind in ("height", "width", "token", "mixed") for d in value)
+
+
+def reduction_of(value: Value) -> Fraction | None:
+    """The reduction of a feature map (one height, one width, equal strides), else None."""
+    if not is_tensor(value):
+        if value is None or not isinstance(value, tuple):
+            return None
+        found = {reduction_of(v) for v in value}
+        return found.pop() if len(found) == 1 else None
+    strides = [d.stride for d in value if d.kind in ("height", "width")]
+    kinds = [d.kind for d in value if d.kind in ("height", "width")]
+    if sorted(kinds) == ["height", "width"] and strides[0] == strides[1]:
+        return strides[0]
+    return None
+
+
+def is_feature_map(value: Value) -> bool:
+    """Whether a value is a clean (N, C, H, W) map."""
+    return (
+        is_tensor(value)
+        and [d.kind for d in value] == ["batch", "channel", "height", "width"]
+        and reduction_of(value) is not None
+    )

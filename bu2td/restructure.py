@@ -1,0 +1,198 @@
+"""Part of arrange: the edits that turn bottom-up blocks into top-down ones, widths apart.
+
+Rules (design, section 3). On every path that ends at the blocks' own resolution strides go: a convolution
+is rebuilt with stride 1, a pool that only reduces is dropped. In an up-block every path from entry to exit
+passes exactly one upsampling, placed as late as the function allows: right before the first operation that
+looks around, else where the path joins one that is at high resolution already, else at the exit. Nearest
+and bilinear upsampling commute with pointwise operations, so "late" is the same function, cheaper.
+What lies at a coarser resolution than the blocks themselves is an excursion and stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from bu2td.analyse import GraphView, shortcut_of
+from bu2td.errors import UnsupportedOperationError
+from bu2td.kinds import Kinds, odd_kernel
+from bu2td.plan import Block, Edits, Projection
+from bu2td.probe import is_spatial
+
+#: Roles that work on each position alone.
+_POINTWISE = (
+    "pass", "norm", "norm_act", "act", "dropout", "add", "mul", "concat", "split", "linear", "gate",
+    "attribute",
+)  # fmt: skip
+
+
+def restructure(
+    view: GraphView,
+    kinds: Kinds,
+    blocks: Sequence[Block],
+    *,
+    entry_width: int,
+    widths: Mapping[str, int],
+    first: Block | None,
+    upsampling: bool,
+    kernels: Mapping[str, tuple[int, int]],
+) -> Edits:
+    """Decide the edits of a run of blocks.
+
+    Needs: consecutive blocks; ``first`` is the level's first block if it is among them.
+    Returns: `Edits`.
+    Guarantees: with ``upsampling``, one upsampling on every spatial path from entry to exit; without, none.
+        No operation on a path to the exit reduces resolution.
+
+    Raises:
+        UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
+    """
+    bypass: dict[str, str] = {}
+    stride_one: set[str] = set()
+    new_kernels: dict[str, tuple[int, int]] = {}
+    excursions: set[str] = set()
+    unsupported: list[str] = []
+    for block in blocks:
+        for name in block.nodes:
+            role = view.role(name)
+            if not is_spatial(view.dims[name]) or not view.inputs(name):
+                continue
+            source = view.inputs(name)[0]
+            before, after = view.reduction(source), view.reduction(name)
+            coarser = [r for r in (before, after) if r is not None and r > block.reduction]
+            if coarser:
+                excursions.add(name)
+            elif role == "conv":
+                kernel = kernels.get(name) or odd_kernel(view.kernel(name), view.stride(name))
+                if kernel != view.kernel(name):
+                    new_kernels[name] = kernel
+                if view.stride(name) != (1, 1):
+                    stride_one.add(name)
+            elif role == "pool" and before != after:
+                bypass[name] = source
+            elif role == "pad":
+                bypass[name] = source
+            elif before != after and before is not None and role not in ("resample", "gate"):
+                unsupported.append(name)
+    if unsupported:
+        raise _unsupported(view, unsupported)
+    projections: list[Projection] = []
+    if first is not None:
+        shortcuts, projections = _shortcuts(view, kinds, first, entry_width, widths)
+        bypass.update(shortcuts)
+    edits = Edits(
+        bypass=bypass,
+        stride_one=frozenset(stride_one),
+        kernels=new_kernels,
+        projections=tuple(projections),
+        excursions=frozenset(excursions),
+    )
+    return _with_upsampling(view, blocks, edits) if upsampling else edits
+
+
+def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
+    lines = []
+    for name in nodes:
+        module = view.module(name)
+        what = type(module).__qualname__ if module is not None else str(view.nodes[name].target)
+        lines.append(
+            f"  {what} in {view.where(name)}: add\n"
+            f"    @bu2td.register_converter({what})\n"
+            f"    class {what.rpartition('.')[2].title().replace('_', '')}Converter(bu2td.Converter): ..."
+        )
+    return UnsupportedOperationError(
+        "these operations reduce resolution, and no converter says how they work without a stride:\n"
+        + "\n".join(lines)
+    )
+
+
+def _shortcuts(
+    view: GraphView, kinds: Kinds, first: Block, entry_width: int, widths: Mapping[str, int]
+) -> tuple[dict[str, str], list[Projection]]:
+    """Projections to drop (in == out) and to build (an identity shortcut whose width changes)."""
+    bypass: dict[str, str] = {}
+    projections = []
+    for join in first.nodes:
+        if view.role(join) != "add" or len(view.inputs(join)) < 2:
+            continue
+        found = shortcut_of(view, join, first.entry, first.nodes)
+        if found is None:
+            continue
+        operand, chain = found
+        scale = widths[first.exit] / first.width
+        width = widths[first.exit] if join == first.exit else round(view.width(join) * scale)
+        width = widths[first.exit] if view.width(join) == first.width else width
+        projected = any(view.role(n) == "conv" for n in chain)
+        if projected and entry_width == width:
+            bypass[operand] = first.entry
+        elif not projected and entry_width != width:
+            unit = kinds.projection(first, entry_width, width)
+            projections.append(Projection(join, operand, kinds.preactivated(first), unit))
+    return bypass, projections
+
+
+def _with_upsampling(view: GraphView, blocks: Sequence[Block], edits: Edits) -> Edits:
+    """Place the upsamplings of an up-block."""
+    entry, exit_ = blocks[0].entry, blocks[-1].exit
+    high = {entry: False}
+    projected = {(p.join, p.operand): p.source for p in edits.projections}
+    upsample: dict[str, set[str]] = {}
+
+    def producer(name: str, reader: str) -> str:
+        name = projected.get((reader, name), name)
+        while name in edits.bypass:
+            name = edits.bypass[name]
+        return name
+
+    alive = alive_nodes(view, [n for b in blocks for n in b.nodes], exit_, edits)
+    for block in blocks:
+        for name in block.nodes:
+            if name in edits.bypass or name not in alive or not is_spatial(view.dims[name]):
+                continue
+            sources = [producer(s, name) for s in view.inputs(name)]
+            looks_around = name in edits.excursions or not (
+                view.role(name) in _POINTWISE
+                or (view.role(name) == "conv" and edits.kernels.get(name, view.kernel(name)) == (1, 1))
+            )
+            state = looks_around or any(high.get(s, False) for s in sources)
+            if state:
+                for source, original in zip(sources, view.inputs(name), strict=True):
+                    if not high.get(source, False):
+                        # A built projection is upsampled behind its convolution, for its one reader.
+                        key = original if (name, original) in projected else source
+                        upsample.setdefault(key, set()).add(name)
+            high[name] = state
+    last = exit_
+    while last in edits.bypass:
+        last = edits.bypass[last]
+    if not high[last]:
+        upsample.setdefault(last, set()).add("")
+    return Edits(
+        bypass=edits.bypass,
+        stride_one=edits.stride_one,
+        kernels=edits.kernels,
+        upsample={name: frozenset(readers) for name, readers in upsample.items()},
+        projections=edits.projections,
+        excursions=edits.excursions,
+    )
+
+
+def alive_nodes(view: GraphView, nodes: Sequence[str], exit_: str, edits: Edits) -> set[str]:
+    """Nodes that still reach the exit once edits are applied (dropped projections are dead code)."""
+    inside = set(nodes)
+    replaced = {p.join: p for p in edits.projections}
+    alive: set[str] = set()
+    stack = [exit_]
+    while stack:
+        name = stack.pop()
+        while name in edits.bypass:
+            name = edits.bypass[name]
+        if name in alive or name not in inside:
+            continue
+        alive.add(name)
+        for source in view.nodes[name].all_input_nodes:
+            projection = replaced.get(name)
+            if projection and projection.operand == source.name:
+                stack.append(projection.source)
+            else:
+                stack.append(source.name)
+    return alive

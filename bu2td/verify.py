@@ -1,0 +1,339 @@
+"""Pass 7, verify: the emitted network, measured afresh -> a report.
+
+This pass knows nothing of how the network was made. It flattens the network into one graph, probes that
+graph on meta tensors as any bottom-up network is probed, and checks the invariants of a top-down network
+(design, section 6) against the levels that the network claims to have.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bu2td.capture import meta_copy
+from bu2td.converter import converter_for
+from bu2td.errors import Bu2tdError, VerificationError
+from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.plan import Capture, Value
+from bu2td.probe import is_spatial, probe, reduction_of, shapes_of
+
+
+@dataclass(frozen=True)
+class LevelClaim:
+    """What a level is to be: the node of the top graph that holds its output, its reduction and width."""
+
+    node: str
+    reduction: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured; ``checks`` maps the name of each check to what it found."""
+
+    checks: Mapping[str, str]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.checks), default=0)
+        return "\n".join(f"{name.ljust(width)}  {found}" for name, found in self.checks.items())
+
+
+def verify_graph(
+    network: fx.GraphModule,
+    levels: tuple[LevelClaim, ...],
+    image_shape: tuple[int, int, int, int],
+    num_classes: int,
+) -> Report:
+    """Check an emitted network on meta tensors.
+
+    Needs: the network (on any device), its levels coarse to fine, the shape of an image batch.
+    Returns: a `Report`.
+    Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
+        width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
+        reduces resolution; every parameter is on a path to the logits.
+
+    Raises:
+        VerificationError: names the first invariant that does not hold, and where.
+    """
+    flat = _flatten(network)
+    sizes = _check_sizes(flat, levels, image_shape, num_classes)
+    dims = _probe(flat, image_shape)
+    _check_levels(flat, dims, levels)
+    _check_monotonous(flat, dims, levels)
+    reached = _check_parameters(network, flat)
+    return Report(
+        {
+            "logits": f"(N, {num_classes}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
+            "levels": ", ".join(f"r{level.reduction}: {level.width}" for level in levels),
+            "resolution": "never reduced outside pyramid, gates and excursions",
+            "parameters": f"{reached:,} tensors, all on a path to the logits",
+        }
+    )
+
+
+class _Flattener(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        return not isinstance(module, fx.GraphModule)
+
+
+def _flatten(network: fx.GraphModule) -> fx.GraphModule:
+    """One graph on the meta device, node names of levels kept as ``meta["level"]``."""
+    twin: Any = meta_copy(network)
+    if getattr(twin, "grad_checkpointing", False):
+        twin.set_grad_checkpointing(False)
+    twin.eval()
+    graph = _Flattener().trace(twin)
+    return fx.GraphModule(twin, graph)
+
+
+def _fail(what: str) -> VerificationError:
+    return VerificationError(
+        f"the network is not a valid top-down network: {what}. This is a fault of the conversion, not of "
+        f"your model; please report it together with the model"
+    )
+
+
+def _run_shapes(flat: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, Any]:
+    try:
+        return shapes_of(flat, shape)
+    except Bu2tdError as error:
+        raise _fail(str(error).replace("the model does not run", "it does not run")) from error
+
+
+def _logits(flat: fx.GraphModule) -> str:
+    output = next(n for n in reversed(flat.graph.nodes) if n.op == "output")
+    return output.args[0].name  # type: ignore[union-attr]
+
+
+def _check_sizes(
+    flat: fx.GraphModule,
+    levels: tuple[LevelClaim, ...],
+    image_shape: tuple[int, int, int, int],
+    num_classes: int,
+) -> list[tuple[int, int]]:
+    _, channels, height, width = image_shape
+    sizes = [(height, width), (height + 5, width + 14)]
+    for h, w in sizes:
+        shapes = _run_shapes(flat, (2, channels, h, w))
+        found = shapes[_logits(flat)]
+        if found != (2, num_classes):
+            raise _fail(f"logits are {found} instead of {(2, num_classes)} for an image of {h}x{w}")
+        for level, node in zip(levels, _level_nodes(flat, levels), strict=True):
+            expected = (2, level.width, -(-h // level.reduction), -(-w // level.reduction))
+            if shapes[node] != expected:
+                raise _fail(
+                    f"level r{level.reduction} is {shapes[node]} instead of {expected} for an image of {h}x{w}"
+                )
+    return sizes
+
+
+def _level_nodes(flat: fx.GraphModule, levels: tuple[LevelClaim, ...]) -> list[str]:
+    """The last node of the flat graph that belongs to each level's claimed top node."""
+    last: dict[str, str] = {}
+    for node in flat.graph.nodes:
+        stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+        owners = {path.partition(".")[0] for path in stack if path}
+        if node.op == "call_module":
+            owners.add(str(node.target).partition(".")[0])
+        for owner in owners:
+            last[owner] = node.name
+    missing = [level.node for level in levels if level.node not in last]
+    if missing:
+        raise _fail(f"the outputs of levels {missing} are nowhere in the graph")
+    return [last[level.node] for level in levels]
+
+
+def _probe(flat: fx.GraphModule, image_shape: tuple[int, int, int, int]) -> Mapping[str, Value]:
+    capture = Capture(flat, flat, image_shape, {}, "")
+    try:
+        return probe(capture)
+    except Bu2tdError as error:
+        raise _fail(str(error)) from error
+
+
+def _check_levels(
+    flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]
+) -> None:
+    outputs = _level_nodes(flat, levels)
+    images = _pyramid_images(flat)
+    for level, output in zip(levels, outputs, strict=True):
+        value = dims[output]
+        if reduction_of(value) != level.reduction:
+            raise _fail(f"level r{level.reduction} works at reduction {reduction_of(value)}")
+        if value[1].size != level.width:
+            raise _fail(f"level r{level.reduction} is {value[1].size} wide instead of {level.width}")
+    before: set[str] = set()
+    for level, output in zip(levels, outputs, strict=True):
+        above = _ancestors(flat, output)
+        own = [name for name in images if name in above and name not in before]
+        found = {reduction_of(dims[name]) for name in own}
+        if found != {level.reduction}:
+            raise _fail(
+                f"level r{level.reduction} is fed from pyramid images of reduction "
+                f"{sorted(map(str, found)) or 'none'}"
+            )
+        before |= above
+    if levels[-1].node and _logits(flat) not in _descendants(flat, outputs[-1]):
+        raise _fail(f"the head does not read level r{levels[-1].reduction}")
+
+
+def _pyramid_images(flat: fx.GraphModule) -> list[str]:
+    modules = dict(flat.named_modules())
+    found = []
+    for node in flat.graph.nodes:
+        if node.op == "call_module" and isinstance(modules[str(node.target)], Pyramid):
+            found += [user.name for user in node.users]
+    return found
+
+
+def _ancestors(flat: fx.GraphModule, name: str) -> set[str]:
+    nodes = {n.name: n for n in flat.graph.nodes}
+    return _closure(name, lambda n: [i.name for i in nodes[n].all_input_nodes])
+
+
+def _descendants(flat: fx.GraphModule, name: str) -> set[str]:
+    nodes = {n.name: n for n in flat.graph.nodes}
+    return _closure(name, lambda n: [u.name for u in nodes[n].users])
+
+
+def _closure(start: str, step: Callable[[str], list[str]]) -> set[str]:
+    seen, stack = {start}, [start]
+    while stack:
+        for name in step(stack.pop()):
+            if name not in seen:
+                seen.add(name)
+                stack.append(name)
+    return seen
+
+
+def _check_monotonous(
+    flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]
+) -> None:
+    """No value that was reduced may reach a level's output, unless the block itself resampled it back."""
+    modules = dict(flat.named_modules())
+    outputs = set(_level_nodes(flat, levels))
+    reduced: dict[str, str] = {}
+    for node in flat.graph.nodes:
+        value = dims.get(node.name)
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, Pyramid) or not is_spatial(value):
+            continue
+        mine = reduction_of(value)
+        ours = isinstance(module, Upsample | TransposedUpsample)
+        resamples = not ours and converter_for(node, module).role in ("resample", "opaque")
+        for source in node.all_input_nodes:
+            theirs = reduction_of(dims.get(source.name))
+            if not is_spatial(dims.get(source.name)) or _is_like(node, source, module):
+                continue
+            if mine is not None and theirs is not None and mine > theirs and not _from_pyramid(source, modules):
+                reduced[node.name] = node.name
+            elif source.name in reduced and not resamples:
+                reduced[node.name] = reduced[source.name]
+        if node.name in reduced and (node.name in outputs or ours):
+            raise _fail(f"{reduced[node.name]} reduces resolution on the way to {node.name}")
+
+
+def _from_pyramid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(modules.get(str(node.target)), Pyramid)
+
+
+def _is_like(node: fx.Node, source: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a source only lends its size."""
+    return isinstance(module, Upsample | TransposedUpsample) and source is not node.args[0]
+
+
+def _check_parameters(network: fx.GraphModule, flat: fx.GraphModule) -> int:
+    """Every parameter belongs to a node that reaches the logits."""
+    live = _ancestors(flat, _logits(flat))
+    reached: set[str] = set()
+    for node in flat.graph.nodes:
+        if node.name not in live:
+            continue
+        if node.op == "call_module":
+            part = flat.get_submodule(str(node.target))
+            reached |= {f"{node.target}.{name}" for name, _ in part.named_parameters()}
+        elif node.op == "get_attr":
+            reached.add(str(node.target))
+    dead = [name for name, _ in network.named_parameters() if name not in reached]
+    if dead:
+        raise _fail(
+            f"{len(dead)} parameters are not on a path to the logits: {', '.join(dead[:5])}"
+            f"{', ...' if len(dead) > 5 else ''}"
+        )
+    return len(reached)
+
+
+# --- on real tensors ----------------------------------------------------------------------------------
+
+
+def verify_numbers(
+    network: fx.GraphModule, image_shape: tuple[int, int, int, int], size: int | None = None
+) -> Report:
+    """Check a network on real tensors: forward, backward, copies, compile and export.
+
+    Needs: a network with weights; it is copied, not touched.
+    Returns: a `Report` with the largest difference of every form to the network itself.
+    Guarantees: finite logits and a finite gradient in every parameter; deepcopy, a state_dict round trip,
+        torch.compile(fullgraph=True) and torch.export agree to 1e-4 relative.
+
+    Raises:
+        VerificationError: one of those does not hold.
+    """
+    _, channels, height, width = image_shape
+    height, width = (size, size) if size else (height, width)
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand((2, channels, height, width), generator=generator).to(device)
+    model = copy.deepcopy(network)
+    checks = {"gradients": _check_gradients(model.train(), images)}
+    model.eval()
+    with torch.no_grad():
+        expected = model(images)
+        if not bool(torch.isfinite(expected).all()):
+            raise _fail("logits are not finite in eval mode")
+        forms: dict[str, Callable[[], Any]] = {
+            "deepcopy": lambda: copy.deepcopy(model)(images),
+            "state_dict": lambda: _reloaded(model)(images),
+            "compile": lambda: torch.compile(model, fullgraph=True)(images),
+            "export": lambda: torch.export.export(model, (images,)).module()(images),
+        }
+        for name, run in forms.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                checks[name] = _difference(name, run(), expected)
+    return Report(checks)
+
+
+def _check_gradients(model: nn.Module, images: Tensor) -> str:
+    output = model(images)
+    (output * torch.linspace(-1, 1, output.shape[1], device=output.device)).sum().backward()
+    if not bool(torch.isfinite(output).all()):
+        raise _fail("logits are not finite in train mode")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            raise _fail(f"{name} has no gradient")
+        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            raise _fail(f"the gradient of {name} is not finite")
+    return f"finite in all {sum(1 for _ in model.parameters())} parameters"
+
+
+def _reloaded(model: nn.Module) -> nn.Module:
+    new = copy.deepcopy(model)
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    new.load_state_dict(model.state_dict())
+    return new
+
+
+def _difference(name: str, found: Tensor, expected: Tensor) -> str:
+    difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    if not difference <= 1e-4 or math.isnan(difference):
+        raise _fail(f"{name} gives other numbers (relative difference {difference:.2e})")
+    return f"relative difference {difference:.1e}"

@@ -1,0 +1,123 @@
+"""Convolutions, plain, with dynamic 'same' padding, and with standardised weights."""
+
+from typing import Any
+
+from torch import nn
+
+from bu2td.converter import (
+    Change,
+    Converter,
+    Rebuilt,
+    Site,
+    System,
+    Term,
+    register_converter,
+    resized,
+)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
+    """Padding that keeps the size at stride 1: d (k - 1) / 2 per axis, k odd."""
+    return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
+
+
+@register_converter(nn.Conv2d)
+class ConvConverter(Converter):
+    """A 2-d convolution and its subclasses. Parameters led by the output width follow it."""
+
+    role = "conv"
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The window of the convolution."""
+        return _pair(site.module.kernel_size)  # type: ignore[union-attr]
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The stride of the convolution."""
+        return _pair(site.module.stride)  # type: ignore[union-attr]
+
+    def tie(self, site: Site, system: System) -> Any:
+        """A dense convolution cuts widths apart, a depthwise one scales, a grouped one divides."""
+        conv: Any = site.module
+        entry = system.of(site.node.args[0])
+        width = entry[1]
+        if conv.groups > 1 and conv.groups == conv.in_channels:
+            multiplier = conv.out_channels // conv.in_channels
+            out = tuple(Term(t.variable, t.scale * multiplier) for t in width)
+        else:
+            out = system.fresh(conv.out_channels, site.node.name)
+            if conv.groups > 1:
+                system.divisible(width, conv.groups, site.node.name, relaxable=True)
+                system.divisible(out, conv.groups, site.node.name, relaxable=True)
+        return (
+            entry[0],
+            out,
+            *(None if d.kind != "channel" else system.constant(d.size) for d in site.value[2:]),
+        )
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build the convolution for other widths, kernel or stride."""
+        conv: Any = site.module
+        in_channels = change.sizes[site.node.args[0].name][1]  # type: ignore[union-attr]
+        out_channels = change.sizes[site.node.name][1]
+        depthwise = conv.groups > 1 and conv.groups == conv.in_channels
+        groups = in_channels if depthwise else _groups(conv.groups, in_channels, out_channels)
+        kernel = change.kernel or _pair(conv.kernel_size)
+        stride = (1, 1) if change.stride_one else _pair(conv.stride)
+        return Rebuilt(
+            module=self.with_shape(
+                conv,
+                in_channels,
+                out_channels,
+                groups,
+                kernel,
+                stride,
+                same=change.keep_resolution and stride == (1, 1),
+            )
+        )
+
+    def with_shape(
+        self,
+        conv: Any,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        same: bool = True,
+    ) -> nn.Module:
+        """A convolution of the same class and settings with another shape."""
+        padding: Any = same_padding(kernel, _pair(conv.dilation)) if same else conv.padding
+        shapes = {
+            name: (out_channels, *parameter.shape[1:])
+            for name, parameter in conv._parameters.items()
+            if parameter is not None and parameter.shape[:1] == (conv.out_channels,)
+        }
+        shapes["weight"] = (out_channels, in_channels // groups, *kernel)
+        attributes = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "groups": groups,
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": padding,
+        }
+        new: Any = resized(conv, shapes, attributes)
+        if not isinstance(padding, str):
+            new._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
+        return new
+
+    def dense(
+        self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]
+    ) -> nn.Module:
+        """A dense convolution (groups 1, dilation 1, stride 1) of this site's class and bias."""
+        new: Any = resized(site.module, {}, {"dilation": (1, 1)})  # type: ignore[arg-type]
+        return self.with_shape(new, in_channels, out_channels, 1, kernel, (1, 1))
+
+
+def _groups(groups: int, in_channels: int, out_channels: int) -> int:
+    """The largest group count up to the given one that divides both widths."""
+    return next(g for g in range(groups, 0, -1) if in_channels % g == 0 == out_channels % g)

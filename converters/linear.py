@@ -1,0 +1,40 @@
+"""Linear layers, over the last dimension."""
+
+from typing import Any
+
+from torch import nn
+
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+
+
+@register_converter(nn.Linear)
+class LinearConverter(Converter):
+    """``y = x W^T + b`` over the last dimension: pointwise over an image plane."""
+
+    role = "linear"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """The last dimension is cut apart, the others pass."""
+        entry = system.of(site.node.args[0])
+        out = system.fresh(site.module.out_features, site.node.name)  # type: ignore[union-attr, arg-type]
+        if entry[-1] is None:
+            return (*(None for _ in entry[:-1]), out)
+        return (*entry[:-1], out)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build the layer for other widths."""
+        return Rebuilt(
+            module=self.with_widths(
+                site.module,
+                change.sizes[site.node.args[0].name][-1],  # type: ignore[union-attr]
+                change.sizes[site.node.name][-1],
+            )
+        )
+
+    def with_widths(self, linear: Any, in_features: int, out_features: int) -> nn.Module:
+        """A layer of the same class and bias for other widths."""
+        return resized(
+            linear,
+            {"weight": (out_features, in_features), "bias": (out_features,)},
+            {"in_features": in_features, "out_features": out_features},
+        )

@@ -1,0 +1,145 @@
+"""Normalisation layers: they pass channels on and carry one parameter per channel."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.nn import ChannelLayerNorm
+
+
+class _Norm(Converter):
+    role = "norm"
+    #: Dimension of the input that holds the channels, and the attribute that counts them.
+    dimension = 1
+    attribute = "num_features"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass unchanged."""
+        return system.of(site.node.args[0])
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build the norm for another width."""
+        return Rebuilt(
+            module=self.with_width(site.module, change.sizes[site.node.name][self.dimension])
+        )
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """A norm of this site's kind over the channels of (N, C, H, W) maps."""
+        return self.with_width(site.module, width)
+
+    def with_width(self, norm: Any, width: int) -> nn.Module:
+        """A norm of the same class and settings for another width."""
+        old = getattr(norm, self.attribute)
+        shapes = {
+            name: (width, *value.shape[1:])
+            for name, value in [*norm._parameters.items(), *norm._buffers.items()]
+            if value is not None and value.shape[:1] == (old,)
+        }
+        return resized(norm, shapes, {self.attribute: width})
+
+
+@register_converter(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d)
+class BatchNormConverter(_Norm):
+    """Batch and instance norm."""
+
+
+@register_converter("torchvision.ops.misc.FrozenBatchNorm2d")
+class FrozenBatchNormConverter(_Norm):
+    """torchvision's batch norm without statistics; its width is the length of its buffers."""
+
+    def with_width(self, norm: Any, width: int) -> nn.Module:
+        """A frozen norm for another width."""
+        return resized(norm, dict.fromkeys(norm._buffers, (width,)), {})
+
+
+@register_converter(nn.GroupNorm)
+class GroupNormConverter(_Norm):
+    """Group norm: the width must stay divisible by the number of groups."""
+
+    attribute = "num_channels"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; their number is divisible by the groups."""
+        entry = system.of(site.node.args[0])
+        groups = site.module.num_groups  # type: ignore[union-attr]
+        if groups > 1:
+            system.divisible(entry[1], groups, site.node.name, relaxable=True)  # type: ignore[arg-type]
+        return entry
+
+    def with_width(self, norm: Any, width: int) -> nn.Module:
+        """A group norm for another width; the groups shrink where they do not divide it."""
+        new: Any = super().with_width(norm, width)
+        new.num_groups = math.gcd(norm.num_groups, width)
+        return new
+
+
+@register_converter(nn.LayerNorm)
+class LayerNormConverter(_Norm):
+    """Layer norm over the last dimension."""
+
+    dimension = -1
+    attribute = "normalized_shape"
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """The same over the channels of (N, C, H, W) maps, where the site has them last."""
+        norm: Any = site.module
+        with torch.device("meta"):
+            return ChannelLayerNorm(width, norm.eps, norm.elementwise_affine)
+
+    def with_width(self, norm: Any, width: int) -> nn.Module:
+        """A layer norm for another width."""
+        shapes = {name: (width,) for name, value in norm._parameters.items() if value is not None}
+        return resized(norm, shapes, {"normalized_shape": (width,)})
+
+
+@register_converter("timm.layers.norm.LayerNorm2d", "torchvision.models.convnext.LayerNorm2d")
+class LayerNorm2dConverter(LayerNormConverter):
+    """Layer norm over the channels of (N, C, H, W) maps."""
+
+    dimension = 1
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """The same class for another width."""
+        return self.with_width(site.module, width)
+
+
+@register_converter(F.layer_norm)
+class FunctionalLayerNormConverter(_Norm):
+    """``F.layer_norm(x, (C,), weight, bias)``: the shape is a literal that goes stale."""
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; weight and bias are as long as the last dimension."""
+        entry = system.of(site.node.args[0])
+        for position, name in ((2, "weight"), (3, "bias")):
+            parameter = site.argument(position, name)
+            if parameter is not None and entry[-1] is not None:
+                system.equal(system.of(parameter)[-1], entry[-1])
+        return entry
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """A module over the channels of (N, C, H, W) maps."""
+        eps = site.argument(4, "eps", 1e-5)
+        with torch.device("meta"):
+            return ChannelLayerNorm(width, eps, site.argument(2, "weight") is not None)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Rewrite the literal."""
+        shape = list(site.argument(1, "normalized_shape"))
+        shape[-1] = change.sizes[site.node.name][-1]
+        kwargs = {k: v for k, v in site.node.kwargs.items() if k != "normalized_shape"}
+        return Rebuilt(args=(site.node.args[0], tuple(shape), *site.node.args[2:]), kwargs=kwargs)
+
+
+@register_converter("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
+class BatchNormActConverter(_Norm):
+    """timm's batch norm with its activation inside."""
+
+    role = "norm_act"
+
+    def acts(self, site: Site) -> bool:
+        """Whether there is an activation inside (timm also uses the class without one)."""
+        return not isinstance(site.module.act, nn.Identity)  # type: ignore[union-attr]

@@ -1,0 +1,104 @@
+"""Operations that act on every value alone: activations, dropout, arithmetic with scalars."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+
+_ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.LogSigmoid,
+    nn.Softsign, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink, nn.Threshold,
+    "timm.layers.activations.Swish", "timm.layers.activations.Mish",
+    "timm.layers.activations.Sigmoid", "timm.layers.activations.Tanh",
+    "timm.layers.activations.HardSwish", "timm.layers.activations.HardSigmoid",
+    "timm.layers.activations.HardMish", "timm.layers.activations.GELU",
+    "timm.layers.activations.GELUTanh", "timm.layers.activations.QuickGELU",
+    "timm.layers.activations_me.SwishMe", "timm.layers.activations_me.HardSwishMe",
+    "timm.layers.activations_me.HardSigmoidMe", "timm.layers.activations_me.HardMishMe",
+    "timm.layers.gather_excite.GammaAct", "timm.models.nfnet.GammaAct",
+    "timm.layers.create_act.GammaAct",
+)  # fmt: skip
+
+
+class _PassThrough(Converter):
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass unchanged."""
+        return system.of(site.node.args[0])
+
+
+@register_converter(*_ACTIVATIONS)
+class ActConverter(_PassThrough):
+    """Activations without parameters."""
+
+    role = "act"
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Copy the activation, in place only where nobody else reads its input."""
+        act: Any = site.module
+        attributes = {"inplace": change.inplace and act.inplace} if hasattr(act, "inplace") else {}
+        return Rebuilt(module=resized(act, {}, attributes))
+
+
+@register_converter(nn.PReLU, "timm.layers.activations.PReLU")
+class PReLUConverter(_PassThrough):
+    """PReLU with one slope, or one per channel."""
+
+    role = "act"
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build it for another width."""
+        return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][1]))
+
+    def with_width(self, act: Any, width: int) -> nn.Module:
+        """A PReLU for another width."""
+        count = 1 if act.num_parameters == 1 else width
+        return resized(act, {"weight": (count,)}, {"num_parameters": count})
+
+
+@register_converter(
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+    "timm.layers.drop.DropPath", "timm.layers.drop.DropBlock2d",
+    "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
+)  # fmt: skip
+class DropoutConverter(_PassThrough):
+    """Everything that drops at random in train mode and passes in eval mode."""
+
+    role = "dropout"
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Copy it, in place only where nobody else reads its input."""
+        drop: Any = site.module
+        attributes = (
+            {"inplace": change.inplace and drop.inplace} if hasattr(drop, "inplace") else {}
+        )
+        return Rebuilt(module=resized(drop, {}, attributes))
+
+
+@register_converter(
+    nn.Softmax, nn.Softmax2d, nn.Identity,
+    torch.softmax, torch.nn.functional.softmax, torch.sqrt, torch.rsqrt, torch.exp, torch.square,
+    torch.clamp, torch.abs, torch.neg, torch.pow, torch.nn.functional.normalize,
+    "_operator.neg", "_operator.pow", "builtins.float",
+    "method:softmax", "method:clamp", "method:sqrt", "method:pow", "method:abs", "method:square",
+    "method:float", "method:to", "method:type_as", "method:neg", "method:exp", "method:detach",
+    "method:clone",
+)  # fmt: skip
+class PassConverter(_PassThrough):
+    """Pointwise functions and casts that leave channels where they are."""
+
+    role = "pass"
+
+
+@register_converter(torch._assert, "_operator.eq", "_operator.ne", "_operator.lt",
+                    "_operator.gt", "_operator.le", "_operator.ge", "_operator.mod")  # fmt: skip
+class CheckConverter(Converter):
+    """Checks on sizes, which say nothing about channels."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Nothing to tie."""
+        return None

@@ -1,0 +1,133 @@
+"""Pooling over windows, to a fixed size, and over the whole map; resampling; padding."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.plan import Dim
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+
+
+def keep_channels(site: Site, system: System) -> Any:
+    """Channels pass; dimensions that are constant behind the operation stay at their size."""
+    entry = system.of(site.node.args[0])
+    before: tuple[Dim, ...] = site.input_dims()
+    return tuple(
+        (expr if b.kind == "channel" else system.constant(d.size)) if d.kind == "channel" else None
+        for expr, b, d in zip(entry, before, site.value, strict=True)
+    )
+
+
+@register_converter(
+    nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d,
+    "timm.layers.pool2d_same.MaxPool2dSame", "timm.layers.pool2d_same.AvgPool2dSame",
+)  # fmt: skip
+class PoolConverter(Converter):
+    """Pooling over windows."""
+
+    role = "pool"
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The window."""
+        return _pair(site.module.kernel_size)  # type: ignore[union-attr]
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The stride; by default as large as the window."""
+        return _pair(site.module.stride or site.module.kernel_size)  # type: ignore[union-attr]
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass."""
+        return keep_channels(site, system)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Give a stride-1 pool 'same' padding; even windows become one larger."""
+        pool: Any = site.module
+        if not change.stride_one and (not change.keep_resolution or self.stride(site) != (1, 1)):
+            return Rebuilt(module=resized(pool, {}, {}))
+        kernel = tuple(k + 1 if k % 2 == 0 else k for k in self.kernel(site))
+        padding = tuple(k // 2 for k in kernel)
+        new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
+        new.ceil_mode = False
+        return Rebuilt(module=new)
+
+
+@register_converter(
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    "timm.layers.adaptive_avgmax_pool.FastAdaptiveAvgPool2d",
+    "timm.layers.adaptive_avgmax_pool.FastAdaptiveMaxPool2d",
+)  # fmt: skip
+class AdaptivePoolConverter(Converter):
+    """Pooling to a fixed size, 1x1 mostly."""
+
+    role = "gate"
+    leaf = True
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; a flattening variant drops the pooled dimensions."""
+        entry = system.of(site.node.args[0])
+        if len(site.value) == len(entry):
+            return keep_channels(site, system)
+        return tuple(
+            e
+            for e, d in zip(entry, site.input_dims(), strict=True)
+            if d.kind in ("batch", "channel")
+        )
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Copy it."""
+        return Rebuilt(module=resized(site.module, {}, {}))  # type: ignore[arg-type]
+
+
+@register_converter(
+    torch.mean, torch.sum, torch.amax, torch.std, torch.var, torch.norm,
+    "method:mean", "method:sum", "method:amax", "method:std", "method:var", "method:norm",
+)  # fmt: skip
+class ReduceConverter(Converter):
+    """Reductions over dimensions, such as ``x.mean((2, 3))``."""
+
+    role = "gate"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Reduced dimensions vanish, or become 1 with ``keepdim``; the others pass."""
+        entry = system.of(site.node.args[0])
+        named = "p" if getattr(site.node.target, "__name__", site.node.target) == "norm" else "dim"
+        reduced = site.argument(1, named)
+        if named == "p":
+            reduced = site.argument(2, "dim")
+        axes = range(len(entry)) if reduced is None else reduced
+        axes = {a % len(entry) for a in ([axes] if isinstance(axes, int) else axes)}
+        if len(site.value) == len(entry):
+            return tuple(
+                (system.constant(1) if d.kind == "channel" else None) if i in axes else e
+                for i, (e, d) in enumerate(zip(entry, site.value, strict=True))
+            )
+        return tuple(e for i, e in enumerate(entry) if i not in axes)
+
+
+@register_converter(F.interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+class ResampleConverter(Converter):
+    """Resampling inside a block."""
+
+    role = "resample"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass."""
+        return keep_channels(site, system)
+
+
+@register_converter(F.pad, "method:pad", nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
+                    nn.ReplicationPad2d)  # fmt: skip
+class PadConverter(Converter):
+    """Padding of the image plane."""
+
+    role = "pad"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass."""
+        return keep_channels(site, system)

@@ -1,0 +1,229 @@
+"""Operations that rearrange: views, permutes, flattening, shapes; and parameters read directly."""
+
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bu2td.converter import (
+    Change,
+    Converter,
+    Expr,
+    Rebuilt,
+    Site,
+    System,
+    Term,
+    constants,
+    register_converter,
+)
+from bu2td.plan import Dim
+
+
+@register_converter("get_attr")
+class AttributeConverter(Converter):
+    """A parameter or buffer that the forward reads itself (layer scale, gains, norm weights)."""
+
+    role = "attribute"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Every dimension larger than 1 is a variable of its own, until its reader ties it."""
+        return tuple(
+            system.constant(1) if d.size == 1 else system.fresh(d.size, site.node.name)
+            for d in site.value
+        )
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """An uninitialised tensor of the new shape."""
+        return Rebuilt(parameter=torch.empty(change.sizes[site.node.name], device="meta"))
+
+
+@register_converter("method:size", "method:dim", "builtins.getattr", "builtins.len", "method:numel",
+                    "method:item", "builtins.int")  # fmt: skip
+class ShapeConverter(Converter):
+    """Sizes read at run time: they follow by themselves."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Nothing to tie."""
+        return None
+
+
+@register_converter("method:permute", torch.permute, "torchvision.ops.misc.Permute")
+class PermuteConverter(Converter):
+    """A permutation of the dimensions."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Permute the expressions likewise."""
+        entry = system.of(site.node.args[0])
+        order: Any = site.module.dims if site.module is not None else site.node.args[1:]  # type: ignore[union-attr]
+        if len(order) == 1 and not isinstance(order[0], int):
+            order = order[0]
+        if not order:
+            order = site.node.kwargs["dims"]
+        return tuple(entry[i] for i in order)
+
+
+@register_converter("method:transpose", torch.transpose, "torch.swapaxes", "method:swapaxes")
+class TransposeConverter(Converter):
+    """Two dimensions exchanged."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Exchange the expressions likewise."""
+        entry = list(system.of(site.node.args[0]))
+        a, b = site.argument(1, "dim0"), site.argument(2, "dim1")
+        entry[a], entry[b] = entry[b], entry[a]
+        return tuple(entry)
+
+
+@register_converter(
+    nn.Flatten, nn.Unflatten, torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze,
+    "method:flatten", "method:view", "method:reshape", "method:squeeze", "method:unsqueeze",
+    "method:unflatten", "method:reshape_as", "method:view_as",
+)  # fmt: skip
+class ViewConverter(Converter):
+    """Views: dimensions are grouped, split and merged by their sizes.
+
+    Input and output are walked in step and cut into the smallest groups of equal product. Inside a group
+    a merged dimension is the product of constants and one width, a split width leaves the written-out
+    factors constant and scales the remaining one.
+    """
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Match the groups."""
+        if site.value is None:
+            return None
+        entry, before = system.of(site.node.args[0]), site.input_dims()
+        literals = _literals(site)
+        result: list[Expr | None] = [None] * len(site.value)
+        for ins, outs in _groups([d.size for d in before], [d.size for d in site.value]):
+            if not all(before[i].kind == "channel" for i in ins):
+                plain = len(ins) == len(outs) == 1
+                for o in outs:
+                    if site.value[o].kind == "channel" and not plain:
+                        result[o] = system.constant(site.value[o].size)
+                for i in ins:
+                    if entry[i] is not None:
+                        system.equal(entry[i], system.constant(before[i].size))
+                continue
+            whole = _product([entry[i] for i in ins], [before[i].size for i in ins], system)
+            for o, expr in zip(outs, _factors(whole, outs, site, literals, system), strict=True):
+                result[o] = expr
+        return tuple(
+            (expr if expr is not None else system.constant(d.size)) if d.kind == "channel" else None
+            for expr, d in zip(result, site.value, strict=True)
+        )
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Rewrite the literals that name channel dimensions."""
+        if site.module is not None or not _literals(site):
+            return Rebuilt()
+        sizes = change.sizes[site.node.name]
+        shape = _shape_arguments(site)
+        new = [
+            sizes[i] if isinstance(a, int) and a > 1 and sizes[i] is not None else a
+            for i, a in enumerate(shape)
+        ]
+        return (
+            Rebuilt(args=(site.node.args[0], *new), kwargs={})
+            if (site.node.op == "call_method")
+            else Rebuilt(args=(site.node.args[0], tuple(new)), kwargs={})
+        )
+
+
+def _shape_arguments(site: Site) -> list[Any]:
+    """The new shape as written in a view or reshape; empty for other operations."""
+    name = getattr(site.node.target, "__name__", site.node.target)
+    if name not in ("view", "reshape"):
+        return []
+    shape: Any = site.node.args[1:] or (site.node.kwargs.get("shape"),)
+    if len(shape) == 1 and isinstance(shape[0], list | tuple):
+        shape = shape[0]
+    return list(shape)
+
+
+def _literals(site: Site) -> dict[int, int]:
+    return {i: a for i, a in enumerate(_shape_arguments(site)) if isinstance(a, int) and a >= 1}
+
+
+def _groups(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]]:
+    """Cut two shapes of equal product into the smallest runs of equal product."""
+    groups = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        ins, outs = [i], [j]
+        i, j = i + 1, j + 1
+        while prod(before[k] for k in ins) != prod(after[k] for k in outs):
+            if prod(before[k] for k in ins) < prod(after[k] for k in outs):
+                ins.append(i)
+                i += 1
+            else:
+                outs.append(j)
+                j += 1
+        groups.append((ins, outs))
+    if groups:
+        groups[-1][0].extend(range(i, len(before)))
+        groups[-1][1].extend(range(j, len(after)))
+    return groups
+
+
+def _product(exprs: list[Expr | None], sizes: list[int], system: System) -> Expr:
+    """The product of sizes of which at most one varies."""
+    varying = [
+        e for e, s in zip(exprs, sizes, strict=True) if e and any(t.variable is not None for t in e)
+    ]
+    if not varying:
+        return system.constant(prod(sizes))
+    for expr in varying[1:]:
+        system.equal(expr, system.constant(system.size(expr)))
+    factor = prod(sizes) // system.size(varying[0])
+    return tuple(Term(t.variable, t.scale * factor) for t in varying[0])
+
+
+def _factors(
+    whole: Expr, outs: list[int], site: Site, literals: dict[int, int], system: System
+) -> list[Expr]:
+    """Deal a size out to several dimensions: written-out ones are constant, the largest other scales."""
+    dims: list[Dim] = [site.value[o] for o in outs]
+    large = [k for k, d in enumerate(dims) if d.size > 1]
+    if not large:
+        return [system.constant(1) for _ in outs]
+    free = [k for k in large if outs[k] not in literals] or [max(large, key=lambda k: dims[k].size)]
+    keep = max(free, key=lambda k: dims[k].size)
+    divisor = prod(d.size for k, d in enumerate(dims) if k != keep)
+    result = [system.constant(d.size) for d in dims]
+    if divisor == 1:
+        result[keep] = whole
+    else:
+        system.divisible(whole, divisor, site.node.name)
+        term = system.collapse(whole)
+        result[keep] = (Term(term.variable, term.scale * Fraction(1, divisor)),)
+    return result
+
+
+@register_converter("method:expand", "method:expand_as", "method:repeat")
+class ExpandConverter(Converter):
+    """Broadcasting written out."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Expanded dimensions follow their partner, or stay at their written size."""
+        other = site.node.args[1] if len(site.node.args) > 1 else None
+        if site.node.target == "expand_as" and isinstance(other, fx.Node):
+            return system.of(other)
+        entry, before = system.of(site.node.args[0]), site.input_dims()
+        shift = len(site.value) - len(entry)
+        result: list[Expr | None] = list(constants(site.value, system))
+        for i, (expr, b) in enumerate(zip(entry, before, strict=True)):
+            if expr is not None and b.size == site.value[i + shift].size:
+                result[i + shift] = expr
+        return tuple(result)

@@ -1,0 +1,117 @@
+"""The examples run as a user runs them, and write what they promise."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PNG = b"\x89PNG\r\n\x1a\n"
+
+pytestmark = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("timm", "sklearn", "tqdm", "matplotlib")),
+    reason="the examples need bu2td[demo]",
+)
+
+
+def run(name: str, *arguments: str, cwd: Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error::UserWarning"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def check_demo(out: Path, epochs: int) -> dict:
+    pictures = ("accuracy", "pyramid", "features", "lenet_fc", "resnet18")
+    expected = {"report.html", "results.json", *(f"{name}.png" for name in pictures)}
+    assert {path.name for path in out.iterdir()} == expected  # no temporary file is left
+    for name in pictures:
+        data = (out / f"{name}.png").read_bytes()
+        assert data.startswith(PNG)
+        assert len(data) > 5_000
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["lenet_fc"]) == {"bottom-up", "top-down"}
+    assert results["lenet_fc"]["bottom-up"]["parameters"] == 7_670
+    for result in results["lenet_fc"].values():
+        assert [row["epoch"] for row in result["history"]] == list(range(1, epochs + 1))
+        assert result["test_accuracy"] == result["history"][-1]["test_accuracy"]
+    assert results["configuration"]["train_images"] + results["configuration"]["test_images"] == 1797
+    assert {"python", "torch", "bu2td"} <= set(results["versions"])
+    report = (out / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == len(pictures)
+    assert not re.search(r'(src|href)="(?!data:)', report)  # nothing outside the file
+    assert report.count("<h2>") == report.count("</h2>") >= 4
+    for word in ("resnet18", "lenet_fc", "r32", "seed"):
+        assert word in report
+    return results
+
+
+def test_demo_of_one_epoch(tmp_path: Path) -> None:
+    done = run("demo.py", "--out", "out/demo", "--epochs", "1", "--seed", "3", cwd=tmp_path)
+    results = check_demo(tmp_path / "out" / "demo", epochs=1)
+    assert results["configuration"]["seed"] == 3
+    assert "top-down: test accuracy" in done.stdout
+    assert "r32" in done.stdout  # the plan of resnet18
+
+
+@pytest.mark.slow
+def test_demo_learns_and_repeats(tmp_path: Path) -> None:
+    accuracies = []
+    for attempt in ("first", "second"):
+        run("demo.py", "--out", attempt, cwd=tmp_path)
+        results = check_demo(tmp_path / attempt, epochs=16)["lenet_fc"]
+        accuracies.append({name: result["test_accuracy"] for name, result in results.items()})
+    assert min(accuracies[0].values()) > 0.95
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", "0"), "--epochs must be at least 1"),
+        (("--device", "tpu9"), "--device"),
+        (("--out", "taken"), "--out: cannot write to taken"),
+    ],
+)
+def test_demo_refuses(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert message in run("demo.py", *arguments, cwd=tmp_path, expect=2).stderr
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    done = run("quickstart.py", cwd=tmp_path)
+    assert re.search(r"^r32 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^loss \d+\.\d+$", done.stdout, re.MULTILINE)
+
+
+def test_train_loop_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    arguments = ("--batch-size", "128", "--checkpoint", "run/last.pt")
+    run("train_loop.py", *arguments, "--epochs", "1", cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.pt"]
+    done = run("train_loop.py", *arguments, "--epochs", "2", "--resume", cwd=tmp_path)
+    assert re.findall(r"^epoch +(\d+) ", done.stdout, re.MULTILINE) == ["2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+def test_train_loop_learns(tmp_path: Path, arrangement: str) -> None:
+    done = run("train_loop.py", "--arrangement", arrangement, cwd=tmp_path)
+    last = re.findall(r"test accuracy (\d+\.\d)%", done.stdout)[-1]
+    assert float(last) > 95
+
+
+def test_custom_converter(tmp_path: Path) -> None:
+    run("custom_converter.py", cwd=tmp_path)
