@@ -1,6 +1,6 @@
 """bu2td turns any bottom-up convolutional network into its top-down network.
 
-    td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
+td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
 """
 
 from bu2td.convert import analyze, convert, load, save, verify

@@ -8,6 +8,7 @@ behind it, a norm or activation that follows anything else waits for the next co
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -72,9 +73,7 @@ class GraphView:
 
     def inputs(self, name: str) -> list[str]:
         """The producers of spatial values that a node reads, without repetition."""
-        return [
-            n.name for n in self.nodes[name].all_input_nodes if is_spatial(self.dims.get(n.name))
-        ]
+        return [n.name for n in self.nodes[name].all_input_nodes if is_spatial(self.dims.get(n.name))]
 
     def path(self, name: str) -> str:
         """Module path of a node: the module that it calls, or the one whose forward holds it."""
@@ -138,8 +137,9 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     """
     view = GraphView(capture, dims)
     logits = _logits(view)
-    trunk, head_start = _trunk(view, logits)
-    regions, tail = _regions(view, trunk, head_start)
+    trunk = _trunk(view, logits)
+    regions, tail = _regions(view, trunk)
+    _check_tail(view, tail)
     for region in regions:
         _classify(view, region)
     units, waiting = _parse(view, regions)
@@ -148,8 +148,7 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     blocks, pools = _group(view, units, plain)
     if not blocks:
         raise TopologyError(
-            "the network has no convolution on its trunk between image and head; a chain of blocks "
-            "is needed"
+            "the network has no convolution on its trunk between image and head; a chain of blocks is needed"
         )
     return _assemble(view, capture, blocks, pools, waiting, tail, plain, logits)
 
@@ -160,19 +159,18 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
 def _logits(view: GraphView) -> str:
     output = next(n for n in view.nodes.values() if n.op == "output")
     node = output.args[0]
-    value = view.dims[node.name]  # type: ignore[union-attr]
+    value = view.dims[node.name]
     kinds = [d.kind for d in value] if is_tensor(value) else None
     if kinds != ["batch", "channel"]:
         shape = tuple(d.size for d in value) if is_tensor(value) else "several tensors"
         raise ModelOutputError(
-            f"the model returns {shape} ({view.where(node.name)}); one tensor of logits "  # type: ignore[union-attr]
-            f"(N, classes) is needed"
+            f"the model returns {shape} ({view.where(node.name)}); one tensor of logits (N, classes) is needed"
         )
-    return node.name  # type: ignore[union-attr]
+    return node.name
 
 
-def _trunk(view: GraphView, logits: str) -> tuple[list[str], str]:
-    """The trunk tensors in order, and the first trunk node of the head."""
+def _trunk(view: GraphView, logits: str) -> list[str]:
+    """The trunk tensors in order, from the image to the last before the head."""
     image = next(n.name for n in view.nodes.values() if n.op == "placeholder")
     graph = nx.DiGraph()
     reachable = {image}
@@ -189,11 +187,9 @@ def _trunk(view: GraphView, logits: str) -> tuple[list[str], str]:
         chain.append(dominators[chain[-1]])
     chain.reverse()
     trunk = []
-    head_start = logits
     for name in chain:
         value = view.dims[name]
         if not is_spatial(value) or (name != image and _covers_map(view, name)):
-            head_start = name
             break
         if is_feature_map(value):
             trunk.append(name)
@@ -203,7 +199,7 @@ def _trunk(view: GraphView, logits: str) -> tuple[list[str], str]:
             "nothing in this network reduces resolution before its head: the features keep the size "
             "of the image, and there is nothing to turn upside down"
         )
-    return trunk, head_start
+    return trunk
 
 
 def _covers_map(view: GraphView, name: str) -> bool:
@@ -218,22 +214,18 @@ def _covers_map(view: GraphView, name: str) -> bool:
     return view.kernel(name) == size and conv.padding in ((0, 0), 0, "valid")
 
 
-def _regions(view: GraphView, trunk: list[str], head_start: str) -> tuple[list[_Region], list[str]]:
+def _regions(view: GraphView, trunk: list[str]) -> tuple[list[_Region], list[str]]:
     """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail."""
     index = {name: i for i, name in enumerate(trunk)}
     place: dict[str, int] = {}
     for name, node in view.nodes.items():
-        before = [
-            index.get(n.name, place.get(n.name, -1))
-            for n in node.all_input_nodes
-            if n.op != "get_attr"
-        ]
+        before = [index.get(n.name, place.get(n.name, -1)) for n in node.all_input_nodes if n.op != "get_attr"]
         place[name] = max(before, default=-1)
     for name in reversed(view.nodes):
         node = view.nodes[name]
         if node.op == "get_attr" or (place[name] < 0 and node.op not in ("placeholder", "output")):
             place[name] = min((place[user.name] for user in node.users), default=-1)
-    regions = [_Region(a, b, []) for a, b in zip(trunk, trunk[1:], strict=False)]
+    regions = [_Region(a, b, []) for a, b in itertools.pairwise(trunk)]
     tail: list[str] = []
     for name, node in view.nodes.items():
         if node.op in ("placeholder", "output"):
@@ -247,9 +239,7 @@ def _classify(view: GraphView, region: _Region) -> None:
     """Name what a region is, by the roles of its operations."""
     operations = [n for n in region.nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
     region.roles = {view.role(n) for n in operations}
-    convs = [
-        n for n in operations if view.role(n) in ("conv", "linear") and is_spatial(view.dims[n])
-    ]
+    convs = [n for n in operations if view.role(n) in ("conv", "linear") and is_spatial(view.dims[n])]
     several_paths = any(len(view.inputs(n)) > 1 for n in operations)
     if several_paths or len(convs) > 1 or "opaque" in region.roles:
         region.kind = "multi"
@@ -304,9 +294,7 @@ def _parse(view: GraphView, regions: list[_Region]) -> tuple[list[_Unit], list[_
                     for before in waiting:
                         last.append(before)
                     waiting = []
-                units.append(
-                    _Unit("pool", list(region.nodes), region.entry, region.exit, closed=True)
-                )
+                units.append(_Unit("pool", list(region.nodes), region.entry, region.exit, closed=True))
             else:
                 attach(region)
         elif region.kind == "norm":
@@ -321,9 +309,7 @@ def _parse(view: GraphView, regions: list[_Region]) -> tuple[list[_Unit], list[_
                 last.dropouts += region.nodes
             else:
                 waiting.append(region)
-        elif (
-            region.kind == "act" and last and (last.closed or (act_first and last.kind == "multi"))
-        ):
+        elif region.kind == "act" and last and (last.closed or (act_first and last.kind == "multi")):
             waiting.append(region)
         else:
             attach(region)
@@ -348,13 +334,8 @@ def _steal_preactivation(view: GraphView, units: list[_Unit]) -> list[_Unit]:
     In ``conv, norm, act, (conv, norm, act, conv) + projection`` the first norm-act belongs to the block:
     its main path ends on a bare convolution, so the block's own order is norm-act-conv.
     """
-    for before, unit in zip(units, units[1:], strict=False):
-        if (
-            unit.kind != "multi"
-            or unit.prefix
-            or before.kind != "conv"
-            or before.exit != unit.entry
-        ):
+    for before, unit in itertools.pairwise(units):
+        if unit.kind != "multi" or unit.prefix or before.kind != "conv" or before.exit != unit.entry:
             continue
         if not {"norm", "norm_act"} & before.roles or before.conv is None:
             continue
@@ -480,9 +461,7 @@ def _pointwise(view: GraphView, unit: _Unit) -> bool:
     return unit.kind == "conv" and unit.conv is not None and view.kernel(unit.conv) == (1, 1)
 
 
-def _group(
-    view: GraphView, units: list[_Unit], plain: bool
-) -> tuple[list[tuple[_Unit, bool]], list[_Unit]]:
+def _group(view: GraphView, units: list[_Unit], plain: bool) -> tuple[list[tuple[_Unit, bool]], list[_Unit]]:
     """Group units into blocks; returns (unit, is a plain conv unit) in order, and the downsamplers."""
     if not plain:
         units = _group_depthwise(view, units)
@@ -515,12 +494,7 @@ def _group_depthwise(view: GraphView, units: list[_Unit]) -> list[_Unit]:
     at = 0
     spans: list[tuple[int, int]] = []
     for i, unit in enumerate(units):
-        if (
-            unit.kind == "conv"
-            and unit.conv
-            and view.depthwise(unit.conv)
-            and (not spans or i > spans[-1][1])
-        ):
+        if unit.kind == "conv" and unit.conv and view.depthwise(unit.conv) and (not spans or i > spans[-1][1]):
             low = spans[-1][1] + 1 if spans else 0
             spans.append(_depthwise_span(view, units, i, low))
     for first, last in spans:
@@ -637,9 +611,7 @@ def _group_transitions(view: GraphView, units: list[_Unit]) -> list[_Unit]:
 
 def _block(view: GraphView, unit: _Unit, plain_conv: bool) -> Block:
     join = None if plain_conv else residual_join(view, unit.exit, unit.nodes)
-    shortcut = join is not None and (
-        shortcut_of(view, join, unit.entry, unit.nodes, unit.prefix) is not None
-    )
+    shortcut = join is not None and (shortcut_of(view, join, unit.entry, unit.nodes, unit.prefix) is not None)
     return Block(
         name=_block_name(view, unit),
         nodes=tuple(sorted(unit.nodes, key=view.order.__getitem__)),
@@ -706,7 +678,7 @@ def _assemble(
     blocks = _named(view, [_block(view, unit, plain_conv) for unit, plain_conv in grouped])
     notes: list[str] = []
     first_conv = str(grouped[0][0].conv or _first_conv(view, blocks))
-    for a, b in zip(blocks, blocks[1:], strict=False):
+    for a, b in itertools.pairwise(blocks):
         if b.reduction < a.reduction:
             raise TopologyError(
                 f"resolution rises inside the network, at {view.where(b.exit)} (from 1/{a.reduction} to "
@@ -731,6 +703,7 @@ def _assemble(
     order = view.order.__getitem__
     trailing = [p for p in pools if view.order[p.exit] > view.order[(head_convs or body)[-1].exit]]
     if trailing:
+        head_entry = trailing[-1].exit
         notes.append(
             f"the trailing level without parameters ({', '.join(f'r{_whole(view, p.exit)}' for p in trailing)}"
             f", {view.path(trailing[0].nodes[0])}) is dropped"
@@ -738,15 +711,14 @@ def _assemble(
     levels = _levels(view, stem_blocks, body, [p for p in pools if p not in trailing], first_conv)
     if len(levels) < 2:
         raise NoReductionError(
-            "nothing in this network reduces resolution before its last block; there is nothing to "
-            "turn upside down"
+            "nothing in this network reduces resolution before its last block; there is nothing to turn upside down"
         )
-    if (
-        len([level for level in levels if level.blocks]) == 1
-        and plain is False
-        and not any(level.reduction > 1 for level in levels if level.blocks)
-    ):
-        raise NoReductionError("the blocks of this network all work at full resolution")
+    bodies = [level for level in levels if level.blocks]
+    if len(bodies) < 2:
+        raise NoReductionError(
+            f"all blocks on the trunk of this network end at one resolution (1/{bodies[0].reduction} of the "
+            f"image): it is isotropic, and there is nothing to turn upside down"
+        )
     head = Head(
         nodes=tuple(sorted(set(head_nodes), key=order)),
         entry=head_entry,
@@ -768,6 +740,17 @@ def _assemble(
     )
 
 
+def _check_tail(view: GraphView, tail: list[str]) -> None:
+    """A head may not go on computing over positions in a form that is no (N, C, H, W) map."""
+    for name in tail:
+        value = view.dims[name]
+        if view.role(name) in ("conv", "linear", "opaque") and is_spatial(value) and not is_feature_map(value):
+            raise TopologyError(
+                f"behind {view.where(tail[0])} the network works on tensors that are no (N, C, H, W) feature maps "
+                f"(first weights: {view.where(name)}); only convolutional trunks can be turned upside down"
+            )
+
+
 def _first_conv(view: GraphView, blocks: list[Block]) -> str:
     return next(n for b in blocks for n in b.nodes if view.role(n) == "conv")
 
@@ -780,9 +763,7 @@ def _stem(view: GraphView, blocks: list[Block], pools: list[_Unit], first: Block
     for pool in pools:
         if view.order[pool.exit] <= view.order[first.entry]:
             nodes += pool.nodes
-            steps.append(
-                (view.order[pool.exit], _whole(view, pool.exit) // _whole(view, pool.entry))
-            )
+            steps.append((view.order[pool.exit], _whole(view, pool.exit) // _whole(view, pool.entry)))
     return Stem(
         nodes=tuple(sorted(nodes, key=view.order.__getitem__)),
         strides=tuple(factor for _, factor in sorted(steps) if factor > 1),

@@ -298,9 +298,7 @@ class _Arranger:
             blocks=level.names,
         )
 
-    def _chain(
-        self, level: _LevelParts, before: LevelPlan, merge_width: int, coarser: _Slot | None
-    ) -> LevelPlan:
+    def _chain(self, level: _LevelParts, before: LevelPlan, merge_width: int, coarser: _Slot | None) -> LevelPlan:
         lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
         first = level.blocks[0]
         return LevelPlan(

@@ -58,9 +58,7 @@ class NIN(nn.Module):
                 layers[f"pool{group - 1}"] = nn.MaxPool2d(3, stride=2, padding=1)
                 layers[f"drop{group - 1}"] = nn.Dropout(0.5)
             for index, width in enumerate(group_widths, start=1):
-                layers[f"unit{group}_{index}"] = _conv_unit(
-                    in_channels, width, kernel if index == 1 else 1
-                )
+                layers[f"unit{group}_{index}"] = _conv_unit(in_channels, width, kernel if index == 1 else 1)
                 in_channels = width
         self.features = nn.Sequential(layers)
         self.classifier = _conv_unit(in_channels, num_classes, 1)

@@ -64,9 +64,9 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     model, notes = _checked(model)
     shape, shape_notes = _image_shape(model, example_inputs)
     twin = meta_copy(model)
-    evaluated = _canonicalise(*_trace(twin, training=False))
+    evaluated = _canonicalise(*_trace(twin, training=False), training=False)
     try:
-        trained: fx.GraphModule | None = _canonicalise(*_trace(twin, training=True))
+        trained: fx.GraphModule | None = _canonicalise(*_trace(twin, training=True), training=True)
     except (CaptureError, ModelOutputError):
         trained = None
     if trained is not None and _same_but_dropout(trained, evaluated):
@@ -105,15 +105,10 @@ def _checked(model: Any) -> tuple[nn.Module, list[str]]:
             f"and wrap the converted network"
         )
     if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            "a TorchScript module cannot be traced; pass the eager module that it was made from"
-        )
+        raise CaptureError("a TorchScript module cannot be traced; pass the eager module that it was made from")
     modules = list(model.modules())
     for module in modules:
-        if (
-            isinstance(module, nn.modules.lazy.LazyModuleMixin)
-            and module.has_uninitialized_params()
-        ):
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
             raise NotAModelError(
                 f"{type(module).__name__} is lazy and has no weights yet; run the model once first"
             )
@@ -125,8 +120,7 @@ def _checked(model: Any) -> tuple[nn.Module, list[str]]:
                 f"convolutions over images (N, C, H, W) can be converted"
             )
         raise NoConvolutionError(
-            f"{type(model).__name__} has no 2-d convolution; only convolutional networks can be "
-            f"turned upside down"
+            f"{type(model).__name__} has no 2-d convolution; only convolutional networks can be turned upside down"
         )
     return model, notes
 
@@ -136,33 +130,28 @@ def _is_conv(module: nn.Module) -> bool:
     return converter is not None and converter.role == "conv"
 
 
-def _image_shape(
-    model: nn.Module, example_inputs: Any
-) -> tuple[tuple[int, int, int, int], list[str]]:
+def _image_shape(model: nn.Module, example_inputs: Any) -> tuple[tuple[int, int, int, int], list[str]]:
     if example_inputs is not None:
         if not isinstance(example_inputs, Tensor):
-            raise ExampleInputError(
-                f"example_inputs must be one tensor (N, C, H, W), found {type(example_inputs)}"
-            )
+            raise ExampleInputError(f"example_inputs must be one tensor (N, C, H, W), found {type(example_inputs)}")
         if example_inputs.dim() != 4 or not example_inputs.is_floating_point():
             raise ExampleInputError(
                 f"example_inputs must be a floating point image batch (N, C, H, W), found shape "
                 f"{tuple(example_inputs.shape)} of {example_inputs.dtype}"
             )
         n, c, h, w = example_inputs.shape
+        if min(n, c, h, w) < 1:
+            raise ExampleInputError(f"example_inputs is empty: its shape is {(n, c, h, w)}")
         return (n, c, h, w), []
     for name in ("pretrained_cfg", "default_cfg"):
-        config = getattr(model, name, None)
+        config: Any = getattr(model, name, None)
         size = config.get("input_size") if hasattr(config, "get") else None
         if size is not None:
             c, h, w = size
             first = _first_conv_channels(model)
             return (1, first or int(c), int(h), int(w)), []
     channels = _first_conv_channels(model)
-    note = (
-        f"no example_inputs and no input size in the model's configuration: 1x{channels}x224x224 "
-        f"is assumed"
-    )
+    note = f"no example_inputs and no input size in the model's configuration: 1x{channels}x224x224 is assumed"
     return (1, channels, 224, 224), [note]
 
 
@@ -274,12 +263,12 @@ def _capture_error(model: nn.Module, error: Exception) -> CaptureError:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if f"{torch.__name__}/"
-        not in frame.filename.replace("\\", "/").rsplit("site-packages/")[-1]
+        if f"{torch.__name__}/" not in frame.filename.replace("\\", "/").rsplit("site-packages/")[-1]
         and not frame.filename.endswith("bu2td/capture.py")
     ]
     where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
     path = getattr(error, "_bu2td_path", type(model).__name__).removeprefix("model.")
+    path = path.removeprefix("model (").removesuffix(")") if path.startswith("model (") else path
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(
         f"torch.fx cannot follow the forward of {path}: {reason}\n  at {where}\n"
@@ -302,9 +291,7 @@ _ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "selu": lambda inplace=False: nn.SELU(inplace),
     "celu": lambda alpha=1.0, inplace=False: nn.CELU(alpha, inplace),
     "mish": lambda inplace=False: nn.Mish(inplace),
-    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(
-        min_val, max_val, inplace
-    ),
+    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val, inplace),
     "gelu": lambda approximate="none": nn.GELU(approximate),
     "sigmoid": lambda: nn.Sigmoid(),
     "tanh": lambda: nn.Tanh(),
@@ -312,17 +299,23 @@ _ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "logsigmoid": lambda: nn.LogSigmoid(),
 }
 
+
+def _max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+
 _POOLS: dict[str, Callable[..., nn.Module]] = {
-    "max_pool2d": lambda kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False: (
-        nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
-    ),
-    "avg_pool2d": lambda kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None: (
-        nn.AvgPool2d(kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    ),
-    "adaptive_avg_pool2d": lambda output_size: nn.AdaptiveAvgPool2d(output_size),
-    "adaptive_max_pool2d": lambda output_size, return_indices=False: nn.AdaptiveMaxPool2d(
-        output_size, return_indices
-    ),
+    "max_pool2d": _max_pool,
+    "avg_pool2d": nn.AvgPool2d,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
 }
 
 _DROPOUTS: dict[str, Callable[..., nn.Module]] = {
@@ -356,7 +349,7 @@ def _function_name(node: fx.Node) -> str | None:
     return None
 
 
-def _canonicalise(root: nn.Module, traced: fx.Graph) -> fx.GraphModule:
+def _canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphModule:
     """Build the canonical graph out of a traced one."""
     modules = dict(root.named_modules())
     graph = fx.Graph()
@@ -376,7 +369,7 @@ def _canonicalise(root: nn.Module, traced: fx.Graph) -> fx.GraphModule:
         if node.op == "placeholder":
             new = graph.placeholder("x")
         elif node.op == "output":
-            new = graph.output(_single_output(args[0]))
+            new = graph.output(_single_output(args[0], training))
         elif node.op == "call_function" and hasattr(node.target, "_fields"):
             env[node] = node.target(*args, **kwargs)  # a named tuple of outputs stays one
             continue
@@ -398,7 +391,7 @@ def _canonicalise(root: nn.Module, traced: fx.Graph) -> fx.GraphModule:
                 continue
             new = _canonical_call(graph, node, args, kwargs, kept)
             if node.op == "call_method" and node.target in _METHODS_OUT_OF_PLACE:
-                inplace_arithmetic[node.args[0]] = node  # type: ignore[index]
+                inplace_arithmetic[node.args[0]] = node
         env[node] = new
         new.meta["path"] = _path(node)
         new.meta["trace"] = node.meta.get("stack_trace")
@@ -409,9 +402,7 @@ def _canonicalise(root: nn.Module, traced: fx.Graph) -> fx.GraphModule:
     return module
 
 
-def _canonical_call(
-    graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]
-) -> fx.Node:
+def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]) -> fx.Node:
     name = _function_name(node)
     if name in _AS_MODULE and args and isinstance(args[0], fx.Node):
         try:
@@ -445,15 +436,20 @@ def _is_identity(node: fx.Node, args: Any) -> bool:
     return bool(single)
 
 
-def _single_output(output: Any) -> Any:
-    """The logits of an output: the tensor itself, or the first of a tuple with auxiliary outputs."""
+def _single_output(output: Any, training: bool) -> Any:
+    """The logits of an output: the tensor itself, or the first of a tuple with auxiliary outputs.
+
+    Auxiliary outputs are those of a named tuple whose first field is the logits, or of train mode alone.
+    """
     if isinstance(output, fx.Node):
         return output
     if isinstance(output, tuple | list) and output and isinstance(output[0], fx.Node):
         names = getattr(output, "_fields", None)
-        if names is None or names[0] in ("logits", "out", "output"):
+        auxiliary = names[0] in ("logits", "out", "output") if names else training or len(output) == 1
+        if auxiliary:
             return output[0]
-    found = f"keys {sorted(output)}" if isinstance(output, dict) else f"{type(output).__name__}"
+    found = f"a dict with keys {sorted(output)}" if isinstance(output, dict) else f"a {type(output).__name__}"
+    found += f" of {len(output)} values" if isinstance(output, tuple | list) else ""
     raise ModelOutputError(
         f"the model returns {found}; a network that returns one tensor of logits (N, classes) is "
         f"needed (wrap it in a module that selects them)"
@@ -479,8 +475,13 @@ def _path(node: fx.Node) -> str:
 def source_line(node: fx.Node) -> str:
     """Where a node of a captured graph comes from, as ``file:line``."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("trace") or "")
-    own = [f for f in frames if "/torch/" not in f[0].replace("\\", "/")]
-    return f"{own[-1][0]}:{own[-1][1]}" if own else "unknown source line"
+    own = [f for f in frames if not _is_foreign(f[0])]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else "a torch.nn container"
+
+
+def _is_foreign(file: str) -> bool:
+    """Whether a source file is torch's, or this one."""
+    return "/torch/" in file.replace("\\", "/") or file == __file__
 
 
 def _signature(graph_module: fx.GraphModule) -> Iterator[tuple[Any, ...]]:
@@ -508,7 +509,7 @@ def _signature(graph_module: fx.GraphModule) -> Iterator[tuple[Any, ...]]:
 
 
 def _same_but_dropout(a: fx.GraphModule, b: fx.GraphModule) -> bool:
-    return [s for s in _signature(a)] == [s for s in _signature(b)]
+    return list(_signature(a)) == list(_signature(b))
 
 
 def _fingerprint(graph_module: fx.GraphModule) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,9 +120,7 @@ def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str
     """Ask every converter for its ties, in graph order; returns expressions and opaque nodes."""
     edits = request.edits
     entry_dims = view.dims[request.entry]
-    entry = tuple(
-        system.fresh(d.size, "entry") if d.kind == "channel" else None for d in entry_dims
-    )
+    entry = tuple(system.fresh(d.size, "entry") if d.kind == "channel" else None for d in entry_dims)
     exprs: dict[str, Any] = {request.entry: entry}
     overrides: dict[tuple[str, str], Any] = {}
     for p in edits.projections:
@@ -140,7 +139,7 @@ def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str
             exprs[name] = None
             continue
         system.factor = request.factors.get(name, Fraction(1))
-        system.lookup = lambda node, at=name: overrides.get((at, node.name), exprs.get(node.name))
+        system.lookup = partial(_lookup, exprs, overrides, name)
         converter, site = view.converter(name), view.site(name)
         if converter is OPAQUE:
             opaque.append(name)
@@ -152,6 +151,11 @@ def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str
             opaque.append(name)
             exprs[name] = OPAQUE.tie(site, system)
     return exprs, opaque
+
+
+def _lookup(exprs: dict[str, Any], overrides: dict[tuple[str, str], Any], reader: str, node: Any) -> Any:
+    """The expressions that a reader sees for a node; a built projection stands in for its operand."""
+    return overrides.get((reader, node.name), exprs.get(node.name))
 
 
 def _checked(exprs: Any, value: Any) -> Any:
@@ -206,9 +210,7 @@ class _System:
     def equal(self, a: Expr, b: Expr) -> Expr:
         if a == b:
             return a
-        if len(a) == len(b) and all(
-            self.size((x,)) == self.size((y,)) for x, y in zip(a, b, strict=True)
-        ):
+        if len(a) == len(b) and all(self.size((x,)) == self.size((y,)) for x, y in zip(a, b, strict=True)):
             for x, y in zip(a, b, strict=True):
                 self._unite(x, y)
         else:
@@ -325,8 +327,7 @@ class _System:
         values = {root: max(1, round(target)) for root, target in targets.items()}
         rows = [(self._row(e), Fraction(size)) for e, size in pins]
         rows += [
-            (self._row((*a, *(replace(t, scale=-t.scale) for t in b))), Fraction(0))
-            for a, b in self.equalities
+            (self._row((*a, *(replace(t, scale=-t.scale) for t in b))), Fraction(0)) for a, b in self.equalities
         ]
         for (row, constant), size in rows:
             if len(row) == 1:
@@ -339,9 +340,7 @@ class _System:
             return values
         return self._milp(targets, rows, regroup)
 
-    def _milp(
-        self, targets: Mapping[int, Fraction], rows: list[Any], regroup: bool
-    ) -> dict[int, int] | None:
+    def _milp(self, targets: Mapping[int, Fraction], rows: list[Any], regroup: bool) -> dict[int, int] | None:
         divisibles = [d for d in self.divisibles if not (d[2] and regroup)] + self._integral()
         roots = list(targets)
         index = {root: i for i, root in enumerate(roots)}

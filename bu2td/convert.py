@@ -8,7 +8,7 @@ import pickle
 import tempfile
 import zipfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,17 @@ from bu2td.analyse import analyse
 from bu2td.arrange import arrange, check_options
 from bu2td.capture import capture
 from bu2td.cost import measure_cost, total
-from bu2td.errors import CostError, FileError, NotAModelError, OptionError, nearest
+from bu2td.errors import Bu2tdError, CostError, FileError, NotAModelError, OptionError, nearest
 from bu2td.initialise import inherit_matching, initialise
 from bu2td.network import TopDownNetwork
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
-from bu2td.probe import probe
+from bu2td.probe import probe, shapes_of
 from bu2td.rewrite import Emitted, rewrite
 from bu2td.verify import LevelClaim, Report, verify_graph, verify_numbers
 
 _FORMAT = "bu2td.recipe.1"
 _VERSION = "0.1.0"
+_OPTIONS = (*(field.name for field in fields(Options)), "example_inputs", "device")
 
 
 def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analysis:
@@ -67,6 +68,7 @@ def convert(
     device: str | torch.device | None = None,
     seed: int | None = None,
     max_macs_ratio: float | None = 64.0,
+    **unknown: Any,
 ) -> TopDownNetwork:
     """Convert a bottom-up network into its top-down network (Lelekas et al., 2020, section 3).
 
@@ -94,8 +96,11 @@ def convert(
         A `TopDownNetwork`, in train mode.
 
     Raises:
-        Bu2tdError: one of the subclasses in `bu2td.errors`; `CostError` where ``max_macs_ratio`` is exceeded.
+        Bu2tdError: one of the subclasses in `bu2td.errors`; `CostError` where ``max_macs_ratio`` is exceeded,
+            `OptionError` for an unknown option or value, with the nearest known one.
     """
+    for name in unknown:
+        raise OptionError(f"convert has no option {name!r}.{nearest(name, _OPTIONS)}")
     options = Options(
         arrangement=arrangement if isinstance(arrangement, str) else _sequence("arrangement", arrangement),
         width=width,
@@ -157,7 +162,9 @@ def _build(analysis: Analysis, options: Options, device: torch.device | None) ->
     _check_cost(plan)
     num_classes = analysis.dims[analysis.head.output][1].size
     network.plan = plan
-    verify_graph(network, _claims(network), captured.image_shape, num_classes)
+    plan = replace(plan, check_sizes=_check_sizes(analysis))
+    network.plan = plan
+    verify_graph(network, _claims(network), captured.image_shape, num_classes, plan.check_sizes)
     source = captured.source
     if device is None:
         device = next((p.device for p in source.parameters()), torch.device("cpu"))
@@ -209,6 +216,19 @@ def _check_cost(plan: Plan) -> None:
     )
 
 
+def _check_sizes(analysis: Analysis) -> tuple[tuple[int, int], ...]:
+    """The model's own image size, and an odd one if the bottom-up network can work on such."""
+    n, channels, height, width = analysis.capture.image_shape
+    own, odd = (height, width), (height + 5, width + 14)
+    if analysis.head.pooled_size is not None:
+        return (own, odd)  # the bottom-up head binds the size, the top-down one pools to it
+    try:
+        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd))
+    except Bu2tdError:
+        return (own,)
+    return (own, odd)
+
+
 def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
     targets = {n.name: str(n.target) for n in network.graph.nodes}
     for node in network.graph.nodes:
@@ -220,9 +240,7 @@ def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
     )
 
 
-def _attach(
-    network: TopDownNetwork, analysis: Analysis, emitted: Emitted, num_classes: int
-) -> None:
+def _attach(network: TopDownNetwork, analysis: Analysis, emitted: Emitted, num_classes: int) -> None:
     source = analysis.capture.source
     network.num_classes = num_classes
     network.pretrained_cfg = getattr(source, "pretrained_cfg", None)
@@ -230,7 +248,7 @@ def _attach(
     network.recipe = {
         "format": _FORMAT,
         "bu2td": _VERSION,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "options": asdict(network.plan.options),
         "image_shape": list(analysis.capture.image_shape),
         "fingerprint": analysis.capture.fingerprint,
@@ -242,7 +260,7 @@ def _attach(
 
 def _timm_factory(model: nn.Module) -> str | None:
     """The timm name of a model that timm built, or None."""
-    config = getattr(model, "pretrained_cfg", None)
+    config: Any = getattr(model, "pretrained_cfg", None)
     return config.get("architecture") if hasattr(config, "get") else None
 
 
@@ -264,7 +282,8 @@ def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = No
     """
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"verify takes a network that bu2td.convert returned, found {type(network)}")
-    report = verify_graph(network, _claims(network), network.plan.image_shape, network.num_classes)
+    plan = network.plan
+    report = verify_graph(network, _claims(network), plan.image_shape, network.num_classes, plan.check_sizes)
     if not full:
         return report
     numbers = verify_numbers(network, network.plan.image_shape, size)
@@ -341,7 +360,9 @@ def load(
         )
     images = torch.empty(shape, device="meta")
     network = _build(
-        analyze(model, example_inputs=images), replace(options, inherit=None, max_macs_ratio=None), torch.device("meta")
+        analyze(model, example_inputs=images),
+        replace(options, inherit=None, max_macs_ratio=None),
+        torch.device("meta"),
     )
     network.to_empty(device=_device(device) or "cpu")
     if recipe.get("num_classes") != network.num_classes:
@@ -369,7 +390,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        KeyError,
+    ) as error:
         raise FileError(
             f"{path} is not a file that bu2td.save wrote ({type(error).__name__}); it may be truncated"
         ) from error

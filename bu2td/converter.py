@@ -80,9 +80,19 @@ class Site:
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
 
+    @property
+    def layer(self) -> Any:
+        """The module, for sites that are known to call one."""
+        return self.module
+
+    def source(self, position: int = 0) -> str:
+        """Name of the node that a tensor argument comes from."""
+        source: Any = self.node.args[position]
+        return source.name
+
     def input_dims(self, position: int = 0) -> tuple[Dim, ...]:
         """Dimensions of a tensor argument."""
-        return self.dims[self.node.args[position].name]  # type: ignore[union-attr]
+        return self.dims[self.source(position)]
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,7 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
             tensor.fill_(1.0 if "bias" not in name else 0.0)
 
 
-def inherit_matching(
-    network: nn.Module, origins: Mapping[str, str], source: nn.Module
-) -> tuple[int, int]:
+def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: nn.Module) -> tuple[int, int]:
     """Copy every weight of the source whose role and shape survive.
 
     Returns:

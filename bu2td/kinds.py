@@ -19,8 +19,7 @@ def odd_kernel(kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, i
     k = stride (patchify) becomes 1; another even k becomes k + 1; an odd k stays.
     """
     high, wide = (
-        1 if k == s and k > 1 else k + 1 if k % 2 == 0 else k
-        for k, s in zip(kernel, stride, strict=True)
+        1 if k == s and k > 1 else k + 1 if k % 2 == 0 else k for k, s in zip(kernel, stride, strict=True)
     )
     return high, wide
 
@@ -55,10 +54,7 @@ class Kinds:
 
     def _convs(self, blocks: Iterable[Block]) -> list[str]:
         return [
-            n
-            for b in blocks
-            for n in b.nodes
-            if self.view.role(n) == "conv" and is_feature_map(self.view.dims[n])
+            n for b in blocks for n in b.nodes if self.view.role(n) == "conv" and is_feature_map(self.view.dims[n])
         ]
 
     # -- units -------------------------------------------------------------------------------------
@@ -150,9 +146,7 @@ class Kinds:
         """The 1x1 conv unit that changes the width at low resolution; None where it does not change."""
         return None if entry == width else self._new(block, lateral, entry, width, (1, 1))
 
-    def _new(
-        self, block: Block | None, lateral: Unit, entry: int, width: int, kernel: tuple[int, int]
-    ) -> Unit:
+    def _new(self, block: Block | None, lateral: Unit, entry: int, width: int, kernel: tuple[int, int]) -> Unit:
         if self.analysis.preactivation:
             norm, act = self._preactivation(block)
             return Unit(entry, width, kernel, lateral.conv, norm, act, preactivation=True)

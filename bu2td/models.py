@@ -39,10 +39,7 @@ from bu2td.errors import MissingPackageError, OptionError, UnknownModelError, ne
 
 __all__ = ["create_model", "list_models"]
 
-_FORMS = (
-    "A model is written NAME (timm), torchvision:NAME, bu2td:NAME, "
-    "package.module:factory or file.py:factory."
-)
+_FORMS = "A model is written NAME (timm), torchvision:NAME, bu2td:NAME, package.module:factory or file.py:factory."
 
 
 def create_model(word: str, *, device: str | None = None) -> nn.Module:
@@ -55,7 +52,8 @@ def create_model(word: str, *, device: str | None = None) -> nn.Module:
             allocates nothing (shapes only), any other device moves the finished model there.
 
     Returns:
-        The live model, in the mode (train or eval) that its constructor leaves it in.
+        The live model, in the mode (train or eval) that its constructor leaves it in. Its attribute
+        ``bu2td_factory`` is the word, from which `bu2td.load` can build it again.
 
     Raises:
         UnknownModelError: No such name, module, file or factory; or the factory raises, or does not
@@ -66,16 +64,9 @@ def create_model(word: str, *, device: str | None = None) -> nn.Module:
     if not isinstance(word, str):
         raise UnknownModelError(f"Expected a model's name, got {_describe(word)}. {_FORMS}")
     target = None if device is None else _device(device)
-    build = _constructor(word)
-    if target is None:
-        return build()
-    if target.type == "meta":
-        try:
-            with _ParametersOnMeta():
-                return build().to(target)
-        except UnknownModelError:
-            pass  # a constructor that calculates with its parameters: build them, then drop them
-    return build().to(target)
+    model = _build(_constructor(word), target)
+    vars(model)["bu2td_factory"] = word
+    return model
 
 
 def list_models() -> list[str]:
@@ -88,6 +79,18 @@ def list_models() -> list[str]:
     return words + [f"bu2td:{name}" for name in baselines.INPUT_SIZES]
 
 
+def _build(constructor: Callable[[], nn.Module], device: torch.device | None) -> nn.Module:
+    if device is None:
+        return constructor()
+    if device.type == "meta":
+        try:
+            with _ParametersOnMeta():
+                return constructor().to(device)
+        except UnknownModelError:
+            pass  # a constructor that calculates with its parameters: build them, then drop them
+    return constructor().to(device)
+
+
 class _ParametersOnMeta(TorchFunctionMode):
     """Allocate parameters on the meta device, but compute with real numbers.
 
@@ -95,9 +98,7 @@ class _ParametersOnMeta(TorchFunctionMode):
     regnets call ``arange(...).tolist()``); so only the factories of parameters are redirected.
     """
 
-    _FACTORIES = frozenset(
-        (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn)
-    )
+    _FACTORIES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
     def __torch_function__(
         self,
@@ -117,14 +118,10 @@ def _constructor(word: str) -> Callable[[], nn.Module]:
     source, colon, name = word.rpartition(":")
     if not colon:
         if word.endswith(".py"):
-            raise UnknownModelError(
-                f"{word!r} names a file but no factory in it: write {word}:FACTORY."
-            )
+            raise UnknownModelError(f"{word!r} names a file but no factory in it: write {word}:FACTORY.")
         return _timm(word)
     if not source or not name:
-        raise UnknownModelError(
-            f"{word!r} is not a model: nothing stands before or after ':'. {_FORMS}"
-        )
+        raise UnknownModelError(f"{word!r} is not a model: nothing stands before or after ':'. {_FORMS}")
     if source == "torchvision":
         return _torchvision(name)
     if source == "bu2td":
@@ -148,15 +145,13 @@ def _timm(word: str) -> Callable[[], nn.Module]:
     name, dot, tag = word.partition(".")
     if not timm.is_model(name):
         raise UnknownModelError(
-            f"timm {timm.__version__} has no model {name!r}."
-            f"{also or nearest(name, list_models()) or ' ' + _FORMS}"
+            f"timm {timm.__version__} has no model {name!r}.{also or nearest(name, list_models()) or ' ' + _FORMS}"
         )
     if dot:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{name}.*")]
         if tag not in tags:
             raise UnknownModelError(
-                f"timm's {name!r} has no weights tagged {tag!r}: write {name!r} alone "
-                f"(no weights are loaded)."
+                f"timm's {name!r} has no weights tagged {tag!r}: write {name!r} alone (no weights are loaded)."
             )
     return lambda: _built(word, lambda: timm.create_model(word, pretrained=False))
 
@@ -196,9 +191,7 @@ def _is_named(word: str) -> bool:
     source, _, name = word.partition(":")
     if source == "bu2td":
         return name in baselines.INPUT_SIZES
-    return (
-        importlib.util.find_spec("torchvision") is not None and name in _torchvision_classifiers()
-    )
+    return importlib.util.find_spec("torchvision") is not None and name in _torchvision_classifiers()
 
 
 def _torchvision_classifiers() -> list[str]:
@@ -227,9 +220,7 @@ def _package(name: str, reason: str = "") -> Any:
 
 def _from_module(source: str, name: str) -> Callable[[], nn.Module]:
     if not all(part.isidentifier() for part in source.split(".")):
-        raise UnknownModelError(
-            f"{source!r} is neither a known source nor the name of a Python module. {_FORMS}"
-        )
+        raise UnknownModelError(f"{source!r} is neither a known source nor the name of a Python module. {_FORMS}")
     with _importable(Path.cwd()):
         try:
             module = importlib.import_module(source)
@@ -283,9 +274,7 @@ def _load_file(path: Path, source: str) -> ModuleType:
     raise UnknownModelError(message)
 
 
-def _factory(
-    module: ModuleType, name: str, where: str, word: str, folder: Path
-) -> Callable[[], nn.Module]:
+def _factory(module: ModuleType, name: str, where: str, word: str, folder: Path) -> Callable[[], nn.Module]:
     try:
         factory = operator.attrgetter(name)(module)
     except AttributeError:

@@ -41,7 +41,7 @@ class TopDownNetwork(fx.GraphModule):
         self.grad_checkpointing = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TopDownNetwork:
-        new = super().__deepcopy__(memo)
+        new: Any = super().__deepcopy__(memo)
         for name in _EXTRAS:
             if name in self.__dict__:
                 new.__dict__[name] = self.__dict__[name]
@@ -130,9 +130,7 @@ class TopDownNetwork(fx.GraphModule):
                 f"{list(ladder)}, found {len(images)}"
             )
         if len({tuple(image.shape) for image in images}) != 1:
-            raise OptionError(
-                f"all images must have one shape, found {[tuple(image.shape) for image in images]}"
-            )
+            raise OptionError(f"all images must have one shape, found {[tuple(image.shape) for image in images]}")
         pyramid: Any = self.pyramid
         assert isinstance(pyramid, Pyramid)
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
@@ -141,7 +139,7 @@ class TopDownNetwork(fx.GraphModule):
 
     def _output_node(self) -> str:
         output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        return output.args[0].name  # type: ignore[union-attr]
+        return output.args[0].name
 
     # -- timm's surface ----------------------------------------------------------------------------
 

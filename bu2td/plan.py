@@ -332,6 +332,7 @@ class Plan:
     bottom_up_cost: Cost = Cost()
     cost: Cost = Cost()
     inherited: tuple[int, int] | None = None
+    check_sizes: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -408,9 +409,7 @@ def format_table(rows: list[dict[str, Any]]) -> str:
     right = [all(isinstance(row[t], int | float) for row in rows) for t in titles]
     lines = []
     for line in [titles, *cells]:
-        padded = (
-            c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True)
-        )
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, right, strict=True))
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 

@@ -15,10 +15,18 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
 
 from bu2td.capture import source_line
-from bu2td.errors import ExampleInputError
+from bu2td.converter import converter_for
+from bu2td.errors import (
+    Bu2tdError,
+    ExampleInputError,
+    ModelInputError,
+    NoReductionError,
+    TopologyError,
+)
 from bu2td.plan import Capture, Dim, Value
 
 #: 2^7 * 3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
@@ -34,51 +42,118 @@ def probe(capture: Capture) -> Mapping[str, Value]:
 
     Raises:
         ExampleInputError: the graph does not run on the image size.
+        ModelInputError: the graph does not read an image.
+        NoReductionError, TopologyError: it runs at one image size only.
     """
     n, channels, height, width = capture.image_shape
     base = (max(n, 2), channels, height, width)
-    shapes = shapes_of(capture.graph_module, base)
-    more = shapes_of(capture.graph_module, (base[0] + 1, *base[1:]))
-    for step in _STEPS:
-        try:
-            taller = shapes_of(capture.graph_module, (*base[:2], height + step, width))
-            wider = shapes_of(capture.graph_module, (*base[:3], width + step))
-            break
-        except ExampleInputError:
-            if step == _STEPS[-1]:
-                raise
-    return {
-        name: _dims(shape, more[name], taller[name], wider[name], step)
-        for name, shape in shapes.items()
-    }
+    graph_module = capture.graph_module
+    shapes = shapes_of(graph_module, base)
+    pooled = _flattened_maps(graph_module, shapes)
+    try:
+        more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled)
+        for step in _STEPS:
+            try:
+                taller = shapes_of(graph_module, (*base[:2], height + step, width), pooled)
+                wider = shapes_of(graph_module, (*base[:3], width + step), pooled)
+                break
+            except ExampleInputError:
+                if step == _STEPS[-1]:
+                    raise
+    except ExampleInputError as error:
+        raise _bound_to_size(graph_module, shapes, base, error) from error
+    return {name: _dims(shape, more[name], taller[name], wider[name], step) for name, shape in shapes.items()}
 
 
-def shapes_of(graph_module: fx.GraphModule, image_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Run a graph on a meta image and return the shape of every value by node name."""
+def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Nodes that flatten a whole map (N, C, H, W) -> (N, C H W), and the (H, W) that they bind.
+
+    In a head that does so the map is pooled to its size first, so that other image sizes pass.
+    """
+    found = {}
+    for node in graph_module.graph.nodes:
+        source = node.args[0] if node.args else None
+        before = shapes.get(source.name) if isinstance(source, fx.Node) else None
+        after = shapes[node.name] if node.op != "output" else None
+        if (
+            isinstance(before, tuple)
+            and isinstance(after, tuple)
+            and len(before) == 4
+            and before[2] * before[3] > 1
+            and after == (before[0], before[1] * before[2] * before[3])
+        ):
+            found[node.name] = before[2:]
+    return found
+
+
+def _bound_to_size(
+    graph_module: fx.GraphModule, shapes: Mapping[str, Any], base: tuple[int, ...], error: Exception
+) -> Bu2tdError:
+    """The error of a network that runs at its own image size only."""
+    modules = dict(graph_module.named_modules())
+    shaped = [
+        shapes[n.name]
+        for n in graph_module.graph.nodes
+        if n.op == "call_module" and converter_for(n, modules[str(n.target)]).role in ("conv", "pool")
+    ]
+    maps = {s[2:] for s in shaped if isinstance(s, tuple) and len(s) == 4 and s[2] * s[3] > 1}
+    if len(maps) <= 1:
+        found = ", ".join(f"{h}x{w}" for h, w in maps) or "none"
+        return NoReductionError(
+            f"the convolutions of this network make features of one resolution only ({found} for an image of "
+            f"{base[2]}x{base[3]}): there is nothing to turn upside down"
+        )
+    where = str(error).partition("\n")[2].partition("\n")[0].strip()
+    return TopologyError(
+        f"this network runs only at its own image size {base[2]}x{base[3]}, so its layers cannot be moved to "
+        f"another resolution; the operation that binds the size is {where}"
+    )
+
+
+def shapes_of(
+    graph_module: fx.GraphModule,
+    image_shape: tuple[int, ...],
+    pooled: Mapping[str, tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    """Run a graph on a meta image and return the shape of every value by node name.
+
+    ``pooled`` names nodes that read their first argument pooled to a size.
+    """
     dtypes = {p.dtype for p in graph_module.parameters()}
     image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
-    recorder = _ShapeRecorder(graph_module)
+    recorder = _ShapeRecorder(graph_module, pooled or {})
     with torch.no_grad():
         recorder.run(image)
     return recorder.shapes
 
 
 class _ShapeRecorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, pooled: Mapping[str, tuple[int, int]]) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self.pooled = pooled
         self.extra_traceback = False
         self.shapes: dict[str, Any] = {}
+        self._image_shape: tuple[int, ...] = ()
         self.modules = dict(module.named_modules())
 
     def fetch_attr(self, target: str) -> Any:
         return self.modules[target] if target in self.modules else super().fetch_attr(target)
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.name in self.pooled:
+            source: Any = n.args[0]
+            self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])
         try:
             result = super().run_node(n)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             what = f"{n.name} ({n.target})"
+            reads_image = any(i.op == "placeholder" for i in n.all_input_nodes)
+            if reads_image and isinstance(self.modules.get(str(n.target)), nn.Embedding):
+                raise ModelInputError(
+                    f"{what} at {source_line(n)} looks indices up in a table; the input must be an image "
+                    f"(N, C, H, W)"
+                ) from error
             raise ExampleInputError(
                 f"the model does not run on an image of shape {tuple(self._image_shape)}: {reason}\n"
                 f"  in {what} at {source_line(n)}\n"
@@ -102,13 +177,8 @@ def _dims(base: Any, more: Any, taller: Any, wider: Any, step: int) -> Value:
     if base is None:
         return None
     if isinstance(base, list):
-        return tuple(
-            _dims(b, m, t, w, step) for b, m, t, w in zip(base, more, taller, wider, strict=True)
-        )
-    return tuple(
-        _dim(b, m - b, t - b, w - b, step)
-        for b, m, t, w in zip(base, more, taller, wider, strict=True)
-    )
+        return tuple(_dims(b, m, t, w, step) for b, m, t, w in zip(base, more, taller, wider, strict=True))
+    return tuple(_dim(b, m - b, t - b, w - b, step) for b, m, t, w in zip(base, more, taller, wider, strict=True))
 
 
 def _dim(size: int, by_batch: int, by_height: int, by_width: int, step: int) -> Dim:

@@ -67,9 +67,7 @@ def restructure(
                     new_kernels[name] = kernel
                 if view.stride(name) != (1, 1):
                     stride_one.add(name)
-            elif role == "pool" and before != after:
-                bypass[name] = source
-            elif role == "pad":
+            elif (role == "pool" and before != after) or role == "pad":
                 bypass[name] = source
             elif before != after and before is not None and role not in ("resample", "gate"):
                 unsupported.append(name)

@@ -81,9 +81,7 @@ class _Emitter:
         self.modules[name] = module
         return self.graph.call_module(name, args)
 
-    def _level(
-        self, level: LevelPlan, picture: fx.Node, features: fx.Node | None, factor: int
-    ) -> fx.Node:
+    def _level(self, level: LevelPlan, picture: fx.Node, features: fx.Node | None, factor: int) -> fx.Node:
         name = level.name
         lateral = picture
         if level.lateral is not None:
@@ -260,7 +258,7 @@ class _PieceEmitter:
         return new
 
     def _attribute(self, target: str, value: Tensor | None) -> fx.Node:
-        old = self.view.graph_module
+        old: Any = self.view.graph_module
         for part in target.split("."):
             old = getattr(old, part)
         tensor: Any = value if value is not None else torch.empty_like(old)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,12 @@ def verify_graph(
     levels: tuple[LevelClaim, ...],
     image_shape: tuple[int, int, int, int],
     num_classes: int,
+    sizes: Sequence[tuple[int, int]],
 ) -> Report:
     """Check an emitted network on meta tensors.
 
-    Needs: the network (on any device), its levels coarse to fine, the shape of an image batch.
+    Needs: the network (on any device), its levels coarse to fine, the shape of an image batch, and image sizes
+        to try.
     Returns: a `Report`.
     Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
         width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
@@ -63,7 +65,7 @@ def verify_graph(
         VerificationError: names the first invariant that does not hold, and where.
     """
     flat = _flatten(network)
-    sizes = _check_sizes(flat, levels, image_shape, num_classes)
+    _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
     dims = _probe(flat, image_shape)
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
@@ -109,17 +111,16 @@ def _run_shapes(flat: fx.GraphModule, shape: tuple[int, ...]) -> dict[str, Any]:
 
 def _logits(flat: fx.GraphModule) -> str:
     output = next(n for n in reversed(flat.graph.nodes) if n.op == "output")
-    return output.args[0].name  # type: ignore[union-attr]
+    return output.args[0].name
 
 
 def _check_sizes(
     flat: fx.GraphModule,
     levels: tuple[LevelClaim, ...],
-    image_shape: tuple[int, int, int, int],
+    channels: int,
     num_classes: int,
-) -> list[tuple[int, int]]:
-    _, channels, height, width = image_shape
-    sizes = [(height, width), (height + 5, width + 14)]
+    sizes: Sequence[tuple[int, int]],
+) -> None:
     for h, w in sizes:
         shapes = _run_shapes(flat, (2, channels, h, w))
         found = shapes[_logits(flat)]
@@ -131,7 +132,6 @@ def _check_sizes(
                 raise _fail(
                     f"level r{level.reduction} is {shapes[node]} instead of {expected} for an image of {h}x{w}"
                 )
-    return sizes
 
 
 def _level_nodes(flat: fx.GraphModule, levels: tuple[LevelClaim, ...]) -> list[str]:
@@ -158,9 +158,7 @@ def _probe(flat: fx.GraphModule, image_shape: tuple[int, int, int, int]) -> Mapp
         raise _fail(str(error)) from error
 
 
-def _check_levels(
-    flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]
-) -> None:
+def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]) -> None:
     outputs = _level_nodes(flat, levels)
     images = _pyramid_images(flat)
     for level, output in zip(levels, outputs, strict=True):
@@ -213,9 +211,7 @@ def _closure(start: str, step: Callable[[str], list[str]]) -> set[str]:
     return seen
 
 
-def _check_monotonous(
-    flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]
-) -> None:
+def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]) -> None:
     """No value that was reduced may reach a level's output, unless the block itself resampled it back."""
     modules = dict(flat.named_modules())
     outputs = set(_level_nodes(flat, levels))
@@ -281,7 +277,8 @@ def verify_numbers(
     Needs: a network with weights; it is copied, not touched.
     Returns: a `Report` with the largest difference of every form to the network itself.
     Guarantees: finite logits and a finite gradient in every parameter; deepcopy, a state_dict round trip,
-        torch.compile(fullgraph=True) and torch.export agree to 1e-4 relative.
+        channels_last, torch.compile(fullgraph=True, without code generation) and torch.export agree to 1e-4
+        relative; logits are finite under bfloat16 autocast, for a batch of one and for an odd image size.
 
     Raises:
         VerificationError: one of those does not hold.
@@ -301,14 +298,24 @@ def verify_numbers(
         forms: dict[str, Callable[[], Any]] = {
             "deepcopy": lambda: copy.deepcopy(model)(images),
             "state_dict": lambda: _reloaded(model)(images),
-            "compile": lambda: torch.compile(model, fullgraph=True)(images),
+            "channels_last": lambda: model(images.contiguous(memory_format=torch.channels_last)),
+            "compile": lambda: torch.compile(model, fullgraph=True, backend="aot_eager")(images),
             "export": lambda: torch.export.export(model, (images,)).module()(images),
         }
         for name, run in forms.items():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 checks[name] = _difference(name, run(), expected)
-    return Report(checks)
+        torch.compiler.reset()
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            _finite("under autocast", model(images))
+        _finite("for one odd image", model(images[:1, :, : height - 3, : width - 5]))
+    return Report({**checks, "autocast": "finite", "batch 1, odd size": "finite"})
+
+
+def _finite(where: str, output: Tensor) -> None:
+    if not bool(torch.isfinite(output).all()):
+        raise _fail(f"logits are not finite {where}")
 
 
 def _check_gradients(model: nn.Module, images: Tensor) -> str:

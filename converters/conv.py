@@ -33,11 +33,11 @@ class ConvConverter(Converter):
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window of the convolution."""
-        return _pair(site.module.kernel_size)  # type: ignore[union-attr]
+        return _pair(site.layer.kernel_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The stride of the convolution."""
-        return _pair(site.module.stride)  # type: ignore[union-attr]
+        return _pair(site.layer.stride)
 
     def tie(self, site: Site, system: System) -> Any:
         """A dense convolution cuts widths apart, a depthwise one scales, a grouped one divides."""
@@ -61,7 +61,7 @@ class ConvConverter(Converter):
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the convolution for other widths, kernel or stride."""
         conv: Any = site.module
-        in_channels = change.sizes[site.node.args[0].name][1]  # type: ignore[union-attr]
+        in_channels = change.sizes[site.source()][1]
         out_channels = change.sizes[site.node.name][1]
         depthwise = conv.groups > 1 and conv.groups == conv.in_channels
         groups = in_channels if depthwise else _groups(conv.groups, in_channels, out_channels)
@@ -110,11 +110,9 @@ class ConvConverter(Converter):
             new._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
         return new
 
-    def dense(
-        self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]
-    ) -> nn.Module:
+    def dense(self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> nn.Module:
         """A dense convolution (groups 1, dilation 1, stride 1) of this site's class and bias."""
-        new: Any = resized(site.module, {}, {"dilation": (1, 1)})  # type: ignore[arg-type]
+        new: Any = resized(site.layer, {}, {"dilation": (1, 1)})
         return self.with_shape(new, in_channels, out_channels, 1, kernel, (1, 1))
 
 

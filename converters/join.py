@@ -186,11 +186,11 @@ class GetItemConverter(Converter):
         """Pick the part, or cut the sliced dimension."""
         if site.value is None:
             return None
-        source, index = site.node.args
-        value = site.dims[source.name]  # type: ignore[union-attr]
-        exprs = system.of(source)
+        source, index = site.source(), site.node.args[1]
+        value = site.dims[source]
+        exprs = system.of(site.node.args[0])
         if not isinstance(value[0], Dim):
-            return exprs[index]  # type: ignore[index]
+            return exprs[index]
         sliced = _sliced(site)
         if sliced is None:
             return constants(site.value, system)
@@ -209,7 +209,7 @@ class GetItemConverter(Converter):
             return Rebuilt()
         index = list(site.node.args[1])
         for axis, (start, stop) in sliced.items():
-            whole = change.sizes[site.node.args[0].name][axis]  # type: ignore[union-attr]
+            whole = change.sizes[site.source()][axis]
             part = change.sizes[site.node.name][axis]
             total = site.input_dims()[axis].size
             if start == 0:

@@ -16,7 +16,7 @@ class LinearConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         """The last dimension is cut apart, the others pass."""
         entry = system.of(site.node.args[0])
-        out = system.fresh(site.module.out_features, site.node.name)  # type: ignore[union-attr, arg-type]
+        out = system.fresh(site.layer.out_features, site.node.name)
         if entry[-1] is None:
             return (*(None for _ in entry[:-1]), out)
         return (*entry[:-1], out)
@@ -26,7 +26,7 @@ class LinearConverter(Converter):
         return Rebuilt(
             module=self.with_widths(
                 site.module,
-                change.sizes[site.node.args[0].name][-1],  # type: ignore[union-attr]
+                change.sizes[site.source()][-1],
                 change.sizes[site.node.name][-1],
             )
         )

@@ -23,9 +23,7 @@ class _Norm(Converter):
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the norm for another width."""
-        return Rebuilt(
-            module=self.with_width(site.module, change.sizes[site.node.name][self.dimension])
-        )
+        return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][self.dimension]))
 
     def unit(self, site: Site, width: int) -> nn.Module:
         """A norm of this site's kind over the channels of (N, C, H, W) maps."""
@@ -65,9 +63,9 @@ class GroupNormConverter(_Norm):
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; their number is divisible by the groups."""
         entry = system.of(site.node.args[0])
-        groups = site.module.num_groups  # type: ignore[union-attr]
+        groups = site.layer.num_groups
         if groups > 1:
-            system.divisible(entry[1], groups, site.node.name, relaxable=True)  # type: ignore[arg-type]
+            system.divisible(entry[1], groups, site.node.name, relaxable=True)
         return entry
 
     def with_width(self, norm: Any, width: int) -> nn.Module:
@@ -142,4 +140,4 @@ class BatchNormActConverter(_Norm):
 
     def acts(self, site: Site) -> bool:
         """Whether there is an activation inside (timm also uses the class without one)."""
-        return not isinstance(site.module.act, nn.Identity)  # type: ignore[union-attr]
+        return not isinstance(site.layer.act, nn.Identity)

@@ -71,9 +71,7 @@ class DropoutConverter(_PassThrough):
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Copy it, in place only where nobody else reads its input."""
         drop: Any = site.module
-        attributes = (
-            {"inplace": change.inplace and drop.inplace} if hasattr(drop, "inplace") else {}
-        )
+        attributes = {"inplace": change.inplace and drop.inplace} if hasattr(drop, "inplace") else {}
         return Rebuilt(module=resized(drop, {}, attributes))
 
 

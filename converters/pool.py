@@ -35,11 +35,11 @@ class PoolConverter(Converter):
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window."""
-        return _pair(site.module.kernel_size)  # type: ignore[union-attr]
+        return _pair(site.layer.kernel_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The stride; by default as large as the window."""
-        return _pair(site.module.stride or site.module.kernel_size)  # type: ignore[union-attr]
+        return _pair(site.layer.stride or site.layer.kernel_size)
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass."""
@@ -73,15 +73,11 @@ class AdaptivePoolConverter(Converter):
         entry = system.of(site.node.args[0])
         if len(site.value) == len(entry):
             return keep_channels(site, system)
-        return tuple(
-            e
-            for e, d in zip(entry, site.input_dims(), strict=True)
-            if d.kind in ("batch", "channel")
-        )
+        return tuple(e for e, d in zip(entry, site.input_dims(), strict=True) if d.kind in ("batch", "channel"))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Copy it."""
-        return Rebuilt(module=resized(site.module, {}, {}))  # type: ignore[arg-type]
+        return Rebuilt(module=resized(site.layer, {}, {}))
 
 
 @register_converter(

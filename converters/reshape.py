@@ -30,8 +30,7 @@ class AttributeConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         """Every dimension larger than 1 is a variable of its own, until its reader ties it."""
         return tuple(
-            system.constant(1) if d.size == 1 else system.fresh(d.size, site.node.name)
-            for d in site.value
+            system.constant(1) if d.size == 1 else system.fresh(d.size, site.node.name) for d in site.value
         )
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
@@ -60,7 +59,7 @@ class PermuteConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         """Permute the expressions likewise."""
         entry = system.of(site.node.args[0])
-        order: Any = site.module.dims if site.module is not None else site.node.args[1:]  # type: ignore[union-attr]
+        order: Any = site.layer.dims if site.module is not None else site.node.args[1:]
         if len(order) == 1 and not isinstance(order[0], int):
             order = order[0]
         if not order:
@@ -105,7 +104,10 @@ class ViewConverter(Converter):
         literals = _literals(site)
         result: list[Expr | None] = [None] * len(site.value)
         for ins, outs in _groups([d.size for d in before], [d.size for d in site.value]):
-            if not all(before[i].kind == "channel" for i in ins):
+            flattens = all(before[i].kind in ("channel", "height", "width") for i in ins) and all(
+                site.value[o].kind == "channel" for o in outs
+            )  # a head that flattens a map reads it pooled to the size that the probe saw
+            if not flattens:
                 plain = len(ins) == len(outs) == 1
                 for o in outs:
                     if site.value[o].kind == "channel" and not plain:
@@ -114,7 +116,8 @@ class ViewConverter(Converter):
                     if entry[i] is not None:
                         system.equal(entry[i], system.constant(before[i].size))
                 continue
-            whole = _product([entry[i] for i in ins], [before[i].size for i in ins], system)
+            exprs = [e if (e := entry[i]) is not None else system.constant(before[i].size) for i in ins]
+            whole = _product(exprs, [before[i].size for i in ins], system)
             for o, expr in zip(outs, _factors(whole, outs, site, literals, system), strict=True):
                 result[o] = expr
         return tuple(
@@ -129,8 +132,7 @@ class ViewConverter(Converter):
         sizes = change.sizes[site.node.name]
         shape = _shape_arguments(site)
         new = [
-            sizes[i] if isinstance(a, int) and a > 1 and sizes[i] is not None else a
-            for i, a in enumerate(shape)
+            sizes[i] if isinstance(a, int) and a > 1 and sizes[i] is not None else a for i, a in enumerate(shape)
         ]
         return (
             Rebuilt(args=(site.node.args[0], *new), kwargs={})
@@ -175,11 +177,9 @@ def _groups(before: list[int], after: list[int]) -> list[tuple[list[int], list[i
     return groups
 
 
-def _product(exprs: list[Expr | None], sizes: list[int], system: System) -> Expr:
+def _product(exprs: list[Expr], sizes: list[int], system: System) -> Expr:
     """The product of sizes of which at most one varies."""
-    varying = [
-        e for e, s in zip(exprs, sizes, strict=True) if e and any(t.variable is not None for t in e)
-    ]
+    varying = [e for e, s in zip(exprs, sizes, strict=True) if e and any(t.variable is not None for t in e)]
     if not varying:
         return system.constant(prod(sizes))
     for expr in varying[1:]:
@@ -188,9 +188,7 @@ def _product(exprs: list[Expr | None], sizes: list[int], system: System) -> Expr
     return tuple(Term(t.variable, t.scale * factor) for t in varying[0])
 
 
-def _factors(
-    whole: Expr, outs: list[int], site: Site, literals: dict[int, int], system: System
-) -> list[Expr]:
+def _factors(whole: Expr, outs: list[int], site: Site, literals: dict[int, int], system: System) -> list[Expr]:
     """Deal a size out to several dimensions: written-out ones are constant, the largest other scales."""
     dims: list[Dim] = [site.value[o] for o in outs]
     large = [k for k, d in enumerate(dims) if d.size > 1]

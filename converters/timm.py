@@ -8,9 +8,7 @@ from torch import nn
 from bu2td.converter import Change, Rebuilt, Site, System, register_converter, resized
 
 
-@register_converter(
-    "timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame"
-)
+@register_converter("timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame")
 class ScaledStdConvConverter(ConvConverter):
     """Scaled weight standardisation: the scale is gamma / sqrt(fan in)."""
 
@@ -29,7 +27,7 @@ class ConvMlpConverter(ConvConverter):
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window of the first convolution."""
-        return tuple(site.module.fc1.kernel_size)  # type: ignore[union-attr, arg-type, return-value]
+        return tuple(site.layer.fc1.kernel_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
         """Stride 1, valid padding."""
@@ -38,13 +36,13 @@ class ConvMlpConverter(ConvConverter):
     def tie(self, site: Site, system: System) -> Any:
         """The input width is free, the output width is the head's own."""
         entry = system.of(site.node.args[0])
-        out = system.fresh(site.module.fc2.out_channels, site.node.name)  # type: ignore[union-attr, arg-type]
+        out = system.fresh(site.layer.fc2.out_channels, site.node.name)
         return (entry[0], out, *entry[2:])
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build both convolutions; the hidden width stays."""
         mlp: Any = site.module
-        width = change.sizes[site.node.args[0].name][1]  # type: ignore[union-attr]
+        width = change.sizes[site.source()][1]
         out = change.sizes[site.node.name][1]
         hidden = mlp.fc1.out_channels
         new: Any = resized(mlp, {}, {})

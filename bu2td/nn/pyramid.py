@@ -77,9 +77,7 @@ class Pyramid(nn.Module):
     Shapes: (N, C, H, W) -> a tuple of (N, C, ceil(H / f), ceil(W / f)), one per reduction f.
     """
 
-    def __init__(
-        self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5
-    ) -> None:
+    def __init__(self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5) -> None:
         super().__init__()
         if reducer not in REDUCERS:
             raise ValueError(f"reducer must be one of {REDUCERS}, not {reducer!r}")

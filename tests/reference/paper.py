@@ -169,10 +169,7 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         """Run the block; with `size`, as an up-block to that size."""
         active = self.relu(self.norm1(x))
-        if self.projection is None:
-            shortcut = x
-        else:
-            shortcut = self.projection(x if self.projection_reads_x else active)
+        shortcut = x if self.projection is None else self.projection(x if self.projection_reads_x else active)
         if size is not None:
             active = upsample(active, size, self.mode)
             shortcut = upsample(shortcut, size, self.mode)

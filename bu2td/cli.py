@@ -1,0 +1,428 @@
+"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``.
+
+Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
+command returns its answer as text; until then stdout is closed to everybody else (a model's own code may
+print), so that ``--json`` is JSON and nothing but JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+import bu2td
+from bu2td.baselines import INPUT_SIZES
+from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
+from bu2td.models import create_model
+from bu2td.nn import REDUCERS, UPSAMPLE_MODES
+from bu2td.plan import ARRANGEMENTS, Analysis, Cost, Options, Plan, format_table
+
+FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+_BYTES_PER_VALUE = 4
+_MIB = 2**20
+_DEFAULTS = Options()
+
+_MODEL_HELP = (
+    "timm's NAME, torchvision:NAME, bu2td:NAME (a baseline of the paper), package.module:factory or file.py:factory"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words behind the program's name; by default those of this process.
+
+    Returns:
+        The exit status: 0, 2 for an error that bu2td names, 130 when interrupted, 141 when the reader of a
+        pipe has gone.
+
+    Raises:
+        SystemExit: by argparse, for ``--help``, ``--version`` (status 0) and malformed arguments (status 2).
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            answer = options.run(options)
+        print(answer, flush=True)
+    except Bu2tdError as error:
+        print(f"bu2td: {type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _let_go_of_stdout()
+        return PIPE_CLOSED
+    return 0
+
+
+def _let_go_of_stdout() -> None:
+    """Point stdout at nothing, so that Python's own flush at exit does not fail once more."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+# --- the commands -------------------------------------------------------------------------------------
+
+
+def _inspect(options: argparse.Namespace) -> str:
+    if options.batch_size < 1:
+        raise OptionError(f"--batch-size {options.batch_size} must be at least 1")
+    arrangements = options.arrangement or list(ARRANGEMENTS)
+    analysis = _analysis(options)
+    plans = [
+        bu2td.convert(analysis, arrangement, device="meta", max_macs_ratio=None).plan
+        for arrangement in arrangements
+    ]
+    answer = _inspection(options, analysis, plans)
+    return json.dumps(answer, indent=2) if options.json else _inspection_text(answer)
+
+
+def _convert(options: argparse.Namespace) -> str:
+    _check_folder(options.output)
+    if options.seed is not None and 0 <= options.seed < 2**63:
+        torch.manual_seed(options.seed)  # a factory's own random weights, which --inherit copies
+    model = create_model(options.model, device="cpu")
+    network = bu2td.convert(
+        model,
+        options.arrangement,
+        example_inputs=_example_inputs(options, model),
+        device="cpu",
+        inherit=options.inherit,
+        seed=options.seed,
+        max_macs_ratio=options.max_macs_ratio,
+        **_structure(options),
+    )
+    bu2td.save(network, options.output)
+    if options.json:
+        return json.dumps(network.plan.to_dict(), indent=2)
+    return f"{network.plan}\nwritten to {options.output}"
+
+
+def _draw(options: argparse.Namespace) -> str:
+    from bu2td.draw import draw
+
+    analysis = _analysis(options)
+    network = bu2td.convert(
+        analysis, options.arrangement, device="meta", max_macs_ratio=None, **_structure(options)
+    )
+    draw(network, options.output, title=options.title)
+    return f"written to {options.output}"
+
+
+def _analysis(options: argparse.Namespace) -> Analysis:
+    model = create_model(options.model, device="meta")
+    return bu2td.analyze(model, example_inputs=_example_inputs(options, model))
+
+
+def _example_inputs(options: argparse.Namespace, model: nn.Module) -> Tensor | None:
+    """The image size asked for, else a baseline's own, else None (bu2td's choice)."""
+    source, _, name = options.model.partition(":")
+    size = options.input_size or (INPUT_SIZES.get(name) if source == "bu2td" else None)
+    if size is None:
+        return None
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return torch.zeros((1, *size), device=device)
+
+
+def _structure(options: argparse.Namespace) -> dict[str, Any]:
+    names = (
+        "width",
+        "stem",
+        "reductions",
+        "finest_reduction",
+        "upsample",
+        "merge",
+        "merge_kernel",
+        "pyramid",
+        "sigma",
+    )
+    return {name: getattr(options, name) for name in names}
+
+
+def _check_folder(file: str) -> None:
+    """Fail before a long conversion rather than after it."""
+    path = Path(file)
+    if not path.parent.is_dir():
+        raise FileError(f"{path} cannot be written: there is no folder {path.parent}")
+    if path.is_dir():
+        raise FileError(f"{path} cannot be written: it is a folder")
+
+
+# --- what inspect reports -----------------------------------------------------------------------------
+
+
+def _inspection(options: argparse.Namespace, analysis: Analysis, plans: list[Plan]) -> dict[str, Any]:
+    before = plans[0].bottom_up_cost
+    return {
+        "model": options.model,
+        "class": plans[0].model,
+        "image_shape": list(plans[0].image_shape),
+        "batch_size": options.batch_size,
+        "bottom_up": {
+            "levels": analysis.rows(),
+            **_cost(before, options.batch_size),
+            "notes": list(analysis.notes),
+        },
+        "arrangements": [
+            {
+                "arrangement": plan.options.arrangement,
+                "reductions": list(plan.ladder),
+                "widths": list(plan.widths),
+                **_cost(plan.cost, options.batch_size),
+                "macs_ratio": plan.cost.macs / max(before.macs, 1),
+                "relaxations": [list(relaxation) for relaxation in plan.relaxations],
+                "notes": [note for note in plan.notes if note not in analysis.notes],
+            }
+            for plan in plans
+        ],
+    }
+
+
+def _cost(cost: Cost, batch_size: int) -> dict[str, Any]:
+    memory = cost.activations * _BYTES_PER_VALUE * batch_size / _MIB
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "activations": cost.activations,
+        "activation_mib": round(memory, 3),
+    }
+
+
+def _inspection_text(answer: dict[str, Any]) -> str:
+    before, size = answer["bottom_up"], "x".join(map(str, answer["image_shape"][1:]))
+    networks = [{"arrangement": "bottom-up", **before, "macs_ratio": 1.0, "relaxations": []}]
+    networks += answer["arrangements"]
+    lines = [
+        f"bottom-up {answer['model']} ({answer['class']}), image {size}",
+        format_table(before["levels"]),
+        *(f"note: {note}" for note in before["notes"]),
+        "",
+        "level widths, coarse to fine",
+        format_table([_widths(network) for network in answer["arrangements"]]),
+        "",
+        f"cost: parameters, MACs for one image, memory of forward activations, float32, batch size "
+        f"{answer['batch_size']}",
+        format_table([_summary(network) for network in networks]),
+    ]
+    for network in answer["arrangements"]:
+        name = _word(network["arrangement"])
+        lines += [f"{name}: {level}: {what}" for level, what in network["relaxations"]]
+        lines += [f"{name}: note: {note}" for note in network["notes"]]
+    return "\n".join(lines)
+
+
+def _widths(network: dict[str, Any]) -> dict[str, Any]:
+    levels = zip(network["reductions"], network["widths"], strict=True)
+    return {"arrangement": _word(network["arrangement"]), **{f"r{r}": width for r, width in levels}}
+
+
+def _summary(network: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "network": _word(network["arrangement"]),
+        "parameters": network["parameters"],
+        "MMACs": round(network["macs"] / 1e6, 1),
+        "x bottom-up": round(network["macs_ratio"], 2),
+        "activations MiB": round(network["activation_mib"], 1),
+        "relaxations": len(network["relaxations"]),
+    }
+
+
+def _word(arrangement: str | Sequence[int]) -> str:
+    return arrangement if isinstance(arrangement, str) else ",".join(map(str, arrangement))
+
+
+# --- arguments ----------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that names what an unknown word may have meant."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse, and let the command that was chosen complain about what is left over."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = getattr(parsed, "parser", self)
+            options = [name for action in parser._actions for name in action.option_strings]
+            word = next((w for w in unknown if w.startswith("-")), "").partition("=")[0]
+            hint = nearest(word, options, count=1) if word else ""
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and one line, and exit with status 2."""
+        unknown = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if unknown:
+            known = [word.strip(" '\"") for word in unknown[2].split(",")]
+            message += nearest(unknown[1], known, count=1)
+        super().error(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="bu2td", description="Turn a bottom-up convolutional network into its top-down network.")
+    parser.add_argument("--version", action="version", version=f"bu2td {bu2td.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_inspect(commands)
+    _add_convert(commands)
+    _add_draw(commands)
+    return parser
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", _inspect, "show the levels of a model and what each arrangement costs")
+    parser.add_argument(
+        "--arrangement",
+        action="append",
+        type=_arrangement,
+        metavar="td|uni|rev|W,W,..",
+        help="what to plan; repeatable; default: td, uni and rev",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="of the activation memory; default: %(default)s",
+    )
+    _add_common(parser)
+    _add_json(parser)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(commands, "convert", _convert, "convert a model and save the network (bu2td.load reads it)")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
+    _add_structure(parser)
+    parser.add_argument(
+        "--inherit",
+        choices=("matching",),
+        help="copy every weight whose role and shape survive (a factory may load trained ones)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the initial weights")
+    parser.add_argument(
+        "--max-macs-ratio",
+        type=_ratio,
+        default=_DEFAULTS.max_macs_ratio,
+        metavar="X|none",
+        help="refuse a network that costs more than X times the bottom-up MACs; default: %(default)g",
+    )
+    _add_common(parser)
+    _add_json(parser)
+
+
+def _add_draw(commands: Any) -> None:
+    parser = _command(commands, "draw", _draw, "draw the bottom-up and the top-down network side by side")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write, .png or .svg")
+    parser.add_argument("--title", metavar="TEXT", help="a line above the figure; default: none")
+    _add_structure(parser)
+    _add_common(parser)
+
+
+def _command(commands: Any, name: str, run: Callable[..., str], text: str) -> Any:
+    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    return parser
+
+
+def _add_common(parser: Any) -> None:
+    parser.add_argument(
+        "--input-size",
+        type=_sizes(3, "C,H,W"),
+        metavar="C,H,W",
+        help="of the images; default: the model's own",
+    )
+
+
+def _add_json(parser: Any) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_structure(parser: Any) -> None:
+    """The options of `bu2td.convert` that shape the network; it checks their values itself."""
+    group = parser.add_argument_group("the top-down network")
+    add = group.add_argument
+    add(
+        "--arrangement",
+        type=_arrangement,
+        default=_DEFAULTS.arrangement,
+        metavar="td|uni|rev|W,W,..",
+        help="which level gets which widths, or the widths, coarse to fine; default: %(default)s",
+    )
+    add("--width", type=int, metavar="N", help="common width of arrangement uni")
+    add("--stem", default=_DEFAULTS.stem, metavar="mirror|coarse", help="default: %(default)s")
+    add("--reductions", type=_sizes(None, "32,16,.."), metavar="32,16,..", help="the reductions to keep")
+    add(
+        "--finest-reduction",
+        type=int,
+        default=_DEFAULTS.finest_reduction,
+        metavar="R",
+        help="where to stop; default: %(default)s, the image size",
+    )
+    add(
+        "--upsample",
+        default=_DEFAULTS.upsample,
+        metavar="|".join(UPSAMPLE_MODES),
+        help="default: %(default)s",
+    )
+    add("--merge", default=_DEFAULTS.merge, metavar="add_concat|add|concat", help="default: %(default)s")
+    add(
+        "--merge-kernel",
+        type=int,
+        default=_DEFAULTS.merge_kernel,
+        metavar="K",
+        help="kernel of the merge's conv, odd; default: %(default)s",
+    )
+    add("--pyramid", default=_DEFAULTS.pyramid, metavar="|".join(REDUCERS), help="default: %(default)s")
+    add(
+        "--sigma",
+        type=float,
+        default=_DEFAULTS.sigma,
+        metavar="S",
+        help="blur of the Gaussian pyramid in units of the reduction; default: %(default)s",
+    )
+
+
+def _arrangement(text: str) -> str | tuple[int, ...]:
+    """A word (which `bu2td.convert` checks) or level widths."""
+    try:
+        return tuple(int(width) for width in text.split(","))
+    except ValueError:
+        return text
+
+
+def _sizes(count: int | None, form: str) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        try:
+            sizes = tuple(int(size) for size in text.split(","))
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1 or (count is not None and len(sizes) != count):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {form} in whole numbers of at least 1")
+        return sizes
+
+    return parse
+
+
+def _ratio(text: str) -> float | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor 'none'") from None
