@@ -114,4 +114,11 @@ def test_train_loop_learns(tmp_path: Path, arrangement: str) -> None:
 
 
 def test_custom_converter(tmp_path: Path) -> None:
-    run("custom_converter.py", cwd=tmp_path)
+    done = run("custom_converter.py", cwd=tmp_path)
+    before, after = done.stdout.split("With a converter:")
+    assert "without a converter" in before
+    assert "erf" in before
+    assert "relaxations 0" not in before
+    assert "without a converter" not in after
+    assert "relaxations 0\n" in after
+    assert after.rstrip().endswith("7 activations, 7 of them with a gradient")

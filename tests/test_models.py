@@ -11,14 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+import bu2td
 from bu2td import baselines, models
 from bu2td.errors import MissingPackageError, OptionError, UnknownModelError
 from bu2td.models import create_model, list_models
 
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="no timm")
-needs_torchvision = pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="no torchvision"
-)
+needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="no torchvision")
 
 
 @pytest.fixture
@@ -147,6 +146,18 @@ def test_baselines(name: str) -> None:
     assert model(torch.rand(1, *baselines.INPUT_SIZES[name])).shape == (1, 10)
 
 
+def test_a_model_knows_its_word() -> None:
+    for device in (None, "cpu", "meta"):
+        assert create_model("bu2td:lenet_fc", device=device).bu2td_factory == "bu2td:lenet_fc"
+
+
+def test_a_saved_network_is_rebuilt_from_its_word(folder: Path) -> None:
+    td = bu2td.convert(create_model("bu2td:nin_light"), seed=0).eval()
+    bu2td.save(td, folder / "td.pt")
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(bu2td.load(folder / "td.pt").eval()(images), td(images))
+
+
 def test_every_call_is_a_new_model() -> None:
     assert create_model("bu2td:lenet_fc") is not create_model("bu2td:lenet_fc")
 
@@ -194,9 +205,7 @@ def test_meta_holds_nothing(word: str) -> None:
     assert {t.device.type for t in tensors} == {"meta"}
     real = create_model(word, device="cpu")
     assert {t.device.type for t in real.parameters()} == {"cpu"}
-    assert {k: v.shape for k, v in model.state_dict().items()} == {
-        k: v.shape for k, v in real.state_dict().items()
-    }
+    assert {k: v.shape for k, v in model.state_dict().items()} == {k: v.shape for k, v in real.state_dict().items()}
 
 
 def test_meta_of_a_constructor_that_calculates_with_parameters(folder: Path) -> None:
@@ -327,9 +336,7 @@ def test_a_repaired_file_runs_again(folder: Path) -> None:
 # ------------------------------------------------------------------------- optional packages
 
 
-@pytest.mark.parametrize(
-    ("word", "package"), [("resnet18", "timm"), ("torchvision:resnet18", "torchvision")]
-)
+@pytest.mark.parametrize(("word", "package"), [("resnet18", "timm"), ("torchvision:resnet18", "torchvision")])
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch, word: str, package: str) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     with pytest.raises(MissingPackageError, match=f"Run: pip install {package}$") as caught:

@@ -1,0 +1,181 @@
+"""The paper's networks: golden parameter counts, golden pyramid, function equal to hand-written references."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import REWRITTEN, FlatResNet, convert_baseline, parameters
+from reference import paper
+from reference.fill import fill, picture
+from torch import nn
+
+from bu2td import baselines
+from bu2td.nn import Pyramid, gaussian_resample
+
+GOLDENS = Path(__file__).parent / "goldens"
+COUNTS = {k: v for k, v in json.loads((GOLDENS / "parameters.json").read_text()).items() if k[0] != "_"}
+NETWORKS = [
+    (name, "td" if key.startswith("td") else key) for name, row in COUNTS.items() for key in row if key != "bu"
+]
+
+
+def difference(network: nn.Module, reference: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Largest difference of the logits, in eval mode, with all weights a function of kind and shape."""
+    fill(network.eval())
+    fill(reference.eval())
+    images = picture(2, *shape)
+    with torch.no_grad():
+        return float((network(images) - reference(images)).abs().max())
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_bottom_up_parameters(name: str) -> None:
+    assert parameters(getattr(baselines, name)()) == COUNTS[name]["bu"]
+
+
+@pytest.mark.parametrize(("name", "arrangement"), NETWORKS)
+def test_top_down_parameters(name: str, arrangement: str) -> None:
+    key = next(k for k in COUNTS[name] if k.startswith(arrangement))
+    network = convert_baseline(name, arrangement, device="meta")
+    assert parameters(network) == COUNTS[name][key]
+    assert network.plan.relaxations == ()
+
+
+def test_there_are_eighteen_golden_numbers() -> None:
+    assert sum(len(row) for row in COUNTS.values()) == 18
+    assert len(NETWORKS) == 13
+
+
+@pytest.mark.parametrize(("name", "arrangement"), NETWORKS)
+def test_function_equals_reference(name: str, arrangement: str) -> None:
+    network, reference = convert_baseline(name, arrangement), paper.build(name, arrangement)
+    channels, height, width = baselines.INPUT_SIZES[name]
+    assert difference(network, reference, (channels, height, width)) < 1e-5
+    assert difference(network, reference, (channels, 37, 45)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "arrangement", "mutant"),
+    [(n, a, m) for n, a in NETWORKS if n != "nin" for m in paper.mutants(n, a)],
+)
+def test_the_comparison_notices_mutants(name: str, arrangement: str, mutant: str) -> None:
+    network, reference = convert_baseline(name, arrangement), paper.build(name, arrangement, mutant)
+    assert difference(network, reference, baselines.INPUT_SIZES[name]) > 1e-3
+
+
+def test_every_mutant_is_tried() -> None:
+    assert set(paper.MUTANTS) == {m for n, a in NETWORKS if n != "nin" for m in paper.mutants(n, a)}
+    assert len(paper.MUTANTS) == 7
+
+
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+@pytest.mark.parametrize("writing", REWRITTEN)
+def test_other_ways_of_writing(writing: str, arrangement: str) -> None:
+    name, build = REWRITTEN[writing]
+    if name == "resnet18_imagenette" and arrangement != "td":
+        pytest.skip("the paper has this network in td only")
+    network = convert_baseline(name, arrangement, build())
+    assert difference(network, paper.build(name, arrangement), baselines.INPUT_SIZES[name]) < 1e-5
+
+
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+@pytest.mark.parametrize(("widths", "blocks"), [((8, 12, 20), 2), ((24, 24), 3), ((6, 10, 14, 22), 1)])
+def test_other_widths_and_depths(widths: tuple[int, ...], blocks: int, arrangement: str) -> None:
+    """Two writings of one network give one top-down network, whose parameters follow from the rules."""
+    nested = convert_baseline(
+        "resnet32", arrangement, baselines.PreActResNet(widths, blocks, stem_width=widths[0])
+    )
+    flat = convert_baseline("resnet32", arrangement, FlatResNet(widths, blocks))
+    assert difference(nested, flat, (3, 32, 32)) < 1e-6
+    given = {
+        "td": list(reversed(widths)),
+        "rev": list(widths),
+        "uni": [widths[(len(widths) - 1) // 2]] * len(widths),
+    }[arrangement]
+    assert list(nested.plan.widths) == given
+    assert parameters(nested) == _preactivation_count(given, blocks)
+
+
+def _preactivation_count(widths: list[int], blocks: int) -> int:
+    """Parameters of a pre-activation top-down ResNet, level widths coarse to fine, by section 3 of the rules."""
+
+    def conv(inputs: int, outputs: int, kernel: int) -> int:
+        return kernel * kernel * inputs * outputs + outputs
+
+    def block(inputs: int, outputs: int) -> int:
+        count = 2 * inputs + conv(inputs, outputs, 3) + 2 * outputs + conv(outputs, outputs, 3)
+        return count + (conv(inputs, outputs, 1) if inputs != outputs else 0)
+
+    first = widths[0]
+    count = conv(3, first, 3) + blocks * block(first, first)
+    for before, width in zip(widths, widths[1:], strict=False):
+        merge = conv(3, width, 3) + 2 * (2 * width) + conv(2 * width, width, 3)
+        count += block(before, width) + merge + (blocks - 1) * block(width, width)
+    return count + 2 * widths[-1] + widths[-1] * 10 + 10
+
+
+def test_dropouts_follow_the_merges() -> None:
+    network = convert_baseline("nin_light", "td", device="meta")
+    dropouts = [name for name, m in network.named_modules() if isinstance(m, nn.Dropout)]
+    assert dropouts == ["r2_dropout", "r1_dropout"]
+
+
+def test_lenet_first_unit_exists_twice() -> None:
+    network = convert_baseline("lenet_fc", "td", device="meta")
+    assert tuple(network.r1_lateral.conv.weight.shape) == (6, 1, 5, 5)
+    assert tuple(network.get_parameter("r1.unit1.0.weight").shape) == (6, 6, 5, 5)
+    assert [network.get_submodule(f"r{r}_lateral.conv").kernel_size for r in (2, 1)] == [(5, 5), (5, 5)]
+    assert network.get_submodule("r4.unit3.0").kernel_size == (3, 3)
+
+
+# --- the pyramid --------------------------------------------------------------------------------------
+
+
+def test_pyramid_equals_tensorflow() -> None:
+    golden = np.load(GOLDENS / "pyramid.npz")
+    compared = 0
+    for key in golden:
+        match = re.fullmatch(r"out_(.*)_f(\d+)", key)
+        if match:
+            images = torch.tensor(golden[f"in_{match[1]}"])
+            found = gaussian_resample(images, int(match[2])).numpy()
+            np.testing.assert_allclose(found, golden[key], atol=1e-5)
+            compared += 1
+    assert compared == 9
+
+
+@pytest.mark.parametrize("reducer", ["gaussian", "strided", "max", "max_blur", "average"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 5), (37, 30)])
+def test_pyramid_sizes(reducer: str, size: tuple[int, int]) -> None:
+    ladder = (32, 8, 4, 2, 1)
+    levels = Pyramid(ladder, reducer)(torch.rand(2, 3, *size))
+    assert [tuple(t.shape[-2:]) for t in levels] == [(-(-size[0] // f), -(-size[1] // f)) for f in ladder]
+    assert all(bool(torch.isfinite(t).all()) for t in levels)
+
+
+def test_pyramid_taps() -> None:
+    """6 taps at f = 2, and constants stay constant at the borders."""
+    response = gaussian_resample(torch.eye(16).reshape(1, 1, 16, 16), 2)
+    row = gaussian_resample(torch.eye(16)[:, None, None, :].expand(16, 1, 2, 16), 2)[:, 0, 0, 4]
+    taps = [round(float(v), 4) for v in row if v > 0]
+    assert taps == [0.0176, 0.1297, 0.3527, 0.3527, 0.1297, 0.0176]
+    assert response.shape == (1, 1, 8, 8)
+    for sigma in (0.125, 0.5, 1.3):
+        flat = gaussian_resample(torch.ones(1, 1, 19, 31), 4, sigma)
+        torch.testing.assert_close(flat, torch.ones(1, 1, 5, 8))
+
+
+@pytest.mark.parametrize(("reducer", "value"), [("strided", 10.0), ("average", 7.5), ("max", 15.0)])
+def test_other_reducers(reducer: str, value: float) -> None:
+    images = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert float(Pyramid((4,), reducer)(images)[0]) == value
+
+
+def test_levels_are_never_cascaded() -> None:
+    images = torch.rand(1, 1, 32, 32)
+    direct, cascaded = gaussian_resample(images, 4), gaussian_resample(gaussian_resample(images, 2), 2)
+    assert float((direct - cascaded).abs().max()) > 1e-3
+    torch.testing.assert_close(Pyramid((4, 2, 1))(images)[0], direct)
