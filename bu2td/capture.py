@@ -196,6 +196,7 @@ class _Root(nn.Module):
 
 class _Tracer(fx.Tracer):
     record_stack_traces = True
+    proxy_buffer_attributes = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -375,6 +376,11 @@ def _canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.Graph
             continue
         elif node.op == "get_attr":
             target = str(node.target).removeprefix("model.")
+            if target.startswith("_tensor_constant"):
+                raise CaptureError(
+                    f"the forward makes a tensor of its own, of shape {tuple(_attribute(root, target).shape)}, at "
+                    f"{source_line(next(iter(node.users)))}; register it as a buffer of the module"
+                )
             kept[target] = _attribute(root, str(node.target))
             new = graph.get_attr(target)
         elif node.op == "call_module":

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.baselines import INPUT_SIZES
+from bu2td.draw import check_path, draw
 from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
@@ -113,8 +114,7 @@ def _convert(options: argparse.Namespace) -> str:
 
 
 def _draw(options: argparse.Namespace) -> str:
-    from bu2td.draw import draw
-
+    check_path(options.output)
     analysis = _analysis(options)
     network = bu2td.convert(
         analysis, options.arrangement, device="meta", max_macs_ratio=None, **_structure(options)
@@ -254,7 +254,7 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse, and let the command that was chosen complain about what is left over."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import tempfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -206,13 +204,21 @@ def _check_cost(plan: Plan) -> None:
         }
         for level in plan.levels
     ]
+    spent, enough = plan.levels[0].cost.macs, None
+    for level in plan.levels[1:]:
+        spent += level.cost.macs
+        if spent <= limit * plan.bottom_up_cost.macs:
+            enough = level.reduction
+    remedies = [
+        *([f"finest_reduction={enough} stays below it"] if enough else []),
+        "arrangement='td' or 'uni' with a smaller width narrows the finest levels",
+        "merge='add' or merge_kernel=1 makes merges cheaper",
+        "max_macs_ratio=None allows any cost",
+    ]
     raise CostError(
         f"the top-down network would cost {ratio:.1f} times the bottom-up network's "
         f"{plan.bottom_up_cost.macs / 1e6:,.0f} M multiply-accumulates, more than max_macs_ratio={limit:g}:\n"
-        f"{format_table(rows)}\n"
-        f"finest_reduction={plan.ladder[-1] * 2} or coarser leaves the finest levels out (a quarter of the cost "
-        f"each), arrangement='td' or 'uni' with a smaller width narrows them, merge='add' halves the merges, and "
-        f"max_macs_ratio=None allows any cost"
+        f"{format_table(rows)}\n{'; '.join(remedies)}"
     )
 
 
@@ -390,14 +396,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        EOFError,
-        ValueError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # what torch.load raises on garbage depends on the garbage
         raise FileError(
             f"{path} is not a file that bu2td.save wrote ({type(error).__name__}); it may be truncated"
         ) from error

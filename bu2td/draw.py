@@ -63,7 +63,7 @@ def draw(network_or_plan: TopDownNetwork | Plan, path: str | os.PathLike[str], *
         MissingPackageError: matplotlib is not installed.
     """
     plan, classes = _plan(network_or_plan)
-    file = _checked(Path(path))
+    file = check_path(path)
     try:
         import matplotlib
     except ImportError as error:
@@ -86,12 +86,19 @@ def _plan(value: Any) -> tuple[Plan, int]:
     return plan, getattr(value, "num_classes", plan.head.exit_width)
 
 
-def _checked(path: Path) -> Path:
-    if path.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"{path} must end in {' or '.join(SUFFIXES)}, which names the type of the figure")
-    if not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: there is no folder {path.parent}")
-    return path
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Check a figure's path before anything is computed for it; `draw` does so itself.
+
+    Raises:
+        OptionError: its suffix is neither .png nor .svg.
+        FileError: its folder does not exist.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in SUFFIXES:
+        raise OptionError(f"{file} must end in {' or '.join(SUFFIXES)}, which names the type of the figure")
+    if not file.parent.is_dir():
+        raise FileError(f"{file} cannot be written: there is no folder {file.parent}")
+    return file
 
 
 @contextmanager
@@ -132,6 +139,7 @@ class _Layout:
         self.width_scale = MAX_BOX_WIDTH / max(widths) ** 0.5
         self.height_scale = MAX_BOX_HEIGHT / (height * width) ** 0.25
         self.image_scale = min(MAX_BOX_HEIGHT / height**0.5, MAX_IMAGE_WIDTH / width**0.5)
+        self.name_width = 0.08 + 0.07 * len(f"r{max(*bottom_up, *top_down)}")
         self.bodies = [row["reduction"] for row in plan.bottom_up if row["blocks"]]
         self.top = MARGIN + (0.25 if title else 0) + HEADER + HEAD_ZONE
         self.head_y = -self.top + HEAD_BOX[1] / 2 + 0.1
@@ -204,10 +212,17 @@ class _Pen:
         from matplotlib.patches import FancyArrowPatch
         from matplotlib.path import Path as Line
 
-        style = {"arrowstyle": "-|>,head_length=3.2,head_width=1.6", "joinstyle": "miter", "capstyle": "butt"}
-        self.axes.add_patch(
-            FancyArrowPatch(path=Line(points), color=color, linewidth=0.9, mutation_scale=1, zorder=2, **style)
+        arrow = FancyArrowPatch(
+            path=Line(points),
+            arrowstyle="-|>,head_length=3.2,head_width=1.6",
+            mutation_scale=1,
+            color=color,
+            linewidth=0.9,
+            zorder=2,
+            joinstyle="miter",
+            capstyle="butt",
         )
+        self.axes.add_patch(arrow)
 
     def box(
         self,
@@ -266,12 +281,13 @@ class _Pen:
     def label(self, x: float, y: float, name: str, kind: str, shape: Sequence[int]) -> None:
         """Two lines: a level's name and what it holds, and its width and resolution."""
         self.text(x, y + 0.07, name, fontweight="bold")
-        self.text(x + 0.29, y + 0.07, kind)
+        self.text(x + self.layout.name_width, y + 0.07, kind)
         self.text(x, y - 0.07, " \N{MULTIPLICATION SIGN} ".join(map(str, shape)), color=GREY)
 
     def head(self, x: float, y: float, classes: int) -> None:
         self.box(x, y, *HEAD_BOX, FAINT, round_=True, edge=GREY)
-        self.text(x, y - 0.003, f"head, {classes} classes", ha="center", fontsize=SMALL, zorder=4)
+        text = f"head, {classes} classes" if classes else "head"
+        self.text(x, y - 0.003, text, ha="center", fontsize=SMALL, zorder=4)
 
 
 def _titles(pen: _Pen, plan: Plan, title: str | None) -> None:
@@ -367,7 +383,8 @@ def _bottom_up(pen: _Pen, plan: Plan, classes: int) -> None:
         assert row.bottom_up
         channels, blocks = row.bottom_up["width"], row.bottom_up["blocks"]
         half = layout.box_height(row.size) / 2
-        if row is image and not blocks:
+        size = row.bottom_up.get("size")
+        if row is image and not blocks and not size:
             # Most stems stride in their first conv: at full resolution there is only the image.
             pen.label(LABEL_X, row.y, "r1", "image", (plan.image_shape[1], *row.size))
             continue
@@ -379,7 +396,7 @@ def _bottom_up(pen: _Pen, plan: Plan, classes: int) -> None:
             pen.arrow((BU_X, below), (BU_X, row.y - half))
         pen.box(BU_X, row.y, layout.box_width(channels), 2 * half, layout.shade(row.reduction))
         kind = _counted(blocks) if blocks else "stem"
-        pen.label(LABEL_X, row.y, f"r{row.reduction}", kind, (channels, *row.size))
+        pen.label(LABEL_X, row.y, f"r{row.reduction}", kind, (channels, *(size or row.size)))
         below = row.y + half
     assert below is not None
     pen.arrow((BU_X, below), (BU_X, layout.head_y - HEAD_BOX[1] / 2))

@@ -46,6 +46,7 @@ class TopDownNetwork(fx.GraphModule):
             if name in self.__dict__:
                 new.__dict__[name] = self.__dict__[name]
         new.training = self.training
+        type(new).__name__ = type(self).__name__  # every GraphModule is of a class of its own
         return new
 
     def __reduce__(self) -> Any:

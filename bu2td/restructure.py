@@ -88,15 +88,18 @@ def restructure(
 
 
 def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
-    lines = []
+    places: dict[str, list[str]] = {}
     for name in nodes:
-        module = view.module(name)
-        what = type(module).__qualname__ if module is not None else str(view.nodes[name].target)
-        lines.append(
-            f"  {what} in {view.where(name)}: add\n"
-            f"    @bu2td.register_converter({what})\n"
-            f"    class {what.rpartition('.')[2].title().replace('_', '')}Converter(bu2td.Converter): ..."
-        )
+        module, node = view.module(name), view.nodes[name]
+        key = type(module).__qualname__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        key = f'"method:{node.target}"' if node.op == "call_method" else key
+        places.setdefault(key, []).append(view.where(name))
+    lines = [
+        f"  {key} in {', '.join(dict.fromkeys(where))}: register a rule with\n"
+        f"    @bu2td.register_converter({key})\n"
+        f"    class ...(bu2td.Converter): ..."
+        for key, where in places.items()
+    ]
     return UnsupportedOperationError(
         "these operations reduce resolution, and no converter says how they work without a stride:\n"
         + "\n".join(lines)

@@ -178,7 +178,7 @@ def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple
                 f"{sorted(map(str, found)) or 'none'}"
             )
         before |= above
-    if levels[-1].node and _logits(flat) not in _descendants(flat, outputs[-1]):
+    if outputs[-1] not in _ancestors(flat, _logits(flat)):
         raise _fail(f"the head does not read level r{levels[-1].reduction}")
 
 
@@ -191,14 +191,16 @@ def _pyramid_images(flat: fx.GraphModule) -> list[str]:
     return found
 
 
+def _reads(node: fx.Node, modules: Mapping[str, nn.Module]) -> list[fx.Node]:
+    """The nodes whose values a node reads; what only lends its size is none of them."""
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    return [source for source in node.all_input_nodes if not _is_like(node, source, module)]
+
+
 def _ancestors(flat: fx.GraphModule, name: str) -> set[str]:
     nodes = {n.name: n for n in flat.graph.nodes}
-    return _closure(name, lambda n: [i.name for i in nodes[n].all_input_nodes])
-
-
-def _descendants(flat: fx.GraphModule, name: str) -> set[str]:
-    nodes = {n.name: n for n in flat.graph.nodes}
-    return _closure(name, lambda n: [u.name for u in nodes[n].users])
+    modules = dict(flat.named_modules())
+    return _closure(name, lambda n: [i.name for i in _reads(nodes[n], modules)])
 
 
 def _closure(start: str, step: Callable[[str], list[str]]) -> set[str]:
@@ -224,9 +226,9 @@ def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Value], levels: t
         mine = reduction_of(value)
         ours = isinstance(module, Upsample | TransposedUpsample)
         resamples = not ours and converter_for(node, module).role in ("resample", "opaque")
-        for source in node.all_input_nodes:
+        for source in _reads(node, modules):
             theirs = reduction_of(dims.get(source.name))
-            if not is_spatial(dims.get(source.name)) or _is_like(node, source, module):
+            if not is_spatial(dims.get(source.name)):
                 continue
             if mine is not None and theirs is not None and mine > theirs and not _from_pyramid(source, modules):
                 reduced[node.name] = node.name
