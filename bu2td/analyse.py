@@ -693,7 +693,7 @@ def _assemble(
         raise TopologyError("the network has no block behind its stem")
     stem = _stem(view, stem_blocks, pools, body[0])
     head_nodes = [n for r in waiting for n in r.nodes] + tail
-    body, head_convs, classifier = _head_convs(view, body, stem_blocks, logits, plain)
+    body, head_convs, classifier = _head_convs(view, body, stem_blocks, tail, logits, plain)
     head_entry = body[-1].exit if body else ""
     if head_convs:
         head_entry = head_convs[-1].exit
@@ -771,10 +771,11 @@ def _stem(view: GraphView, blocks: list[Block], pools: list[_Unit], first: Block
 
 
 def _head_convs(
-    view: GraphView, body: list[Block], stem: list[Block], logits: str, plain: bool
+    view: GraphView, body: list[Block], stem: list[Block], tail: list[str], logits: str, plain: bool
 ) -> tuple[list[Block], list[Block], list[Block]]:
     """Split trailing 1x1 conv units off: (body, head convs, classifier convs)."""
     classes = view.dims[logits][1].size
+    weights_behind = any(view.role(n) in ("conv", "linear", "head") for n in tail)
     convs: list[Block] = []
     classifier: list[Block] = []
     body = list(body)
@@ -783,7 +784,7 @@ def _head_convs(
         node = next((n for n in last.nodes if view.role(n) == "conv"), None)
         if last.kind != "conv" or last.strides or node is None or view.kernel(node) != (1, 1):
             break
-        if last.width == classes and not convs and not classifier:
+        if last.width == classes and not convs and not classifier and not weights_behind:
             classifier.append(body.pop())
             continue
         shared = _common_path(view.path(node), before.name)
@@ -810,16 +811,19 @@ def _levels(
     view: GraphView, stem: list[Block], body: list[Block], pools: list[_Unit], first_conv: str
 ) -> tuple[BottomUpLevel, ...]:
     widths: dict[int, tuple[int, int]] = {}
+    sizes: dict[int, tuple[int, int]] = {}
     for exit_ in [b.exit for b in [*stem, *body]] + [p.exit for p in pools]:
         reduction, position = _whole(view, exit_), view.order[exit_]
         if widths.get(reduction, (-1, 0))[0] < position:
             widths[reduction] = (position, view.width(exit_))
+            sizes[reduction] = tuple(d.size for d in view.dims[exit_][2:])
     first = view.module(first_conv).out_channels
     dropouts = {_whole(view, p.exit): tuple(p.dropouts) for p in pools}
     return tuple(
         BottomUpLevel(
             reduction=reduction,
             width=widths.get(reduction, (0, first))[1],
+            size=sizes.get(reduction),
             blocks=tuple(b for b in body if b.reduction == reduction),
             dropouts=dropouts.get(reduction, ()),
         )

@@ -200,7 +200,7 @@ class _Arranger:
         arrangement = self.options.arrangement
         bodied = [s for s in slots if s.level]
         if arrangement == "uni":
-            width = self.options.width or _middle(bodied)
+            width = self._common_width()
             return [replace(s, width=width) if s.level else s for s in slots]
         if isinstance(arrangement, str):
             return slots
@@ -213,6 +213,11 @@ class _Arranger:
         target = slots if len(arrangement) == len(slots) else bodied
         chosen = {s.reduction: w for s, w in zip(target, arrangement, strict=True)}
         return [replace(s, width=chosen.get(s.reduction)) for s in slots]
+
+    def _common_width(self) -> int:
+        """U of `uni`: bottom-up width of the middle level with a body; of an even number, the finer of the two."""
+        bodies = self.analysis.bodies
+        return self.options.width or bodies[len(bodies) // 2].width
 
     # -- one level ---------------------------------------------------------------------------------
 
@@ -274,7 +279,7 @@ class _Arranger:
         arrangement = self.options.arrangement
         bodies = self.analysis.bodies
         if arrangement == "uni":
-            return self.options.width or _middle([_Slot(b.reduction, b) for b in bodies])
+            return self._common_width()
         if not isinstance(arrangement, str):
             return arrangement[-len(bodies)] if len(arrangement) == len(bodies) else arrangement[0]
         first = (bodies[-1] if arrangement == "rev" else bodies[0]).blocks[0]
@@ -460,12 +465,6 @@ class _LevelParts:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(b.name for b in self.blocks)
-
-
-def _middle(slots: list[_Slot]) -> int:
-    """Bottom-up width of the middle level with a body; of an even number, the finer of the two."""
-    ordered = sorted((s.own or s.level for s in slots), key=lambda level: -level.reduction)  # type: ignore[union-attr]
-    return ordered[len(ordered) // 2].width  # type: ignore[union-attr]
 
 
 def _entry_width(first: Block, width: int | None) -> int | None:

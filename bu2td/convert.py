@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from bu2td.arrange import arrange, check_options
 from bu2td.capture import capture
 from bu2td.cost import measure_cost, total
 from bu2td.errors import Bu2tdError, CostError, FileError, NotAModelError, OptionError, nearest
+from bu2td.files import replacing
 from bu2td.initialise import inherit_matching, initialise
 from bu2td.network import TopDownNetwork
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
@@ -153,16 +153,14 @@ def _device(device: Any) -> torch.device | None:
 
 def _build(analysis: Analysis, options: Options, device: torch.device | None) -> TopDownNetwork:
     captured = analysis.capture
-    plan = arrange(analysis, options)
+    plan = replace(arrange(analysis, options), check_sizes=_check_sizes(analysis))
     emitted = rewrite(analysis, plan)
     network = TopDownNetwork(emitted.modules, emitted.graph)
-    plan = _with_costs(analysis, plan, network)
-    _check_cost(plan)
+    network.plan = plan
     num_classes = analysis.dims[analysis.head.output][1].size
-    network.plan = plan
-    plan = replace(plan, check_sizes=_check_sizes(analysis))
-    network.plan = plan
     verify_graph(network, _claims(network), captured.image_shape, num_classes, plan.check_sizes)
+    network.plan = plan = _with_costs(analysis, plan, network)
+    _check_cost(plan)
     source = captured.source
     if device is None:
         device = next((p.device for p in source.parameters()), torch.device("cpu"))
@@ -308,15 +306,17 @@ def save(network: TopDownNetwork, file: str | os.PathLike[str]) -> None:
     """
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"save takes a network that bu2td.convert returned, found {type(network)}")
-    path = Path(file)
-    buffer = io.BytesIO()
-    torch.save({"recipe": network.recipe, "state_dict": network.state_dict()}, buffer)
+    with replacing(Path(file)) as temporary, _writable(Path(file)):
+        torch.save({"recipe": network.recipe, "state_dict": network.state_dict()}, temporary)
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    """Turn what torch.save raises where a folder is missing into our own error."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as temporary:
-            temporary.write(buffer.getvalue())
-        os.replace(temporary.name, path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        yield
+    except RuntimeError as error:
+        raise FileError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
 def load(

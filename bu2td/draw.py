@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
+from bu2td.files import replacing
 from bu2td.network import TopDownNetwork
 from bu2td.nn import Pyramid
 from bu2td.plan import LevelPlan, Plan
@@ -74,7 +75,7 @@ def draw(network_or_plan: TopDownNetwork | Plan, path: str | os.PathLike[str], *
         matplotlib.rcdefaults()  # the user's style neither enters the figure nor is lost
         matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bu2td"})
         figure = _figure(plan, classes, title)
-        with _replacing(file) as temporary:
+        with replacing(file) as temporary:
             metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
             figure.savefig(temporary, format=file.suffix[1:].lower(), dpi=DPI, facecolor="white", metadata=metadata)
 
@@ -99,19 +100,6 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     if not file.parent.is_dir():
         raise FileError(f"{file} cannot be written: there is no folder {file.parent}")
     return file
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path that takes the place of ``path`` once everything is written."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # --- layout -------------------------------------------------------------------------------------------
@@ -479,6 +467,7 @@ def _keys(pen: _Pen, plan: Plan) -> Iterator[tuple[Callable[[float, float], None
         yield lambda x, y: pen.up(x, y, 2, shade), UP_BLOCK[0], "upsampling inside the level's first block"
 
 
+@cache
 def _text_width(text: str) -> float:
     from matplotlib.textpath import TextPath
 

@@ -87,10 +87,14 @@ class Block:
 
 @dataclass(frozen=True)
 class BottomUpLevel:
-    """A level of the bottom-up network. One without blocks belongs to the stem or to the image."""
+    """A level of the bottom-up network. One without blocks belongs to the stem or to the image.
+
+    ``size`` is (H, W) of its output for the model's own image, None where the network has no tensor there.
+    """
 
     reduction: int
     width: int
+    size: tuple[int, int] | None = None
     blocks: tuple[Block, ...] = ()
     dropouts: tuple[str, ...] = ()
 
@@ -146,12 +150,13 @@ class Analysis:
         return tuple(level for level in self.levels if level.blocks)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per level: reduction, width, number of blocks, their names."""
+        """One dict per level: reduction, width, size of its map, number of blocks, their names."""
         return [
             {
                 "level": f"r{level.reduction}",
                 "reduction": level.reduction,
                 "width": level.width,
+                "size": level.size,
                 "blocks": len(level.blocks),
                 "first": level.blocks[0].name if level.blocks else "",
                 "last": level.blocks[-1].name if level.blocks else "",
@@ -415,4 +420,8 @@ def format_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    if value is None:
+        return ""
     return f"{value:,}" if isinstance(value, int | float) else str(value)

@@ -91,7 +91,9 @@ def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError
     places: dict[str, list[str]] = {}
     for name in nodes:
         module, node = view.module(name), view.nodes[name]
-        key = type(module).__qualname__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        key = (
+            type(module).__qualname__ if module is not None else getattr(node.target, "__name__", str(node.target))
+        )
         key = f'"method:{node.target}"' if node.op == "call_method" else key
         places.setdefault(key, []).append(view.where(name))
     lines = [

@@ -249,7 +249,7 @@ class _PieceEmitter:
                 module = resized_deeply(view.module(name))
             if target in self.modules:
                 target = f"{target}_again_{len(self.modules)}"
-            self.modules[target] = module
+            self.modules[target] = module.to("meta")
             self._trace(target, str(node.target), module)
             return self.graph.call_module(target, args, kwargs)
         if node.op == "get_attr":

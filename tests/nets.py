@@ -81,9 +81,7 @@ class NestedNIN(nn.Module):
         super().__init__()
         groups = [((1, 48, 5), (48, 40, 1), (40, 24, 1)), ((24, 48, 5), (48, 48, 1), (48, 48, 1))]
         groups.append(((48, 48, 3), (48, 48, 1)))
-        self.groups = nn.ModuleList(
-            nn.Sequential(*(self._unit(i, o, k) for i, o, k in g)) for g in groups
-        )
+        self.groups = nn.ModuleList(nn.Sequential(*(self._unit(i, o, k) for i, o, k in g)) for g in groups)
         self.pools = nn.ModuleList(nn.Sequential(nn.MaxPool2d(3, 2, 1)) for _ in range(2))
         self.classifier = self._unit(48, 10, 1)
 

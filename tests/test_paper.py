@@ -85,9 +85,7 @@ def test_other_ways_of_writing(writing: str, arrangement: str) -> None:
 @pytest.mark.parametrize(("widths", "blocks"), [((8, 12, 20), 2), ((24, 24), 3), ((6, 10, 14, 22), 1)])
 def test_other_widths_and_depths(widths: tuple[int, ...], blocks: int, arrangement: str) -> None:
     """Two writings of one network give one top-down network, whose parameters follow from the rules."""
-    nested = convert_baseline(
-        "resnet32", arrangement, baselines.PreActResNet(widths, blocks, stem_width=widths[0])
-    )
+    nested = convert_baseline("resnet32", arrangement, baselines.PreActResNet(widths, blocks, stem_width=widths[0]))
     flat = convert_baseline("resnet32", arrangement, FlatResNet(widths, blocks))
     assert difference(nested, flat, (3, 32, 32)) < 1e-6
     given = {

@@ -185,9 +185,7 @@ class ResidualLevel(nn.Module):
     blocks at the level's resolution.
     """
 
-    def __init__(
-        self, inputs: int, width: int, blocks: int, channels: int, mutant: str | None
-    ) -> None:
+    def __init__(self, inputs: int, width: int, blocks: int, channels: int, mutant: str | None) -> None:
         super().__init__()
         self.merge_first = mutant == "merge_before_block"
         self.mode = "bilinear" if mutant == "bilinear" else "nearest"

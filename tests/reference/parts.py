@@ -97,9 +97,7 @@ class Unit(nn.Module):
     `swapped` is a deliberate fault: act before norm.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: int, kind: Kind, *, swapped: bool = False
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, kind: Kind, *, swapped: bool = False) -> None:
         super().__init__()
         self.conv = conv(inputs, outputs, kernel, kind.bias)
         self.norm = kind.norm(inputs if kind.pre_activation else outputs)
@@ -118,9 +116,7 @@ class Unit(nn.Module):
         return self.norm_act(self.conv(x))
 
 
-def lateral(
-    channels: int, width: int, kernel: int, kind: Kind, *, without_relu: bool = False
-) -> nn.Module:
+def lateral(channels: int, width: int, kernel: int, kind: Kind, *, without_relu: bool = False) -> nn.Module:
     """Return the lift of a pyramid image to its level's width.
 
     Rules, "Lateral": conv-norm-act, in pre-activation nets a bare conv at every level.
@@ -137,13 +133,9 @@ def lateral(
 class Merge(nn.Module):
     """Rules, "Merge": s = up + lateral, cat [s, lateral], 3x3 conv 2C -> C."""
 
-    def __init__(
-        self, channels: int, width: int, kernel: int, kind: Kind, mutant: str | None = None
-    ) -> None:
+    def __init__(self, channels: int, width: int, kernel: int, kind: Kind, mutant: str | None = None) -> None:
         super().__init__()
-        self.lateral = lateral(
-            channels, width, kernel, kind, without_relu=mutant == "lateral_without_relu"
-        )
+        self.lateral = lateral(channels, width, kernel, kind, without_relu=mutant == "lateral_without_relu")
         self.unit = Unit(2 * width, width, 3, kind, swapped=mutant == "bn_relu_swapped")
         self.lateral_first = mutant == "concat_order"
 

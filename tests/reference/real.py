@@ -50,9 +50,7 @@ class BasicBlock(nn.Module):
         self.relu = nn.ReLU()
         self.projection: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.projection = nn.Sequential(
-                conv(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.projection = nn.Sequential(conv(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         """Run the block; with `size`, as an up-block to that size."""
@@ -90,9 +88,7 @@ class ResNet18TopDown(nn.Module):
         widths = {"td": (512, 256, 128, 64), "rev": (64, 128, 256, 512)}[arrangement]
         self.pyramid = Pyramid(REDUCTIONS)
         self.lateral = lateral(CHANNELS, widths[0], 3, RESNET)
-        self.coarsest = nn.Sequential(
-            BasicBlock(widths[0], widths[0]), BasicBlock(widths[0], widths[0])
-        )
+        self.coarsest = nn.Sequential(BasicBlock(widths[0], widths[0]), BasicBlock(widths[0], widths[0]))
         self.finer = nn.ModuleList(
             [
                 BasicLevel(widths[0], widths[1]),
@@ -224,9 +220,7 @@ class MobileNetV2TopDown(nn.Module):
         rest = mobilenet_rest()
         if arrangement == "td":
             self.lateral = lateral(CHANNELS, 160, 3, MOBILENET)
-            self.coarsest = nn.Sequential(
-                InvertedResidual(160, 576, 160, shortcut=False), *rest[32]
-            )
+            self.coarsest = nn.Sequential(InvertedResidual(160, 576, 160, shortcut=False), *rest[32])
             self.head_conv = Unit(320, 1280, 1, MOBILENET)
             self.finer = nn.ModuleList(
                 [

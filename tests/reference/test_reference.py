@@ -106,10 +106,7 @@ def test_every_fault_shows(name: str, arrangement: str) -> None:
 
 def test_faults_that_do_not_apply_are_refused() -> None:
     for mutant, names in paper.MUTANTS.items():
-        assert all(
-            any(mutant in paper.mutants(name, arr) for arr in paper.ARRANGEMENTS[name])
-            for name in names
-        )
+        assert all(any(mutant in paper.mutants(name, arr) for arr in paper.ARRANGEMENTS[name]) for name in names)
         for name in set(paper.ARRANGEMENTS) - set(names):
             with pytest.raises(ValueError, match=mutant):
                 paper.build(name, "td", mutant)
@@ -188,9 +185,7 @@ def test_blocks_are_timms() -> None:
         for mode in (True, False):  # train first: it moves the statistics, by eps and momentum
             theirs.train(mode)
             ours.train(mode)
-            torch.testing.assert_close(
-                ours(x), theirs(x.clone()), msg=lambda text, what=what: f"{what}: {text}"
-            )
+            torch.testing.assert_close(ours(x), theirs(x.clone()), msg=lambda text, what=what: f"{what}: {text}")
 
 
 def test_strided_projection_is_timms() -> None:
