@@ -227,7 +227,7 @@ def _check_sizes(analysis: Analysis) -> tuple[tuple[int, int], ...]:
     if analysis.head.pooled_size is not None:
         return (own, odd)  # the bottom-up head binds the size, the top-down one pools to it
     try:
-        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd))
+        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), quick=True)
     except Bu2tdError:
         return (own,)
     return (own, odd)

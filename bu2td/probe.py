@@ -33,10 +33,10 @@ from bu2td.plan import Capture, Dim, Value
 _STEPS = (13440, 64 * 13440)
 
 
-def probe(capture: Capture) -> Mapping[str, Value]:
+def probe(capture: Capture, quick: bool = False) -> Mapping[str, Value]:
     """Measure the dimensions of every value in a captured graph.
 
-    Needs: a `Capture` (parameters on meta).
+    Needs: a `Capture` (parameters on meta); ``quick`` if the graph ran at the base point before.
     Returns: node name -> a tuple of `Dim` for a tensor, a tuple of those for several, None for others.
     Guarantees: the model's own image size is the base point, so ``size`` is what the model sees.
 
@@ -48,14 +48,14 @@ def probe(capture: Capture) -> Mapping[str, Value]:
     n, channels, height, width = capture.image_shape
     base = (max(n, 2), channels, height, width)
     graph_module = capture.graph_module
-    shapes = shapes_of(graph_module, base)
+    shapes = shapes_of(graph_module, base, quick=quick)
     pooled = _flattened_maps(graph_module, shapes)
     try:
-        more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled)
+        more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
         for step in _STEPS:
             try:
-                taller = shapes_of(graph_module, (*base[:2], height + step, width), pooled)
-                wider = shapes_of(graph_module, (*base[:3], width + step), pooled)
+                taller = shapes_of(graph_module, (*base[:2], height + step, width), pooled, quick=True)
+                wider = shapes_of(graph_module, (*base[:3], width + step), pooled, quick=True)
                 break
             except ExampleInputError:
                 if step == _STEPS[-1]:
@@ -114,23 +114,30 @@ def shapes_of(
     graph_module: fx.GraphModule,
     image_shape: tuple[int, ...],
     pooled: Mapping[str, tuple[int, int]] | None = None,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """Run a graph on a meta image and return the shape of every value by node name.
 
-    ``pooled`` names nodes that read their first argument pooled to a size.
+    Args:
+        graph_module: a graph on the meta device.
+        image_shape: (N, C, H, W).
+        pooled: nodes that read their first argument pooled to a size.
+        quick: let norms, activations and dropout pass their input on, whose shape theirs is; a graph that ran
+            once need not prove again that its norms fit.
     """
     dtypes = {p.dtype for p in graph_module.parameters()}
     image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
-    recorder = _ShapeRecorder(graph_module, pooled or {})
+    recorder = _ShapeRecorder(graph_module, pooled or {}, quick)
     with torch.no_grad():
         recorder.run(image)
     return recorder.shapes
 
 
 class _ShapeRecorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, pooled: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, module: fx.GraphModule, pooled: Mapping[str, tuple[int, int]], quick: bool) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.pooled = pooled
+        self.quick = quick
         self.extra_traceback = False
         self.shapes: dict[str, Any] = {}
         self._image_shape: tuple[int, ...] = ()
@@ -139,9 +146,19 @@ class _ShapeRecorder(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         return self.modules[target] if target in self.modules else super().fetch_attr(target)
 
+    def _keeps_shape(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        role = converter_for(node, self.modules[str(node.target)]).role
+        return role in ("norm", "norm_act", "act", "dropout")
+
     def run_node(self, n: fx.Node) -> Any:
-        if n.name in self.pooled:
+        if self.quick and self._keeps_shape(n):
             source: Any = n.args[0]
+            self.shapes[n.name] = _shape(self.env[source])
+            return self.env[source]
+        if n.name in self.pooled:
+            source = n.args[0]
             self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])
         try:
             result = super().run_node(n)

@@ -112,7 +112,8 @@ import sys, torch
 before = set(sys.modules)
 import bu2td
 loaded = {m.partition('.')[0] for m in set(sys.modules) - before}
-print(sorted(loaded & {'timm', 'torchvision', 'matplotlib', 'sklearn', 'foolbox', 'onnx', 'tqdm', 'captum', 'pandas'}))
+optional = 'timm torchvision matplotlib sklearn foolbox onnx tqdm captum pandas'.split()
+print(sorted(loaded & set(optional)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

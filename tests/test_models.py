@@ -24,10 +24,10 @@ needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") i
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with a few files of a user; what they import is forgotten afterwards."""
     files = {
-        "nets.py": """
+        "user_nets.py": """
             from dataclasses import dataclass
             from torch import nn
-            from layers import conv
+            from user_layers import conv
 
             RUNS = []
             WIDTH = 8
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 return Net(Settings().width)
 
             def late():
-                from layers import conv
+                from user_layers import conv
                 return nn.Sequential(conv(3))
 
             def needs_width(width):
@@ -79,7 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 offsets = torch.ones(3).tolist()
                 return Net(len(offsets))
         """,
-        "layers.py": """
+        "user_layers.py": """
             from torch import nn
 
             def conv(width):
@@ -163,7 +163,9 @@ def test_every_call_is_a_new_model() -> None:
 
 
 @pytest.mark.parametrize("factory", ["net", "Net", "late", "Builders.small", "counts"])
-@pytest.mark.parametrize("form", ["nets.py:{}", "{folder}/nets.py:{}", "./nets.py:{}", "nets:{}"])
+@pytest.mark.parametrize(
+    "form", ["user_nets.py:{}", "{folder}/user_nets.py:{}", "./user_nets.py:{}", "user_nets:{}"]
+)
 def test_factories(folder: Path, factory: str, form: str) -> None:
     assert isinstance(create_model(form.format(factory, folder=folder)), nn.Sequential)
 
@@ -209,7 +211,7 @@ def test_meta_holds_nothing(word: str) -> None:
 
 
 def test_meta_of_a_constructor_that_calculates_with_parameters(folder: Path) -> None:
-    model = create_model("nets.py:counts", device="meta")
+    model = create_model("user_nets.py:counts", device="meta")
     assert model[0].weight.is_meta
     assert model[0].weight.shape[0] == 3
 
@@ -239,7 +241,7 @@ BAD_NAMES = [
     ("bu2td:zzzz", "The baselines are bu2td:lenet_fc, "),
     ("hf-hub:timm/resnet18", "'hf-hub' is neither a known source"),
     ("some/folder", "looks like a path"),
-    ("nets.py", "write nets.py:FACTORY"),
+    ("user_nets.py", "write user_nets.py:FACTORY"),
     ("torchvison:resnet18", "Did you mean 'torchvision'"),
     ("bu2td.baselins:nin", "no module 'bu2td.baselins'. Did you mean 'bu2td.baselines'?"),
     ("bu2td.baselines:lenetfc", "Did you mean 'lenet_fc'"),
@@ -247,23 +249,23 @@ BAD_NAMES = [
     ("bu2td.baselines:NIN.widths", "no 'NIN.widths' in module 'bu2td.baselines'"),
     ("math:pi", "'pi' in module 'math' is an object of type float"),
     ("collections:OrderedDict", "returned an object of type OrderedDict (OrderedDict())"),
-    ("surely_not_installed.nets:net", "no module 'surely_not_installed'"),
-    ("nett.py:net", "'nett.py' does not exist"),
-    ("nett.py:net", "Did you mean 'nets.py'"),
-    ("nowhere/nets.py:net", "'nowhere/nets.py' does not exist"),
-    ("nets.py:nte", "no 'nte' in file 'nets.py'. Did you mean 'net'"),
-    ("nets.py:zzzzz", "It has 'Settings', 'Net', 'Builders', "),
+    ("surely_not_installed.user_nets:net", "no module 'surely_not_installed'"),
+    ("user_nett.py:net", "'user_nett.py' does not exist"),
+    ("user_nett.py:net", "Did you mean 'user_nets.py'"),
+    ("nowhere/user_nets.py:net", "'nowhere/user_nets.py' does not exist"),
+    ("user_nets.py:nte", "no 'nte' in file 'user_nets.py'. Did you mean 'net'"),
+    ("user_nets.py:zzzzz", "It has 'Settings', 'Net', 'Builders', "),
     ("empty.py:net", "It defines no function or class."),
-    ("nets.py:live", "is a model (Linear), not a factory"),
-    ("nets.py:WIDTH", "is an object of type int (8), not a factory"),
-    ("nets.py:needs_width", "A factory is called without arguments: give each a default."),
-    ("nets.py:broken", "Building 'nets.py:broken' failed: ZeroDivisionError: division by zero"),
-    ("nets.py:silent", "failed: ValueError ("),
-    ("nets.py:leaves", "failed: SystemExit: 3"),
-    ("nets.py:forgets", "'nets.py:forgets' returned None; expected an nn.Module."),
-    ("nets.py:pair", "returned an object of type tuple"),
-    ("nets.py:returns_class", "returned the class Net; expected an nn.Module."),
-    ("nets:broken", "Building 'nets:broken' failed: ZeroDivisionError"),
+    ("user_nets.py:live", "is a model (Linear), not a factory"),
+    ("user_nets.py:WIDTH", "is an object of type int (8), not a factory"),
+    ("user_nets.py:needs_width", "A factory is called without arguments: give each a default."),
+    ("user_nets.py:broken", "Building 'user_nets.py:broken' failed: ZeroDivisionError: division by zero"),
+    ("user_nets.py:silent", "failed: ValueError ("),
+    ("user_nets.py:leaves", "failed: SystemExit: 3"),
+    ("user_nets.py:forgets", "'user_nets.py:forgets' returned None; expected an nn.Module."),
+    ("user_nets.py:pair", "returned an object of type tuple"),
+    ("user_nets.py:returns_class", "returned the class Net; expected an nn.Module."),
+    ("user_nets:broken", "Building 'user_nets:broken' failed: ZeroDivisionError"),
     ("syntax.py:net", "Running 'syntax.py' failed: SyntaxError"),
     ("syntax:net", "Importing 'syntax' failed: SyntaxError"),
     ("needs_other.py:net", "No module named 'surely_not_installed'"),
@@ -306,16 +308,16 @@ def test_bad_timm_words(word: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("word", [None, 3, nn.ReLU(), b"resnet18", Path("nets.py")])
+@pytest.mark.parametrize("word", [None, 3, nn.ReLU(), b"resnet18", Path("user_nets.py")])
 def test_words_that_are_no_words(word: str) -> None:
     with pytest.raises(UnknownModelError, match="Expected a model's name, got"):
         create_model(word)
 
 
 def test_where_a_factory_failed(folder: Path) -> None:
-    line = (folder / "nets.py").read_text().splitlines().index("    return 1 / 0") + 1
-    with pytest.raises(UnknownModelError, match=rf"nets\.py, line {line}\)"):
-        create_model("nets.py:broken")
+    line = (folder / "user_nets.py").read_text().splitlines().index("    return 1 / 0") + 1
+    with pytest.raises(UnknownModelError, match=rf"user_nets\.py, line {line}\)"):
+        create_model("user_nets.py:broken")
 
 
 def test_a_folder_is_no_file(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The paper's networks: golden parameter counts, golden pyramid, function equal to hand-written references."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -109,7 +110,7 @@ def _preactivation_count(widths: list[int], blocks: int) -> int:
 
     first = widths[0]
     count = conv(3, first, 3) + blocks * block(first, first)
-    for before, width in zip(widths, widths[1:], strict=False):
+    for before, width in itertools.pairwise(widths):
         merge = conv(3, width, 3) + 2 * (2 * width) + conv(2 * width, width, 3)
         count += block(before, width) + merge + (blocks - 1) * block(width, width)
     return count + 2 * widths[-1] + widths[-1] * 10 + 10
