@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from bu2td.analyse import GraphView
 from bu2td.channels import Request, solve_widths
 from bu2td.errors import OptionError, ReductionError, SigmaError, WidthError, nearest
 from bu2td.kinds import Kinds
@@ -30,6 +29,7 @@ from bu2td.plan import (
     Plan,
 )
 from bu2td.restructure import restructure
+from bu2td.view import GraphView
 
 MERGES = ("add_concat", "add", "concat")
 STEMS = ("mirror", "coarse")
@@ -398,7 +398,7 @@ class _Arranger:
     def _solved(self, request: Request, factor: int, first: Block | None) -> Piece:
         solution = solve_widths(self.view, request)
         for name in solution.opaque:
-            self.opaque[self.view.where(name)] = str(self.view.nodes[name].target)
+            self.opaque[self.view.where(name)] = self.view.operation(name)
         entry_adapter = exit_adapter = None
         if solution.entry_width != request.entry_width:
             entry_adapter = self.kinds.adapter(first, request.entry_width, solution.entry_width)

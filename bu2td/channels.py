@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from bu2td.analyse import GraphView
 from bu2td.converter import OPAQUE, Expr, Term
 from bu2td.errors import WidthError
 from bu2td.plan import Dim, Edits
+from bu2td.view import GraphView
 
 #: The relaxations in the order in which they are tried: (name, groups may change, entry free, exit free).
 _LADDER = (

@@ -256,16 +256,26 @@ def _attach(network: TopDownNetwork, analysis: Analysis, emitted: Emitted, num_c
         "options": asdict(network.plan.options),
         "image_shape": list(analysis.capture.image_shape),
         "fingerprint": analysis.capture.fingerprint,
-        "factory": getattr(source, "bu2td_factory", None) or _timm_factory(source),
+        "factory": _factory(source),
         "model": type(source).__name__,
         "num_classes": num_classes,
     }
 
 
-def _timm_factory(model: nn.Module) -> str | None:
-    """The timm name of a model that timm built, or None."""
+def _factory(model: nn.Module) -> str | None:
+    """The word that builds a model again, where it is known.
+
+    Words that import a user's own code are left out: a file must not name code that `load` then runs.
+    """
     config: Any = getattr(model, "pretrained_cfg", None)
-    return config.get("architecture") if hasattr(config, "get") else None
+    known = getattr(model, "bu2td_factory", None) or (
+        config.get("architecture") if hasattr(config, "get") else None
+    )
+    return known if _is_library_word(known) else None
+
+
+def _is_library_word(word: Any) -> bool:
+    return isinstance(word, str) and (":" not in word or word.startswith(("torchvision:", "bu2td:")))
 
 
 def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = None) -> Report:
@@ -346,7 +356,7 @@ def load(
     except (KeyError, TypeError) as error:
         raise FileError(f"{path}: the recipe is incomplete ({error})") from error
     if model is None:
-        if not recipe.get("factory"):
+        if not _is_library_word(recipe.get("factory")):
             raise FileError(
                 f"{path} was made from a {recipe.get('model')} whose factory is not known; pass the bottom-up "
                 f"model: bu2td.load({str(path)!r}, model=...)"

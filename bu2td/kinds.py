@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bu2td.analyse import GraphView, residual_join, shortcut_of
 from bu2td.plan import Analysis, Block, Options, Unit
 from bu2td.probe import is_feature_map, is_spatial, is_tensor
+from bu2td.view import GraphView, residual_join, shortcut_of
 
 
 def odd_kernel(kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bu2td.capture import source_line
+from bu2td.canonical import source_line
 from bu2td.converter import converter_for
 from bu2td.errors import (
     Bu2tdError,

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from bu2td.analyse import GraphView, shortcut_of
 from bu2td.errors import UnsupportedOperationError
 from bu2td.kinds import Kinds, odd_kernel
 from bu2td.plan import Block, Edits, Projection
 from bu2td.probe import is_spatial
+from bu2td.view import GraphView, shortcut_of
 
 #: Roles that work on each position alone.
 _POINTWISE = (

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td import nn as td_nn
-from bu2td.analyse import GraphView
 from bu2td.converter import OPAQUE, Change, resized
 from bu2td.errors import UnsupportedOperationError
 from bu2td.plan import Analysis, LevelPlan, Piece, Plan, Unit
 from bu2td.probe import is_spatial
 from bu2td.restructure import alive_nodes
+from bu2td.view import GraphView
 
 
 @dataclass(frozen=True)

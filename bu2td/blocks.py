@@ -1,0 +1,423 @@
+"""Part of analyse: regions -> conv units -> the blocks of the bottom-up network.
+
+Regions are read like a sentence: a conv takes the norm and activation behind it; a norm or activation that
+follows anything else waits for the next conv or branching region (pre-activation), and what still waits at
+the end belongs to the head. Units are then grouped into blocks, see `bu2td.plan.Block`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+
+from bu2td.errors import TopologyError
+from bu2td.plan import Block
+from bu2td.regions import Region
+from bu2td.view import GraphView, residual_join, shortcut_of
+
+
+@dataclass
+class ConvUnit:
+    """A conv unit, branching region or pool in the making."""
+
+    kind: str
+    nodes: list[str]
+    entry: str
+    exit: str
+    conv: str | None = None
+    prefix: list[str] = field(default_factory=list)
+    roles: set[str] = field(default_factory=set)
+    closed: bool = False
+    dropouts: list[str] = field(default_factory=list)
+
+    def append(self, region: Region) -> None:
+        """Take a region that follows into the unit."""
+        self.nodes += region.nodes
+        self.exit = region.exit
+        self.roles |= region.roles
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks in order, the downsamplers between them, what waits for the head, and the first convolution."""
+
+    blocks: tuple[Block, ...]
+    pools: tuple[ConvUnit, ...]
+    waiting: tuple[Region, ...]
+    first_conv: str
+    plain: bool
+
+
+def find_blocks(view: GraphView, regions: list[Region]) -> Blocks:
+    """Read regions into blocks.
+
+    Needs: the regions of `find_regions`.
+    Returns: `Blocks`; ``plain`` means that no block has more than one path and none is depthwise-separable.
+    Guarantees: every node of the regions is in one block, one downsampler, or waits for the head. The same net
+        written flat or nested gives the same blocks.
+
+    Raises:
+        TopologyError: there is no convolution on the trunk, or a reduction is no whole number.
+    """
+    units, waiting = _parse(view, regions)
+    plain = not any(u.kind == "multi" or (u.conv and view.depthwise(u.conv)) for u in units)
+    units = _steal_preactivation(view, units)
+    grouped, pools = _group(view, units, plain)
+    if not grouped:
+        raise TopologyError(
+            "the network has no convolution on its trunk between image and head; a chain of blocks is needed"
+        )
+    blocks = _named(view, [_block(view, unit, plain_conv) for unit, plain_conv in grouped])
+    first = next((n for b in blocks for n in b.nodes if view.role(n) == "conv"), None)
+    if first is None:
+        raise TopologyError("the blocks of this network have no convolution with a converter")
+    return Blocks(tuple(blocks), tuple(pools), tuple(waiting), first, plain)
+
+
+def _parse(view: GraphView, regions: list[Region]) -> tuple[list[ConvUnit], list[Region]]:
+    """Read the regions into units; returns them and the regions that still wait at the end."""
+    units: list[ConvUnit] = []
+    waiting: list[Region] = []
+    act_first = any(_starts_with_act(view, r) for r in regions if r.kind == "multi")
+
+    def attach(region: Region) -> None:
+        if units and not waiting:
+            units[-1].append(region)
+        else:
+            waiting.append(region)
+
+    for region in regions:
+        last = units[-1] if units else None
+        if region.kind in ("conv", "multi"):
+            unit = ConvUnit(region.kind, [], region.entry, region.exit, conv=region.conv)
+            unit.entry = waiting[0].entry if waiting else region.entry
+            for before in waiting:
+                unit.nodes += before.nodes
+                if before.kind in ("norm", "act"):
+                    unit.prefix += before.nodes
+            unit.nodes += region.nodes
+            unit.roles = set(region.roles)
+            waiting = []
+            units.append(unit)
+        elif region.kind == "pool":
+            reduces = view.reduction(region.entry) != view.reduction(region.exit)
+            if reduces:
+                if waiting and last:
+                    for before in waiting:
+                        last.append(before)
+                    waiting = []
+                units.append(ConvUnit("pool", list(region.nodes), region.entry, region.exit, closed=True))
+            else:
+                attach(region)
+        elif region.kind == "norm":
+            open_conv = last and last.kind == "conv" and not {"norm", "norm_act"} & last.roles
+            if open_conv and not waiting and "act" not in last.roles:  # type: ignore[union-attr]
+                last.append(region)  # type: ignore[union-attr]
+            else:
+                waiting.append(region)
+        elif region.kind == "dropout":
+            if last and last.kind == "pool" and not waiting:
+                last.append(region)
+                last.dropouts += region.nodes
+            else:
+                waiting.append(region)
+        elif region.kind == "act" and last and (last.closed or (act_first and last.kind == "multi")):
+            waiting.append(region)
+        else:
+            attach(region)
+    return units, waiting
+
+
+def _starts_with_act(view: GraphView, region: Region) -> bool:
+    """Whether a residual region activates its entry on the main path and adds it raw (norm-free nets).
+
+    In such a net the activation between two blocks belongs to the second.
+    """
+    join = residual_join(view, region.exit, region.nodes)
+    if join is None or region.entry not in view.inputs(join):
+        return False
+    readers = [u.name for u in view.nodes[region.entry].users if u.name in region.nodes]
+    return any(view.role(r) == "act" for r in readers if r != join)
+
+
+def _steal_preactivation(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+    """Give the norm-act behind a conv to the pre-activation block that follows without a border.
+
+    In ``conv, norm, act, (conv, norm, act, conv) + projection`` the first norm-act belongs to the block:
+    its main path ends on a bare convolution, so the block's own order is norm-act-conv.
+    """
+    for before, unit in itertools.pairwise(units):
+        if unit.kind != "multi" or unit.prefix or before.kind != "conv" or before.exit != unit.entry:
+            continue
+        if not {"norm", "norm_act"} & before.roles or before.conv is None:
+            continue
+        if not _ends_on_bare_conv(view, unit):
+            continue
+        at = before.nodes.index(before.conv) + 1
+        stolen = before.nodes[at:]
+        before.nodes, before.exit = before.nodes[:at], before.conv
+        before.roles = {"conv"}
+        unit.prefix = [n for n in stolen if view.role(n) in ("norm", "act", "norm_act")]
+        unit.nodes, unit.entry = stolen + unit.nodes, before.exit
+    return units
+
+
+def _ends_on_bare_conv(view: GraphView, unit: ConvUnit) -> bool:
+    join = residual_join(view, unit.exit, unit.nodes)
+    if join != unit.exit or not {"norm", "norm_act"} & unit.roles:
+        return False
+    operands = view.inputs(join)
+    bare = [view.role(o) in ("conv", "dropout") for o in operands]
+    direct = [o for o in operands if view.role(o) == "conv" and view.kernel(o) == (1, 1)]
+    return all(bare) and bool(direct)
+
+
+def _appends(view: GraphView, unit: ConvUnit) -> bool:
+    """Whether the entry's channels are handed on to the exit by concat."""
+    inside = set(unit.nodes)
+    stack = [unit.exit]
+    joined = False
+    seen = set()
+    while stack:
+        name = stack.pop()
+        if name == unit.entry:
+            return joined
+        if name in seen or name not in inside:
+            continue
+        seen.add(name)
+        role = view.role(name)
+        if role == "concat":
+            joined = True
+            stack += view.inputs(name)
+        elif role in ("pass", "pool", "dropout", "act", "pad") and len(view.inputs(name)) == 1:
+            stack += view.inputs(name)
+    return False
+
+
+def _is_preactivated(view: GraphView, unit: ConvUnit) -> bool:
+    """Whether the main path starts with norm-act before a convolution."""
+    inside = set(unit.nodes)
+    for name in unit.nodes:
+        if unit.entry not in view.inputs(name) or view.role(name) not in ("norm", "norm_act"):
+            continue
+        acted = view.role(name) == "norm_act"
+        while True:
+            users = [u.name for u in view.nodes[name].users if u.name in inside]
+            if any(view.role(u) == "conv" for u in users):
+                if acted:
+                    return True
+                break
+            following = [u for u in users if view.role(u) in ("act", "pass", "dropout", "concat")]
+            if not following:
+                break
+            name = following[0]
+            acted = acted or view.role(name) == "act"
+    return False
+
+
+def _pointwise(view: GraphView, unit: ConvUnit) -> bool:
+    return unit.kind == "conv" and unit.conv is not None and view.kernel(unit.conv) == (1, 1)
+
+
+def _group(
+    view: GraphView, units: list[ConvUnit], plain: bool
+) -> tuple[list[tuple[ConvUnit, bool]], list[ConvUnit]]:
+    """Group units into blocks; returns (unit, is a plain conv unit) in order, and the downsamplers."""
+    if not plain:
+        units = _group_depthwise(view, units)
+        units = _group_aggregations(view, units)
+        units = _group_squeezes(view, units)
+        units = _group_transitions(view, units)
+    blocks = [(u, u.kind == "conv") for u in units if u.kind != "pool"]
+    return blocks, [u for u in units if u.kind == "pool"]
+
+
+def _join(units: list[ConvUnit]) -> ConvUnit:
+    return ConvUnit(
+        "block",
+        [n for u in units for n in u.nodes],
+        units[0].entry,
+        units[-1].exit,
+        conv=units[0].conv,
+        prefix=units[0].prefix,
+        roles=set().union(*(u.roles for u in units)),
+    )
+
+
+def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+    """Put a depthwise conv with its 1x1 convs into one block.
+
+    Its 1x1 convs are those in the smallest submodule that holds it and one of them, if that submodule
+    holds nothing else; in a net written flat, the 1x1 conv behind it and an expanding one before it.
+    """
+    result: list[ConvUnit] = []
+    at = 0
+    spans: list[tuple[int, int]] = []
+    for i, unit in enumerate(units):
+        if unit.kind == "conv" and unit.conv and view.depthwise(unit.conv) and (not spans or i > spans[-1][1]):
+            low = spans[-1][1] + 1 if spans else 0
+            spans.append(_depthwise_span(view, units, i, low))
+    for first, last in spans:
+        result += units[at:first]
+        result.append(_join(units[first : last + 1]))
+        at = last + 1
+    return result + units[at:]
+
+
+def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
+    def fits(i: int) -> bool:
+        conv = units[i].conv
+        return (
+            low <= i < len(units)
+            and units[i].kind == "conv"
+            and conv is not None
+            and (view.kernel(conv) == (1, 1) or view.depthwise(conv))
+        )
+
+    path = view.path(str(units[at].conv))
+    while "." in path:
+        path = path.rpartition(".")[0]
+        inside = [i for i, u in enumerate(units) if _under(view, u, path)]
+        if len(inside) > 1:
+            span = (inside[0], inside[-1])
+            if inside == list(range(span[0], span[1] + 1)) and all(fits(i) for i in inside):
+                return span
+            break
+    first = last = at
+    if last + 1 < len(units) and fits(last + 1) and not view.depthwise(str(units[last + 1].conv)):
+        last += 1
+    if fits(at - 1):
+        conv = view.module(str(units[at - 1].conv))
+        if conv.kernel_size == (1, 1) and conv.out_channels > conv.in_channels:
+            first -= 1
+    return first, last
+
+
+def _under(view: GraphView, unit: ConvUnit, path: str) -> bool:
+    convs = [n for n in unit.nodes if view.role(n) in ("conv", "linear")]
+    return any(view.path(n).startswith(path + ".") for n in convs)
+
+
+def _group_aggregations(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+    """Put a region that appends to its entry together with the 1x1 conv that aggregates right behind."""
+    result: list[ConvUnit] = []
+    for i, unit in enumerate(units):
+        before = result[-1] if result else None
+        pooled = i + 1 < len(units) and units[i + 1].kind == "pool"
+        if (
+            before
+            and before.kind == "multi"
+            and before.exit == unit.entry
+            and _pointwise(view, unit)
+            and not unit.prefix
+            and view.reduction(unit.exit) == view.reduction(unit.entry)
+            and not pooled
+            and _appends(view, before)
+        ):
+            result[-1] = _join([before, unit])
+        else:
+            result.append(unit)
+    return result
+
+
+def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+    """Put a 1x1 conv unit together with the region right behind it that branches and joins by concat.
+
+    Fire modules squeeze before they expand, cross-stage partial stages expand before they split.
+    """
+    result: list[ConvUnit] = []
+    for unit in units:
+        before = result[-1] if result else None
+        if (
+            before
+            and unit.kind == "multi"
+            and not unit.prefix
+            and before.exit == unit.entry
+            and _pointwise(view, before)
+            and view.reduction(before.exit) == view.reduction(before.entry)
+            and view.reduction(unit.exit) == view.reduction(unit.entry)
+            and _joins_by_concat(view, unit)
+        ):
+            result[-1] = _join([before, unit])
+        else:
+            result.append(unit)
+    return result
+
+
+def _joins_by_concat(view: GraphView, unit: ConvUnit) -> bool:
+    name = unit.exit
+    while name in unit.nodes:
+        inputs = view.inputs(name)
+        if view.role(name) == "concat":
+            return True
+        if len(inputs) != 1 or view.role(name) in ("conv", "linear", "pool"):
+            return False
+        name = inputs[0]
+    return False
+
+
+def _group_transitions(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+    """Put a 1x1 conv unit together with the pool behind it (behind the stem of a branching net)."""
+    result: list[ConvUnit] = []
+    body = False
+    for unit in units:
+        if body and unit.kind == "pool" and result and _pointwise(view, result[-1]):
+            result[-1] = _join([result[-1], unit])
+        else:
+            result.append(unit)
+        body = body or unit.kind in ("multi", "block")
+    return result
+
+
+def _block(view: GraphView, unit: ConvUnit, plain_conv: bool) -> Block:
+    join = None if plain_conv else residual_join(view, unit.exit, unit.nodes)
+    shortcut = join is not None and (shortcut_of(view, join, unit.entry, unit.nodes, unit.prefix) is not None)
+    return Block(
+        name=_block_name(view, unit),
+        nodes=tuple(sorted(unit.nodes, key=view.order.__getitem__)),
+        entry=unit.entry,
+        exit=unit.exit,
+        kind="conv" if plain_conv else "block",
+        width=view.width(unit.exit),
+        reduction=whole_reduction(view, unit.exit),
+        entry_width=view.width(unit.entry),
+        entry_reduction=whole_reduction(view, unit.entry),
+        shortcut=shortcut,
+        appends=not plain_conv and _appends(view, unit),
+        preactivation=_is_preactivated(view, unit),
+    )
+
+
+def whole_reduction(view: GraphView, name: str) -> int:
+    """The reduction of a trunk tensor; fractions make no levels."""
+    reduction = view.reduction(name)
+    if reduction.denominator != 1:
+        raise TopologyError(
+            f"the reduction at {view.where(name)} is {reduction}: only whole reductions make levels"
+        )
+    return int(reduction)
+
+
+def _block_name(view: GraphView, unit: ConvUnit) -> str:
+    paths = [view.path(n) for n in unit.nodes if view.nodes[n].op == "call_module"]
+    if not paths:
+        return unit.exit
+    parts = [p.split(".") for p in paths]
+    common = []
+    for step in zip(*parts, strict=False):
+        if len(set(step)) > 1:
+            break
+        common.append(step[0])
+    return ".".join(common) or paths[0]
+
+
+def _named(view: GraphView, blocks: list[Block]) -> list[Block]:
+    """Name blocks that a common module does not tell apart after their first convolution."""
+    names = [b.name for b in blocks]
+    result = []
+    for block in blocks:
+        shared = [n for n in names if n == block.name or n.startswith(block.name + ".")]
+        convs = [n for n in block.nodes if view.role(n) == "conv"]
+        alone = len(shared) == 1 or not convs
+        result.append(block if alone else replace(block, name=view.path(convs[0])))
+    return result

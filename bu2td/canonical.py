@@ -1,0 +1,231 @@
+"""Part of capture: a traced graph -> its canonical form, and where nodes come from."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from bu2td.errors import CaptureError, ModelOutputError
+
+_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
+    "relu": lambda inplace=False: nn.ReLU(inplace),
+    "relu6": lambda inplace=False: nn.ReLU6(inplace),
+    "silu": lambda inplace=False: nn.SiLU(inplace),
+    "hardswish": lambda inplace=False: nn.Hardswish(inplace),
+    "hardsigmoid": lambda inplace=False: nn.Hardsigmoid(inplace),
+    "leaky_relu": lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope, inplace),
+    "elu": lambda alpha=1.0, inplace=False: nn.ELU(alpha, inplace),
+    "selu": lambda inplace=False: nn.SELU(inplace),
+    "celu": lambda alpha=1.0, inplace=False: nn.CELU(alpha, inplace),
+    "mish": lambda inplace=False: nn.Mish(inplace),
+    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val, inplace),
+    "gelu": lambda approximate="none": nn.GELU(approximate),
+    "sigmoid": lambda: nn.Sigmoid(),
+    "tanh": lambda: nn.Tanh(),
+    "softplus": lambda beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
+    "logsigmoid": lambda: nn.LogSigmoid(),
+}
+
+
+def _max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> nn.Module:
+    return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
+
+
+_POOLS: dict[str, Callable[..., nn.Module]] = {
+    "max_pool2d": _max_pool,
+    "avg_pool2d": nn.AvgPool2d,
+    "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
+    "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
+}
+
+_DROPOUTS: dict[str, Callable[..., nn.Module]] = {
+    "dropout": lambda p=0.5, training=True, inplace=False: nn.Dropout(p, inplace),
+    "dropout2d": lambda p=0.5, training=True, inplace=False: nn.Dropout2d(p, inplace),
+}
+
+_AS_MODULE = {**_ACTIVATIONS, **_POOLS, **_DROPOUTS}
+
+_OUT_OF_PLACE: dict[Any, Any] = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+
+_METHODS_OUT_OF_PLACE = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "clamp_", "tanh_")
+
+#: Modules in which a function of this name means something else than torch's.
+_TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functional", "_operator")
+
+
+def _function_name(node: fx.Node) -> str | None:
+    """The bare name of a torch function or tensor method, ``_`` of in-place variants removed."""
+    if node.op == "call_method":
+        return str(node.target).removesuffix("_")
+    if node.op == "call_function" and callable(node.target):
+        module = getattr(node.target, "__module__", None)
+        if module in _TORCH_MODULES or module is None:
+            return getattr(node.target, "__name__", "").removesuffix("_")
+    return None
+
+
+def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphModule:
+    """Build the canonical graph out of a traced one.
+
+    Needs: the traced root, whose one submodule ``model`` is the network, and its graph.
+    Returns: a graph module with the network's own module paths. Functional activations, poolings and dropout
+        are modules, in-place arithmetic is out of place, identities and dead code are gone.
+    Guarantees: it computes what the traced graph computes, and returns one tensor.
+
+    Raises:
+        CaptureError: the forward makes tensors of its own.
+        ModelOutputError: it returns anything else than one tensor (auxiliary outputs aside).
+    """
+    modules = dict(root.named_modules())
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    kept: dict[str, Any] = {}
+    inplace_arithmetic: dict[fx.Node, fx.Node] = {}
+
+    def lookup(node: fx.Node) -> Any:
+        # A value that was changed in place is read in its latest version.
+        while node in inplace_arithmetic:
+            node = inplace_arithmetic[node]
+        return env[node]
+
+    for node in traced.nodes:
+        args = fx.map_arg(node.args, lookup)
+        kwargs = fx.map_arg(node.kwargs, lookup)
+        if node.op == "placeholder":
+            new = graph.placeholder("x")
+        elif node.op == "output":
+            new = graph.output(_single_output(args[0], training))
+        elif node.op == "call_function" and hasattr(node.target, "_fields"):
+            env[node] = node.target(*args, **kwargs)  # a named tuple of outputs stays one
+            continue
+        elif node.op == "get_attr":
+            target = str(node.target).removeprefix("model.")
+            if target.startswith("_tensor_constant"):
+                raise CaptureError(
+                    f"the forward makes a tensor of its own, of shape {tuple(_attribute(root, target).shape)}, at "
+                    f"{source_line(next(iter(node.users)))}; register it as a buffer of the module"
+                )
+            kept[target] = _attribute(root, str(node.target))
+            new = graph.get_attr(target)
+        elif node.op == "call_module":
+            module = modules[str(node.target)]
+            if isinstance(module, nn.Identity):
+                env[node] = args[0]
+                continue
+            target = str(node.target).removeprefix("model.")
+            kept[target] = module
+            new = graph.call_module(target, args, kwargs)
+        else:
+            if _is_identity(node, args):
+                env[node] = args[0] if isinstance(args[0], fx.Node) else args[0][0]
+                continue
+            new = _canonical_call(graph, node, args, kwargs, kept)
+            if node.op == "call_method" and node.target in _METHODS_OUT_OF_PLACE:
+                inplace_arithmetic[node.args[0]] = node
+        env[node] = new
+        new.meta["path"] = _path(node)
+        new.meta["trace"] = node.meta.get("stack_trace")
+    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+    used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
+    module = fx.GraphModule({k: v for k, v in kept.items() if k in used}, graph)
+    module.graph.lint()
+    return module
+
+
+def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]) -> fx.Node:
+    name = _function_name(node)
+    if name in _AS_MODULE and args and isinstance(args[0], fx.Node):
+        try:
+            settings = {k: v for k, v in kwargs.items() if k not in ("input", "self")}
+            module = _AS_MODULE[name](*args[1:], **settings)
+        except (TypeError, ValueError):
+            module = None
+        if module is not None and not any(isinstance(a, fx.Node) for a in args[1:]):
+            path = _path(node)
+            base = f"{path}.{name}" if path else name
+            target, count = base, 1
+            while target in kept:
+                target, count = f"{base}_{count}", count + 1
+            kept[target] = module
+            return graph.call_module(target, (args[0],))
+    if node.op == "call_method":
+        target = str(node.target)
+        if target in _METHODS_OUT_OF_PLACE:
+            target = target.removesuffix("_")
+        if target == "view" and not any(isinstance(a, torch.dtype) for a in args):
+            target = "reshape"  # the same, and it also works on channels_last tensors
+        return graph.call_method(target, args, kwargs)
+    return graph.call_function(_OUT_OF_PLACE.get(node.target, node.target), args, kwargs)
+
+
+def _is_identity(node: fx.Node, args: Any) -> bool:
+    name = _function_name(node)
+    if name == "contiguous":
+        return True
+    single = name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1
+    return bool(single)
+
+
+def _single_output(output: Any, training: bool) -> Any:
+    """The logits of an output: the tensor itself, or the first of a tuple with auxiliary outputs.
+
+    Auxiliary outputs are those of a named tuple whose first field is the logits, or of train mode alone.
+    """
+    if isinstance(output, fx.Node):
+        return output
+    if isinstance(output, tuple | list) and output and isinstance(output[0], fx.Node):
+        names = getattr(output, "_fields", None)
+        auxiliary = names[0] in ("logits", "out", "output") if names else training or len(output) == 1
+        if auxiliary:
+            return output[0]
+    found = f"a dict with keys {sorted(output)}" if isinstance(output, dict) else f"a {type(output).__name__}"
+    found += f" of {len(output)} values" if isinstance(output, tuple | list) else ""
+    raise ModelOutputError(
+        f"the model returns {found}; a network that returns one tensor of logits (N, classes) is "
+        f"needed (wrap it in a module that selects them)"
+    )
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    owner: Any = root
+    for part in target.split("."):
+        owner = getattr(owner, part)
+    return owner
+
+
+def _path(node: fx.Node) -> str:
+    """Path of the innermost module whose forward holds the node."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [str(entry[0] if isinstance(entry, tuple) else entry) for entry in stack.values()]
+    if node.op == "call_module" and paths and paths[-1] == str(node.target):
+        paths.pop()
+    return paths[-1].removeprefix("model").removeprefix(".") if paths else ""
+
+
+def source_line(node: fx.Node) -> str:
+    """Where a node of a captured graph comes from, as ``file:line``."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("trace") or "")
+    own = [f for f in frames if not is_foreign(f[0])]
+    return f"{own[-1][0]}:{own[-1][1]}" if own else "a torch.nn container"
+
+
+def is_foreign(file: str) -> bool:
+    """Whether a source file is torch's, or this one."""
+    return "/torch/" in file.replace("\\", "/") or file.endswith("bu2td/capture.py")

@@ -1,0 +1,136 @@
+"""A captured graph as the passes look at it: roles, reductions, inputs, and shortcuts of its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bu2td.canonical import source_line
+from bu2td.converter import Site, converter_for
+from bu2td.plan import Capture, Value
+from bu2td.probe import is_spatial, reduction_of
+
+#: Roles that a shortcut may consist of, beside one pointwise convolution.
+_SHORTCUT_ROLES = ("pass", "pool", "dropout", "norm", "norm_act", "act", "mul", "pad", "resample")
+
+
+class GraphView:
+    """Read-only access to a captured graph: roles, modules, regions. Shared by analysis and arrangement."""
+
+    def __init__(self, capture: Capture, dims: Mapping[str, Value]) -> None:
+        self.graph_module = capture.graph_module
+        self.dims = dims
+        self.nodes = {node.name: node for node in capture.graph_module.graph.nodes}
+        self.order = {name: i for i, name in enumerate(self.nodes)}
+        self.modules = dict(capture.graph_module.named_modules())
+        self._roles: dict[str, str] = {}
+
+    def site(self, name: str) -> Site:
+        """The node as its converter sees it."""
+        return Site(self.nodes[name], self.module(name), self.dims)
+
+    def module(self, name: str) -> Any:
+        """The module that a node calls, or None."""
+        node = self.nodes[name]
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def converter(self, name: str) -> Any:
+        """The converter of a node."""
+        return converter_for(self.nodes[name], self.module(name))
+
+    def role(self, name: str) -> str:
+        """The role of a node, as its converter states it."""
+        if name not in self._roles:
+            self._roles[name] = self.converter(name).role
+        return self._roles[name]
+
+    def kernel(self, name: str) -> tuple[int, int]:
+        """Window of a node over the image plane."""
+        return self.converter(name).kernel(self.site(name))
+
+    def stride(self, name: str) -> tuple[int, int]:
+        """Stride of a node over the image plane."""
+        return self.converter(name).stride(self.site(name))
+
+    def width(self, name: str) -> int:
+        """Channels of a feature map."""
+        return self.dims[name][1].size
+
+    def reduction(self, name: str) -> Any:
+        """Reduction of a feature map, None for anything else."""
+        return reduction_of(self.dims[name])
+
+    def inputs(self, name: str) -> list[str]:
+        """The producers of spatial values that a node reads, without repetition."""
+        return [n.name for n in self.nodes[name].all_input_nodes if is_spatial(self.dims.get(n.name))]
+
+    def path(self, name: str) -> str:
+        """Module path of a node: the module that it calls, or the one whose forward holds it."""
+        node = self.nodes[name]
+        return str(node.target) if node.op == "call_module" else node.meta.get("path", "")
+
+    def depthwise(self, name: str) -> bool:
+        """Whether a node is a depthwise convolution."""
+        conv = self.module(name)
+        return self.role(name) == "conv" and 1 < conv.groups == conv.in_channels
+
+    def operation(self, name: str) -> str:
+        """What a node runs, by the name under which a converter would be registered."""
+        node, module = self.nodes[name], self.module(name)
+        if module is not None:
+            return type(module).__qualname__
+        if node.op == "call_method":
+            return f'"method:{node.target}"'
+        return getattr(node.target, "__name__", str(node.target))
+
+    def where(self, name: str) -> str:
+        """A node for messages: its path and source line."""
+        return f"{self.path(name) or name} at {source_line(self.nodes[name])}"
+
+
+def residual_join(view: GraphView, exit_: str, nodes: Iterable[str]) -> str | None:
+    """The add that joins a block's main path with its shortcut: the last join before its exit."""
+    inside = set(nodes)
+    name = exit_
+    while name in inside:
+        inputs = view.inputs(name)
+        if len(inputs) > 1:
+            return name if view.role(name) == "add" else None
+        if not inputs or view.role(name) in ("conv", "linear", "pool"):
+            return None
+        name = inputs[0]
+    return None
+
+
+def shortcut_of(
+    view: GraphView, join: str, entry: str, nodes: Iterable[str], prefix: Iterable[str] = ()
+) -> tuple[str, list[str]] | None:
+    """The operand of an add that is a shortcut from the entry, and the nodes on it from the entry on.
+
+    A shortcut is a chain of operations that do not look around: at most one pointwise (or k = stride)
+    convolution, its norm, a pool that reduces. The norm-act prefix of a block may lie on it.
+    """
+    inside, before = set(nodes), set(prefix)
+    found: list[tuple[int, int, str, list[str]]] = []
+    for position, operand in enumerate(view.inputs(join)):
+        chain: list[str] = []
+        name, convs = operand, 0
+        while name != entry and name in inside:
+            inputs = view.inputs(name)
+            role = view.role(name)
+            if role == "conv":
+                convs += 1
+                pointwise = view.kernel(name) in ((1, 1), view.stride(name))
+                if convs > 1 or not pointwise or len(inputs) != 1:
+                    break
+            elif len(inputs) != 1 or role not in _SHORTCUT_ROLES:
+                break
+            chain.append(name)
+            name = inputs[0]
+        if name == entry:
+            length = len([n for n in chain if n not in before])
+            found.append((length, position, operand, chain[::-1]))
+    if not found:
+        return None
+    _, _, operand, chain = min(found)
+    return operand, chain
