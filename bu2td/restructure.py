@@ -90,12 +90,7 @@ def restructure(
 def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
     places: dict[str, list[str]] = {}
     for name in nodes:
-        module, node = view.module(name), view.nodes[name]
-        key = (
-            type(module).__qualname__ if module is not None else getattr(node.target, "__name__", str(node.target))
-        )
-        key = f'"method:{node.target}"' if node.op == "call_method" else key
-        places.setdefault(key, []).append(view.where(name))
+        places.setdefault(view.operation(name), []).append(view.where(name))
     lines = [
         f"  {key} in {', '.join(dict.fromkeys(where))}: register a rule with\n"
         f"    @bu2td.register_converter({key})\n"
