@@ -8,18 +8,14 @@ no initialisation), and the initialisation of the converted network apart. Write
 """
 
 import argparse
-import csv
-import io
-import json
 import math
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
+import _results
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -28,8 +24,6 @@ import bu2td
 from bu2td.baselines import PreActResNet
 from bu2td.initialise import initialise
 from bu2td.models import create_model
-
-RESULTS = Path(__file__).parent / "results" / "convert"
 
 
 def deep_resnet(blocks: int) -> Callable[[], nn.Module]:
@@ -105,24 +99,12 @@ def main() -> None:
         "growth_exponent_all": round(slope(rows), 2),
         "growth_exponent_deep": round(slope(deep), 2),
         "repeat": args.repeat,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread",
+        "cores": os.cpu_count(),
+        "threads": 1,
     }
     print(bu2td.plan.format_table(rows))
     print(about)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    for suffix, content in (
-        (".csv", text.getvalue()),
-        (".json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n"),
-    ):
-        temporary = RESULTS.with_suffix(suffix + ".tmp")
-        temporary.write_text(content)
-        os.replace(temporary, RESULTS.with_suffix(suffix))
+    _results.write(_results.FOLDER / "convert", rows, **about)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ torch.compile(fullgraph, aot_eager) and torch.export against the network; autoca
 """
 
 import argparse
-import csv
 import io
 import json
-import os
-import platform
 import time
 import warnings
 from pathlib import Path
 
+import _results
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -26,37 +24,7 @@ import bu2td
 from bu2td.models import create_model
 from bu2td.plan import ARRANGEMENTS
 
-TIMM = (
-    "resnet18",
-    "resnet50",
-    "resnetv2_50",
-    "seresnet50",
-    "regnety_008",
-    "resnext50_32x4d",
-    "mobilenetv2_100",
-    "mobilenetv3_small_100",
-    "efficientnet_b0",
-    "convnext_atto",
-    "densenet121",
-    "vgg11_bn",
-    "res2net50_26w_4s",
-    "cspresnet50",
-    "dla34",
-    "nf_resnet50",
-)
-TORCHVISION = (
-    "resnet18",
-    "vgg16",
-    "alexnet",
-    "squeezenet1_1",
-    "googlenet",
-    "inception_v3",
-    "shufflenet_v2_x1_0",
-    "mobilenet_v2",
-    "mnasnet1_0",
-)
-MODELS = [*TIMM, *(f"torchvision:{name}" for name in TORCHVISION)]
-RESULTS = Path(__file__).parent / "results"
+MODELS = (Path(__file__).parent / "real_models.txt").read_text().split()
 
 
 def onnx_difference(network: bu2td.TopDownNetwork, size: int) -> float:
@@ -99,31 +67,13 @@ def check(word: str, arrangement: str, size: int, onnx: bool) -> dict:
     return row
 
 
-def write(rows: list[dict], stem: Path) -> None:
-    """Write CSV and JSON atomically."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    table = csv.DictWriter(text, names, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    about = {"torch": str(torch.__version__), "python": platform.python_version(), "device": "cpu", "seed": 0}
-    for suffix, content in (
-        (".csv", text.getvalue()),
-        (".json", json.dumps({"about": about, "rows": rows}, indent=1) + "\n"),
-    ):
-        temporary = stem.with_suffix(suffix + ".tmp")
-        temporary.write_text(content)
-        os.replace(temporary, stem.with_suffix(suffix))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--match", default="", help="only models whose name contains this")
     parser.add_argument("--size", type=int, default=64, help="image size of the checks on real tensors")
     parser.add_argument("--onnx", action="store_true", help="also compare ONNX through onnxruntime")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--out", type=Path, default=RESULTS / "real_models")
+    parser.add_argument("--out", type=Path, default=_results.FOLDER / "real_models")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     file = args.out.with_suffix(".json")
@@ -133,7 +83,7 @@ def main() -> None:
     for word, arrangement in (bar := tqdm(jobs)):
         bar.set_description(f"{word} {arrangement}")
         rows.append(check(word, arrangement, args.size, args.onnx))
-        write(rows, args.out)
+        _results.write(args.out, rows, device="cpu", seed=0, size=args.size)
     failed = [row for row in rows if row["status"] != "ok"]
     relaxed = sum(row.get("relaxations", 0) for row in rows)
     print(f"{len(rows) - len(failed)} of {len(rows)} networks verified, {relaxed} relaxations")

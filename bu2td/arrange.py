@@ -240,7 +240,7 @@ class _Arranger:
         plain_first = first.kind == "conv" and first.strides and slot.level == self.analysis.bodies[-1]
         if (not first.strides and not first.shortcut) or plain_first:
             return self._chain(level, before, entry or widths[first.exit], coarser)
-        return self._up_block(level, before, first, entry, factor, coarser)
+        return self._up_block(level, before, entry, factor, coarser)
 
     def _is_first_body(self, slot: _Slot) -> bool:
         return slot.own == self.analysis.bodies[0]
@@ -304,8 +304,35 @@ class _Arranger:
         )
 
     def _chain(self, level: _LevelParts, before: LevelPlan, merge_width: int, coarser: _Slot | None) -> LevelPlan:
-        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        """Transition, upsampling, merge, then all blocks."""
+        merged = self._merged(level, before, merge_width, merge_width, coarser)
+        return replace(merged, body=self._piece(level, level.blocks, merge_width, plain_first=True))
+
+    def _up_block(
+        self, level: _LevelParts, before: LevelPlan, entry: int | None, factor: int, coarser: _Slot | None
+    ) -> LevelPlan:
+        """The first block upsamples, then the merge, then the other blocks."""
+        first, rest = level.blocks[0], level.blocks[1:]
+        merge_width, entry_width = level.widths[first.exit], entry or before.width
+        merged = self._merged(level, before, entry_width, merge_width, coarser)
+        return replace(
+            merged,
+            shape="block",
+            up=self._piece(level, [first], entry_width, factor=factor),
+            body=self._piece(level, rest, merge_width) if rest else None,
+        )
+
+    def _merged(
+        self,
+        level: _LevelParts,
+        before: LevelPlan,
+        entry_width: int,
+        merge_width: int,
+        coarser: _Slot | None,
+    ) -> LevelPlan:
+        """A level with its lateral, its merge, and the transition to ``entry_width`` at low resolution."""
         first = level.blocks[0]
+        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
         return LevelPlan(
             reduction=level.slot.reduction,
             shape="chain",
@@ -314,39 +341,8 @@ class _Arranger:
             merge_width=merge_width,
             width=level.width,
             lateral=lateral,
-            transition=self.kinds.transition(first, lateral, before.width, merge_width),
-            merge=self.kinds.merge(first, lateral, merge_width, self.options),
-            body=self._piece(level, level.blocks, merge_width, plain_first=True),
-            dropouts=coarser.own.dropouts if coarser and coarser.own else (),
-            blocks=level.names,
-        )
-
-    def _up_block(
-        self,
-        level: _LevelParts,
-        before: LevelPlan,
-        first: Block,
-        entry: int | None,
-        factor: int,
-        coarser: _Slot | None,
-    ) -> LevelPlan:
-        merge_width = level.widths[first.exit]
-        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
-        entry_width = entry or before.width
-        rest = level.blocks[1:]
-        up = self._piece(level, [first], entry_width, factor=factor)
-        return LevelPlan(
-            reduction=level.slot.reduction,
-            shape="block",
-            source=level.source,
-            entry_width=before.width,
-            merge_width=merge_width,
-            width=level.width,
-            lateral=lateral,
             transition=self.kinds.transition(first, lateral, before.width, entry_width),
             merge=self.kinds.merge(first, lateral, merge_width, self.options),
-            up=up,
-            body=self._piece(level, rest, merge_width) if rest else None,
             dropouts=coarser.own.dropouts if coarser and coarser.own else (),
             blocks=level.names,
         )

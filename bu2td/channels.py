@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 from bu2td.converter import OPAQUE, Expr, Term
 from bu2td.errors import WidthError
@@ -341,6 +340,8 @@ class _System:
         return self._milp(targets, rows, regroup)
 
     def _milp(self, targets: Mapping[int, Fraction], rows: list[Any], regroup: bool) -> dict[int, int] | None:
+        from scipy.optimize import Bounds, LinearConstraint, milp  # 0.3 s to import, and seldom needed
+
         divisibles = [d for d in self.divisibles if not (d[2] and regroup)] + self._integral()
         roots = list(targets)
         index = {root: i for i, root in enumerate(roots)}

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td import baselines
+
+#: The 25 real models of `bench/real_models.py`.
+MODELS = (Path(__file__).parents[1] / "bench" / "real_models.txt").read_text().split()
 
 
 def make(word: str) -> nn.Module:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from nets import make, parameters
+from nets import MODELS, make, parameters
 from reference import real
 from reference.fill import fill, picture
 from torch import nn
@@ -14,34 +14,6 @@ from bu2td.plan import ARRANGEMENTS
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
-
-MODELS = [
-    "resnet18",
-    "resnet50",
-    "resnetv2_50",
-    "seresnet50",
-    "regnety_008",
-    "resnext50_32x4d",
-    "mobilenetv2_100",
-    "mobilenetv3_small_100",
-    "efficientnet_b0",
-    "convnext_atto",
-    "densenet121",
-    "vgg11_bn",
-    "res2net50_26w_4s",
-    "cspresnet50",
-    "dla34",
-    "nf_resnet50",
-    "torchvision:resnet18",
-    "torchvision:vgg16",
-    "torchvision:alexnet",
-    "torchvision:squeezenet1_1",
-    "torchvision:googlenet",
-    "torchvision:inception_v3",
-    "torchvision:shufflenet_v2_x1_0",
-    "torchvision:mobilenet_v2",
-    "torchvision:mnasnet1_0",
-]
 
 #: Relaxations that are allowed in `uni`: model -> (level, relaxation, cause). Measured: none is needed.
 UNI_RELAXATIONS: dict[str, list[tuple[str, str, str]]] = {}
