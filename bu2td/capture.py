@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.canonical import canonicalise
-from bu2td.converter import converter_for_type
+from bu2td.converter import converter_for_type, drop_hooks
 from bu2td.errors import (
     CaptureError,
     DimensionalityError,
@@ -112,6 +112,7 @@ def _checked(model: Any) -> tuple[nn.Module, list[str]]:
             raise NotAModelError(
                 f"{type(module).__name__} is lazy and has no weights yet; run the model once first"
             )
+        _check_weights(module)
     if not any(isinstance(m, nn.Conv2d) or _is_conv(m) for m in modules):
         others = sorted({type(m).__name__ for m in modules if isinstance(m, nn.Conv1d | nn.Conv3d)})
         if others:
@@ -123,6 +124,17 @@ def _checked(model: Any) -> tuple[nn.Module, list[str]]:
             f"{type(model).__name__} has no 2-d convolution; only convolutional networks can be turned upside down"
         )
     return model, notes
+
+
+def _check_weights(module: nn.Module) -> None:
+    """Refuse weights that are computed from others by a hook or parametrisation."""
+    hooks = [type(h) for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils")]
+    if hooks or nn.utils.parametrize.is_parametrized(module):
+        what = hooks[0].__name__ if hooks else "a parametrization"
+        raise CaptureError(
+            f"the weight of a {type(module).__name__} is computed by {what}; undo it before converting "
+            f"(torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm, remove_spectral_norm)"
+        )
 
 
 def _is_conv(module: nn.Module) -> bool:
@@ -163,7 +175,7 @@ def _first_conv_channels(model: nn.Module) -> int:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """Copy a module with every tensor in it replaced by an empty one on the meta device."""
+    """Copy a module with every tensor in it replaced by an empty one on the meta device, without hooks."""
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -175,12 +187,15 @@ def meta_copy(model: nn.Module) -> nn.Module:
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
                 memo[id(tensor)] = torch.empty_like(tensor, device="meta")
     try:
-        return copy.deepcopy(model, memo)
+        twin = copy.deepcopy(model, memo)
     except Exception as error:
         raise CaptureError(
             f"{type(model).__name__} cannot be copied ({error}); remove what copy.deepcopy cannot "
             f"copy (weight_norm hooks, open files, non-leaf tensors) before converting"
         ) from error
+    for module in twin.modules():
+        drop_hooks(module)
+    return twin
 
 
 class _Root(nn.Module):

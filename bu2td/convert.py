@@ -162,6 +162,7 @@ def _build(analysis: Analysis, options: Options, device: torch.device | None) ->
     network.plan = plan = _with_costs(analysis, plan, network)
     _check_cost(plan)
     source = captured.source
+    network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
     if device is None:
         device = next((p.device for p in source.parameters()), torch.device("cpu"))
     if device.type != "meta":

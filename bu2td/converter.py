@@ -194,6 +194,13 @@ def constants(value: Value, system: System) -> Any:
     return tuple(system.constant(d.size) if d.kind == "channel" else None for d in value)
 
 
+def drop_hooks(module: nn.Module) -> None:
+    """Forget the hooks of a copied module: they belong to the original."""
+    for name, value in module.__dict__.items():
+        if "_hooks" in name and isinstance(value, dict):
+            module.__dict__[name] = type(value)()
+
+
 def resized(
     module: nn.Module,
     shapes: Mapping[str, Sequence[int]],
@@ -206,6 +213,10 @@ def resized(
     that ``shapes`` does not name keep their shape; all are new and uninitialised.
     """
     new = copy.copy(module)
+    for name, value in new.__dict__.items():
+        if isinstance(value, dict | list | set):
+            new.__dict__[name] = copy.copy(value)
+    drop_hooks(new)
     new._parameters = {
         name: None
         if old is None

@@ -111,6 +111,12 @@ class OpaqueReduction(nn.Module):
         return self.head(self.c(x))
 
 
+def parametrised(how: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    model = _Net()
+    how(model.a[0])
+    return model
+
+
 def sequential(*parts: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(*parts)
 
@@ -137,6 +143,13 @@ MODELS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("constant", ConstantOutput, errors.CaptureError, "makes a tensor of its own.*buffer"),
     ("rising", Rising, errors.TopologyError, "resolution rises"),
     ("data parallel", lambda: nn.DataParallel(_Net()), errors.WrappedModelError, r"model\.module"),
+    (
+        "weight norm",
+        lambda: parametrised(nn.utils.parametrizations.weight_norm),
+        errors.CaptureError,
+        "undo it before",
+    ),
+    ("spectral norm", lambda: parametrised(nn.utils.spectral_norm), errors.CaptureError, "SpectralNorm; undo it"),
     ("opaque", OpaqueReduction, errors.UnsupportedOperationError, r"method:unfold[\s\S]*register_converter"),
 ]
 

@@ -248,6 +248,25 @@ def test_constants_of_the_bottom_up_network_are_kept() -> None:
     assert all(bool((v == 1e-6).all()) for v in scales)
 
 
+def test_frozen_weights_are_trained_again() -> None:
+    model = baselines.lenet_fc().requires_grad_(False)
+    network = convert_baseline("lenet_fc", "td", model)
+    assert all(p.requires_grad for p in network.parameters())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_hooks_belong_to_one_module() -> None:
+    model = baselines.lenet_fc()
+    calls: list[str] = []
+    model.unit2[1].register_forward_hook(lambda *_: calls.append("bottom-up"))
+    analysis = bu2td.analyze(model, example_inputs=torch.zeros(1, 1, 28, 28))
+    network, other = bu2td.convert(analysis), bu2td.convert(analysis)
+    network.get_submodule("r2_merge.norm").register_forward_hook(lambda *_: calls.append("merge"))
+    network(torch.rand(2, 1, 28, 28))
+    other(torch.rand(2, 1, 28, 28))
+    assert calls == ["merge"]
+
+
 def test_inherit_matching() -> None:
     model = timm.create_model("resnet10t")
     with torch.no_grad():
