@@ -82,9 +82,8 @@ class Kinds:
     def bare_lateral(self, image_width: int, width: int) -> Unit:
         """The lateral of a level without a body: of the kind of the network's first convolution."""
         conv = self.analysis.first_conv
-        order = self.view.order[conv]
-        nodes = [n for n in self.view.nodes if self.view.order[n] >= order]
-        return self._lateral(conv, self._stem_kernel(), nodes, image_width, width)
+        own = self.analysis.stem.nodes or self.analysis.bodies[-1].blocks[0].nodes
+        return self._lateral(conv, self._stem_kernel(), own, image_width, width)
 
     def _stem_kernel(self) -> tuple[int, int]:
         """Kernel of the first convolution, made odd; a lateral does not upsample, so patches stay wide."""

@@ -55,6 +55,11 @@ class TopDownNetwork(fx.GraphModule):
             "torch.save(td.state_dict(), file) the weights alone"
         )
 
+    @property
+    def code(self) -> str:
+        """Python source of the top level."""
+        return super().code.strip() + "\n"
+
     # -- running parts of it -----------------------------------------------------------------------
 
     def _run(self, values: dict[str, Any], until: str | None = None) -> dict[str, Any]:

@@ -32,8 +32,7 @@ def lenet() -> Any:
 
 
 def test_code_reads_like_a_persons(resnet18: Any) -> None:
-    lines = resnet18.code.strip().splitlines()
-    assert len(lines) <= 30
+    assert resnet18.code.count("\n") <= 30
     names = {node.name for node in resnet18.graph.nodes}
     assert not any(name.rpartition("_")[2].isdigit() for name in names)
     assert {"r32", "r16_lateral", "r16_up", "r16_merge", "r16", "head"} <= names
