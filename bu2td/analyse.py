@@ -12,6 +12,9 @@ from bu2td.probe import is_feature_map, is_tensor
 from bu2td.regions import covers_map, find_regions
 from bu2td.view import GraphView
 
+#: A block that reduces this many times holds several levels whose cells read one another's resolutions.
+_GIANT_STEP = 8
+
 
 def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     """Find the levels of a bottom-up network.
@@ -54,6 +57,12 @@ def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str],
                 f"resolution rises inside the network, at {view.where(b.exit)} (from 1/{a.reduction} to "
                 f"1/{b.reduction}); only networks whose resolution falls with depth can be turned upside "
                 f"down"
+            )
+    for block in blocks:
+        if block.kind == "block" and block.reduction >= _GIANT_STEP * block.entry_reduction:
+            raise TopologyError(
+                f"{block.name} goes from 1/{block.entry_reduction} to 1/{block.reduction} of the image in one "
+                f"piece: its parts read several resolutions at once, so there is no trunk to cut into levels"
             )
     split = 0
     if not found.plain:

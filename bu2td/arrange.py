@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
-from bu2td.channels import Request, solve_widths
+from bu2td.channels import Request, Solution, solve_widths
 from bu2td.errors import OptionError, ReductionError, SigmaError, WidthError, nearest
 from bu2td.kinds import Kinds
 from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
@@ -33,6 +33,9 @@ from bu2td.view import GraphView
 
 MERGES = ("add_concat", "add", "concat")
 STEMS = ("mirror", "coarse")
+
+#: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
+_ATTEMPTS = 6
 
 
 @dataclass(frozen=True)
@@ -365,55 +368,67 @@ class _Arranger:
         plain_first: bool = False,
         factor: int = 1,
     ) -> Piece:
+        """Plan a run of blocks; where widths at its borders cannot be met, plan it again with those that can."""
         first, last = blocks[0], blocks[-1]
-        starts = plain_first or factor > 1
+        entry, widths = entry_width, dict(level.widths)
+        relaxations: list[str] = []
+        for _ in range(_ATTEMPTS):
+            request = self._request(level, blocks, entry, widths, plain_first, factor)
+            solution = self._solve(request)
+            relaxations += [r for r in solution.relaxations if r not in relaxations]
+            if (solution.entry_width, solution.exit_width) == (entry, widths[last.exit]):
+                break
+            entry, widths[last.exit] = solution.entry_width, solution.exit_width
+        else:
+            raise WidthError(f"no widths were found for r{level.slot.reduction} ({first.name} to {last.name})")
+        piece = _plain_piece(request, solution, factor)
+        exit_width = level.widths[last.exit]
+        return replace(
+            piece,
+            entry_width=entry_width,
+            exit_width=exit_width,
+            entry_adapter=self.kinds.adapter(first, entry_width, entry),
+            exit_adapter=self.kinds.adapter(first, widths[last.exit], exit_width),
+            relaxations=tuple(relaxations),
+        )
+
+    def _request(
+        self,
+        level: _LevelParts,
+        blocks: list[Block],
+        entry_width: int,
+        widths: Mapping[str, int],
+        plain_first: bool,
+        factor: int,
+    ) -> Request:
+        first, last = blocks[0], blocks[-1]
         edits = restructure(
             self.view,
             self.kinds,
             blocks,
             entry_width=entry_width,
-            widths=level.widths,
-            first=first if starts else None,
+            widths=widths,
+            first=first if plain_first or factor > 1 else None,
             upsampling=factor > 1,
             kernels=level.kernels,
         )
-        nodes = tuple(n for b in blocks for n in b.nodes)
-        request = Request(
+        return Request(
             name=f"r{level.slot.reduction}",
-            nodes=nodes,
+            nodes=tuple(n for b in blocks for n in b.nodes),
             entry=first.entry,
             exit=last.exit,
             entry_width=entry_width,
-            exit_width=level.widths[last.exit],
+            exit_width=widths[last.exit],
             edits=edits,
-            pins={b.exit: level.widths[b.exit] for b in blocks[:-1]},
-            factors={n: Fraction(level.widths[b.exit], b.width) for b in blocks for n in b.nodes},
+            pins={b.exit: widths[b.exit] for b in blocks[:-1]},
+            factors={n: Fraction(widths[b.exit], b.width) for b in blocks for n in b.nodes},
         )
-        return self._solved(request, factor, first)
 
-    def _solved(self, request: Request, factor: int, first: Block | None) -> Piece:
+    def _solve(self, request: Request) -> Solution:
         solution = solve_widths(self.view, request)
         for name in solution.opaque:
             self.opaque[self.view.where(name)] = self.view.operation(name)
-        entry_adapter = exit_adapter = None
-        if solution.entry_width != request.entry_width:
-            entry_adapter = self.kinds.adapter(first, request.entry_width, solution.entry_width)
-        if solution.exit_width != request.exit_width:
-            exit_adapter = self.kinds.adapter(first, solution.exit_width, request.exit_width)
-        return Piece(
-            name=request.name,
-            nodes=request.nodes,
-            entry=request.entry,
-            exit=request.exit,
-            entry_width=request.entry_width,
-            exit_width=request.exit_width,
-            edits=request.edits,
-            sizes=solution.sizes,
-            factor=factor,
-            entry_adapter=entry_adapter,
-            exit_adapter=exit_adapter,
-            relaxations=solution.relaxations,
-        )
+        return solution
 
     def _head(self, width: int, convs_placed: bool) -> Piece:
         head = self.analysis.head
@@ -438,7 +453,11 @@ class _Arranger:
             pins={},
             factors={},
         )
-        return self._solved(request, 1, None)
+        solution = self._solve(request)
+        return replace(
+            _plain_piece(request, solution, 1),
+            entry_adapter=self.kinds.adapter(None, width, solution.entry_width),
+        )
 
 
 @dataclass(frozen=True)
@@ -461,6 +480,22 @@ class _LevelParts:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(b.name for b in self.blocks)
+
+
+def _plain_piece(request: Request, solution: Solution, factor: int) -> Piece:
+    """A piece without adapters."""
+    return Piece(
+        name=request.name,
+        nodes=request.nodes,
+        entry=request.entry,
+        exit=request.exit,
+        entry_width=request.entry_width,
+        exit_width=request.exit_width,
+        edits=request.edits,
+        sizes=solution.sizes,
+        factor=factor,
+        relaxations=solution.relaxations,
+    )
 
 
 def _entry_width(first: Block, width: int | None) -> int | None:

@@ -62,7 +62,7 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
         ModelInputError, ModelOutputError, ExampleInputError: see `bu2td.errors`.
     """
     model, notes = _checked(model)
-    shape, shape_notes = _image_shape(model, example_inputs)
+    _check_images(example_inputs)
     twin = meta_copy(model)
     evaluated = canonicalise(*_trace(twin, training=False), training=False)
     try:
@@ -77,6 +77,7 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
             "the forward differs between train and eval mode; the top-down network computes the "
             "eval-mode forward in both (auxiliary heads are dropped)"
         )
+    shape, shape_notes = _image_shape(model, example_inputs, graph_module)
     return Capture(
         graph_module=graph_module.eval(),
         source=model,
@@ -142,36 +143,51 @@ def _is_conv(module: nn.Module) -> bool:
     return converter is not None and converter.role == "conv"
 
 
-def _image_shape(model: nn.Module, example_inputs: Any) -> tuple[tuple[int, int, int, int], list[str]]:
+def _check_images(example_inputs: Any) -> None:
+    if example_inputs is None:
+        return
+    if not isinstance(example_inputs, Tensor):
+        raise ExampleInputError(f"example_inputs must be one tensor (N, C, H, W), found {type(example_inputs)}")
+    shape = tuple(example_inputs.shape)
+    if len(shape) != 4 or not example_inputs.is_floating_point():
+        raise ExampleInputError(
+            f"example_inputs must be a floating point image batch (N, C, H, W), found shape {shape} of "
+            f"{example_inputs.dtype}"
+        )
+    if min(shape) < 1:
+        raise ExampleInputError(f"example_inputs is empty: its shape is {shape}")
+
+
+def _image_shape(
+    model: nn.Module, example_inputs: Tensor | None, graph_module: fx.GraphModule
+) -> tuple[tuple[int, int, int, int], list[str]]:
+    """The shape of an image batch: the example's, else the configuration's, else 1 x C x 224 x 224.
+
+    Without an example, C is what the convolution that reads the image reads.
+    """
     if example_inputs is not None:
-        if not isinstance(example_inputs, Tensor):
-            raise ExampleInputError(f"example_inputs must be one tensor (N, C, H, W), found {type(example_inputs)}")
-        if example_inputs.dim() != 4 or not example_inputs.is_floating_point():
-            raise ExampleInputError(
-                f"example_inputs must be a floating point image batch (N, C, H, W), found shape "
-                f"{tuple(example_inputs.shape)} of {example_inputs.dtype}"
-            )
         n, c, h, w = example_inputs.shape
-        if min(n, c, h, w) < 1:
-            raise ExampleInputError(f"example_inputs is empty: its shape is {(n, c, h, w)}")
         return (n, c, h, w), []
+    channels = _image_channels(graph_module)
     for name in ("pretrained_cfg", "default_cfg"):
         config: Any = getattr(model, name, None)
         size = config.get("input_size") if hasattr(config, "get") else None
         if size is not None:
             c, h, w = size
-            first = _first_conv_channels(model)
-            return (1, first or int(c), int(h), int(w)), []
-    channels = _first_conv_channels(model)
+            return (1, channels or int(c), int(h), int(w)), []
+    channels = channels or 3
     note = f"no example_inputs and no input size in the model's configuration: 1x{channels}x224x224 is assumed"
     return (1, channels, 224, 224), [note]
 
 
-def _first_conv_channels(model: nn.Module) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+def _image_channels(graph_module: fx.GraphModule) -> int | None:
+    """Input channels of the convolution that reads the image itself, if there is one."""
+    image = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
+    for user in image.users:
+        reader = graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if isinstance(reader, nn.Conv2d):
+            return reader.in_channels
+    return None
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -151,8 +151,10 @@ class Kinds:
             return Unit(entry, width, kernel, lateral.conv, norm, act, preactivation=True)
         return Unit(entry, width, kernel, lateral.conv, lateral.norm, lateral.act)
 
-    def adapter(self, block: Block | None, entry: int, width: int) -> Unit:
-        """A bare 1x1 convolution where the channel system could not meet a width."""
+    def adapter(self, block: Block | None, entry: int, width: int) -> Unit | None:
+        """A bare 1x1 convolution where the channel system could not meet a width; None where it could."""
+        if entry == width:
+            return None
         conv = self._convs([block])[:1] if block else []
         return Unit(entry, width, (1, 1), conv[0] if conv else self.analysis.first_conv)
 
@@ -185,7 +187,7 @@ class Kinds:
 
     def _main_path_end(self, block: Block) -> tuple[str, str | None]:
         """Where no block has a projection: the last convolution of the main path, with its norm."""
-        conv = self._convs([block])[-1]
+        conv = (self._convs([block]) or [self.analysis.first_conv])[-1]
         users = [u.name for u in self.view.nodes[conv].users]
         norm = next((u for u in users if self.view.role(u) == "norm"), None)
         return conv, None if self.analysis.preactivation else norm

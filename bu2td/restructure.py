@@ -120,6 +120,8 @@ def _shortcuts(
         width = widths[first.exit] if join == first.exit else round(view.width(join) * scale)
         width = widths[first.exit] if view.width(join) == first.width else width
         projected = any(view.role(n) == "conv" for n in chain)
+        if not projected and any(view.role(n) in ("norm", "norm_act", "act") for n in chain):
+            continue  # an add inside the main path, which reads a changed entry
         if projected and entry_width == width:
             bypass[operand] = first.entry
         elif not projected and entry_width != width:

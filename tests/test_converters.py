@@ -234,6 +234,29 @@ def test_regroup_and_frozen_are_named_and_counted() -> None:
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
+class Mixing(nn.Module):
+    """A residual block without convolution whose main path reads its own normalised entry twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.gamma = nn.GroupNorm(1, width), nn.Parameter(torch.ones(width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.gamma * (F.avg_pool2d(y, 3, 1, 1) - y)
+
+
+def test_entry_adapter_where_a_block_cannot_change_its_width() -> None:
+    model = nn.Sequential(
+        unit(3, 8), Mixing(8), Mixing(8), unit(8, 16, 3, 2), Mixing(16), unit(16, 24, 3, 2), Mixing(24), head(24)
+    )
+    network = bu2td.convert(model, example_inputs=torch.zeros(1, 3, 32, 32), seed=0, max_macs_ratio=None)
+    assert network.plan.relaxations == (("r1", "entry adapter"),)
+    assert network.get_submodule("r1_up.entry_adapter").in_channels == 16
+    network(torch.rand(2, 3, 30, 30)).square().sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 class Mystery(nn.Module):
     """An operation of a user's own: scales every channel by a learned gain, on a fixed number of channels."""
 
