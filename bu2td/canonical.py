@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -141,7 +140,8 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
                 inplace_arithmetic[node.args[0]] = node
         env[node] = new
         new.meta["path"] = _path(node)
-        new.meta["trace"] = node.meta.get("stack_trace")
+        if "line" in node.meta:
+            new.meta["line"] = node.meta["line"]
     graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     module = fx.GraphModule({k: v for k, v in kept.items() if k in used}, graph)
@@ -221,9 +221,7 @@ def _path(node: fx.Node) -> str:
 
 def source_line(node: fx.Node) -> str:
     """Where a node of a captured graph comes from, as ``file:line``."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("trace") or "")
-    own = [f for f in frames if not is_foreign(f[0])]
-    return f"{own[-1][0]}:{own[-1][1]}" if own else "a torch.nn container"
+    return node.meta.get("line", "a torch.nn container")
 
 
 def is_foreign(file: str) -> bool:

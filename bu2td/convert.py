@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bu2td.analyse import analyse
 from bu2td.arrange import arrange, check_options
@@ -23,7 +24,7 @@ from bu2td.network import TopDownNetwork
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
 from bu2td.probe import probe, shapes_of
 from bu2td.rewrite import Emitted, rewrite
-from bu2td.verify import LevelClaim, Report, verify_graph, verify_numbers
+from bu2td.verify import LevelClaim, Report, flatten, owner_of, verify_graph, verify_numbers
 
 _FORMAT = "bu2td.recipe.1"
 _VERSION = "0.1.0"
@@ -44,8 +45,9 @@ def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analys
     Raises:
         Bu2tdError: one of the subclasses in `bu2td.errors` that name a cause in the model.
     """
-    captured = capture(model, example_inputs)
-    return analyse(captured, probe(captured))
+    with _paused_collector():
+        captured = capture(model, example_inputs)
+        return analyse(captured, probe(captured))
 
 
 def convert(
@@ -120,7 +122,20 @@ def convert(
         model = analyze(model, example_inputs=example_inputs)
     elif example_inputs is not None:
         raise OptionError("example_inputs is given to bu2td.analyze, whose result is converted here")
-    return _build(model, options, target)
+    with _paused_collector():
+        return _build(model, options, target)
+
+
+@contextmanager
+def _paused_collector() -> Iterator[None]:
+    """Pause the cyclic garbage collector: graphs are full of cycles, and its passes over them are quadratic."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _sequence(name: str, value: Any) -> tuple[Any, ...]:
@@ -158,8 +173,9 @@ def _build(analysis: Analysis, options: Options, device: torch.device | None) ->
     network = TopDownNetwork(emitted.modules, emitted.graph)
     network.plan = plan
     num_classes = analysis.dims[analysis.head.output][1].size
-    verify_graph(network, _claims(network), captured.image_shape, num_classes, plan.check_sizes)
-    network.plan = plan = _with_costs(analysis, plan, network)
+    flat = flatten(network, copied=False)
+    verify_graph(network, _claims(network), captured.image_shape, num_classes, plan.check_sizes, flat)
+    network.plan = plan = _with_costs(analysis, plan, flat)
     _check_cost(plan)
     source = captured.source
     network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
@@ -175,14 +191,15 @@ def _build(analysis: Analysis, options: Options, device: torch.device | None) ->
     return network.train()
 
 
-def _with_costs(analysis: Analysis, plan: Plan, network: TopDownNetwork) -> Plan:
+def _with_costs(analysis: Analysis, plan: Plan, flat: fx.GraphModule) -> Plan:
     shape = plan.image_shape
     bottom_up = total(measure_cost(analysis.capture.graph_module, shape))
-    costs = measure_cost(network, shape)
+    costs = measure_cost(flat, shape)
+    owners = {node.name: owner_of(node).partition("_")[0] for node in flat.graph.nodes}
     levels = tuple(
         replace(
             level,
-            cost=sum((c for n, c in costs.items() if n.partition("_")[0] == level.name), Cost()),
+            cost=sum((cost for name, cost in costs.items() if owners[name] == level.name), Cost()),
         )
         for level in plan.levels
     )

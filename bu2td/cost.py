@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from bu2td.converter import converter_for
 from bu2td.plan import Cost
 
 
@@ -33,6 +34,10 @@ class _Counter(TorchDispatchMode):
         return out
 
 
+#: Operations that keep their input's shape, and how many tensors of it they make; meta runs of norms are slow.
+_OUTPUTS = {"norm": 1, "norm_act": 2, "act": 1}
+
+
 class _CostRecorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, counter: _Counter) -> None:
         super().__init__(module)
@@ -40,6 +45,15 @@ class _CostRecorder(fx.Interpreter):
         self.costs: dict[str, Cost] = {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_module":
+            module = self.submodules[str(n.target)]
+            outputs = _OUTPUTS.get(converter_for(n, module).role)
+            if outputs is not None:
+                source: Any = n.args[0]
+                value = self.env[source]
+                parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                self.costs[n.name] = Cost(parameters, 0, outputs * value.numel())
+                return value
         flops, elements = self.counter.flops, self.counter.elements
         result = super().run_node(n)
         parameters = 0

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bu2td.canonical import source_line
 from bu2td.converter import converter_for
@@ -27,16 +28,17 @@ from bu2td.errors import (
     NoReductionError,
     TopologyError,
 )
+from bu2td.nn import Pyramid
 from bu2td.plan import Capture, Dim, Value
 
 #: 2^7 * 3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
 _STEPS = (13440, 64 * 13440)
 
 
-def probe(capture: Capture, quick: bool = False) -> Mapping[str, Value]:
+def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str, Value]:
     """Measure the dimensions of every value in a captured graph.
 
-    Needs: a `Capture` (parameters on meta); ``quick`` if the graph ran at the base point before.
+    Needs: a `Capture` (parameters on meta); ``shapes`` at its image shape, if the graph ran there before.
     Returns: node name -> a tuple of `Dim` for a tensor, a tuple of those for several, None for others.
     Guarantees: the model's own image size is the base point, so ``size`` is what the model sees.
 
@@ -48,7 +50,7 @@ def probe(capture: Capture, quick: bool = False) -> Mapping[str, Value]:
     n, channels, height, width = capture.image_shape
     base = (max(n, 2), channels, height, width)
     graph_module = capture.graph_module
-    shapes = shapes_of(graph_module, base, quick=quick)
+    shapes = shapes or shapes_of(graph_module, base)
     pooled = _flattened_maps(graph_module, shapes)
     try:
         more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
@@ -122,8 +124,8 @@ def shapes_of(
         graph_module: a graph on the meta device.
         image_shape: (N, C, H, W).
         pooled: nodes that read their first argument pooled to a size.
-        quick: let norms, activations and dropout pass their input on, whose shape theirs is; a graph that ran
-            once need not prove again that its norms fit.
+        quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids state
+            their shapes; a graph that ran once need not prove again that its norms fit.
     """
     dtypes = {p.dtype for p in graph_module.parameters()}
     image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
@@ -152,11 +154,31 @@ class _ShapeRecorder(fx.Interpreter):
         role = converter_for(node, self.modules[str(node.target)]).role
         return role in ("norm", "norm_act", "act", "dropout")
 
+    def _batch_norm(self, node: fx.Node, norm: Any) -> Any:
+        """Check the width alone: on meta a batch norm takes as long as ten convolutions."""
+        source: Any = node.args[0]
+        value = self.env[source]
+        if value.dim() < 2 or value.shape[1] != norm.num_features:
+            raise ExampleInputError(
+                f"the model does not run on an image of shape {tuple(self._image_shape)}: {node.name} normalises "
+                f"{norm.num_features} channels but reads {tuple(value.shape)}\n  at {source_line(node)}"
+            )
+        self.shapes[node.name] = _shape(value)
+        return value
+
     def run_node(self, n: fx.Node) -> Any:
         if self.quick and self._keeps_shape(n):
             source: Any = n.args[0]
             self.shapes[n.name] = _shape(self.env[source])
             return self.env[source]
+        module = self.modules.get(str(n.target)) if self.quick and n.op == "call_module" else None
+        if isinstance(module, Pyramid):
+            image = self.env[n.args[0]]  # type: ignore[index]
+            result = tuple(image.new_empty(shape) for shape in module.shapes(image.shape))
+            self.shapes[n.name] = _shape(result)
+            return result
+        if n.op == "call_module" and isinstance(self.modules[str(n.target)], _BatchNorm):
+            return self._batch_norm(n, self.modules[str(n.target)])
         if n.name in self.pooled:
             source = n.args[0]
             self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])

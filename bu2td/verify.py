@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from bu2td.capture import meta_copy
 from bu2td.converter import converter_for
 from bu2td.errors import Bu2tdError, VerificationError
-from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.nn import ConvUnit, Pyramid, TransposedUpsample, Upsample
 from bu2td.plan import Capture, Value
 from bu2td.probe import is_spatial, probe, reduction_of, shapes_of
 
@@ -51,11 +51,12 @@ def verify_graph(
     image_shape: tuple[int, int, int, int],
     num_classes: int,
     sizes: Sequence[tuple[int, int]],
+    flat: fx.GraphModule | None = None,
 ) -> Report:
     """Check an emitted network on meta tensors.
 
     Needs: the network (on any device), its levels coarse to fine, the shape of an image batch, and image sizes
-        to try.
+        to try; ``flat`` is what `flatten` makes of the network, if it is at hand.
     Returns: a `Report`.
     Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
         width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
@@ -64,9 +65,9 @@ def verify_graph(
     Raises:
         VerificationError: names the first invariant that does not hold, and where.
     """
-    flat = _flatten(network)
-    _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
-    dims = _probe(flat, image_shape)
+    flat = flat or flatten(network)
+    shapes = _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
+    dims = _probe(flat, image_shape, shapes)
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
     reached = _check_parameters(network, flat)
@@ -82,17 +83,28 @@ def verify_graph(
 
 class _Flattener(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        return not isinstance(module, fx.GraphModule)
+        return not isinstance(module, fx.GraphModule | ConvUnit)
 
 
-def _flatten(network: fx.GraphModule) -> fx.GraphModule:
-    """One graph on the meta device, node names of levels kept as ``meta["level"]``."""
-    twin: Any = meta_copy(network)
+def flatten(network: fx.GraphModule, copied: bool = True) -> fx.GraphModule:
+    """One graph on the meta device of a whole network; see `owner_of` for what belongs to which level.
+
+    Without ``copied`` it shares its modules with the network, which is on meta and is put into eval mode.
+    """
+    twin: Any = meta_copy(network) if copied else network
     if getattr(twin, "grad_checkpointing", False):
         twin.set_grad_checkpointing(False)
     twin.eval()
     graph = _Flattener().trace(twin)
     return fx.GraphModule(twin, graph)
+
+
+def owner_of(node: fx.Node) -> str:
+    """The submodule of the network that a node of its flat graph belongs to; "" for the network itself."""
+    if node.op == "call_module":
+        return str(node.target).partition(".")[0]
+    stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+    return next((path.partition(".")[0] for path in stack if path), "")
 
 
 def _fail(what: str) -> VerificationError:
@@ -120,7 +132,9 @@ def _check_sizes(
     channels: int,
     num_classes: int,
     sizes: Sequence[tuple[int, int]],
-) -> None:
+) -> dict[str, Any]:
+    """Run the sizes; returns the shapes of all values at the first, for two images."""
+    at_first: dict[str, Any] = {}
     for i, (h, w) in enumerate(sizes):
         shapes = _run_shapes(flat, (2, channels, h, w), quick=i > 0)
         found = shapes[_logits(flat)]
@@ -132,28 +146,27 @@ def _check_sizes(
                 raise _fail(
                     f"level r{level.reduction} is {shapes[node]} instead of {expected} for an image of {h}x{w}"
                 )
+        at_first = at_first or shapes
+    return at_first
 
 
 def _level_nodes(flat: fx.GraphModule, levels: tuple[LevelClaim, ...]) -> list[str]:
     """The last node of the flat graph that belongs to each level's claimed top node."""
     last: dict[str, str] = {}
     for node in flat.graph.nodes:
-        stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
-        owners = {path.partition(".")[0] for path in stack if path}
-        if node.op == "call_module":
-            owners.add(str(node.target).partition(".")[0])
-        for owner in owners:
-            last[owner] = node.name
+        last[owner_of(node)] = node.name
     missing = [level.node for level in levels if level.node not in last]
     if missing:
         raise _fail(f"the outputs of levels {missing} are nowhere in the graph")
     return [last[level.node] for level in levels]
 
 
-def _probe(flat: fx.GraphModule, image_shape: tuple[int, int, int, int]) -> Mapping[str, Value]:
-    capture = Capture(flat, flat, image_shape, {}, "")
+def _probe(
+    flat: fx.GraphModule, image_shape: tuple[int, int, int, int], shapes: dict[str, Any]
+) -> Mapping[str, Value]:
+    capture = Capture(flat, flat, (2, *image_shape[1:]), {}, "")
     try:
-        return probe(capture, quick=True)
+        return probe(capture, shapes)
     except Bu2tdError as error:
         raise _fail(str(error)) from error
 

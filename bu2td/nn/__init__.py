@@ -1,6 +1,6 @@
 """The modules that converted networks run."""
 
-from bu2td.nn.merge import Lateral, Merge, Transition
+from bu2td.nn.merge import ConvUnit, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
@@ -10,6 +10,7 @@ __all__ = [
     "REDUCERS",
     "UPSAMPLE_MODES",
     "ChannelLayerNorm",
+    "ConvUnit",
     "Lateral",
     "Merge",
     "Pyramid",

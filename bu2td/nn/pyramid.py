@@ -14,6 +14,7 @@ Both axes are independent, so a level is ``W_h X W_w^T``.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -102,6 +103,10 @@ class Pyramid(nn.Module):
         before, after = (factor - 1) // 2, factor // 2
         padded = F.pad(images, (before, after, before, after), value=-torch.inf)
         return gaussian_resample(F.max_pool2d(padded, factor, stride=1), factor, self.sigma)
+
+    def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
+        """The shapes of all levels for images of shape (N, C, H, W)."""
+        return [(*shape[:-2], *(-(-size // factor) for size in shape[-2:])) for factor in self.reductions]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images at every reduction, in the order of ``reductions``."""
