@@ -236,11 +236,16 @@ class _System:
         del self.divisibles[mark[1] :]
 
     def _find(self, variable: int) -> tuple[int, Fraction]:
+        """Root and ratio of a variable (variable = ratio * root); the path to the root is shortened."""
+        path, root = [], variable
+        while self.parent[root] != root:
+            path.append(root)
+            root = self.parent[root]
         ratio = Fraction(1)
-        while self.parent[variable] != variable:
-            ratio *= self.ratio[variable]
-            variable = self.parent[variable]
-        return variable, ratio
+        for member in reversed(path):
+            ratio = self.ratio[member] * ratio
+            self.parent[member], self.ratio[member] = root, ratio
+        return root, ratio
 
     def _unite(self, a: Term, b: Term) -> None:
         if a.variable is None or b.variable is None:
