@@ -144,7 +144,6 @@ class _Arranger:
             image_shape=self.analysis.capture.image_shape,
             levels=tuple(levels),
             head=head,
-            coarsest_image_width=self.image_width,
             bottom_up=tuple(self.analysis.rows()),
             notes=(*self.analysis.notes, *self.notes),
         )

@@ -332,7 +332,6 @@ class Plan:
     image_shape: tuple[int, int, int, int]
     levels: tuple[LevelPlan, ...]
     head: Piece
-    coarsest_image_width: int
     bottom_up: tuple[dict[str, Any], ...]
     bottom_up_cost: Cost = Cost()
     cost: Cost = Cost()

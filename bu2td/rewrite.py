@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td import nn as td_nn
-from bu2td.converter import OPAQUE, Change, resized
+from bu2td.converter import OPAQUE, Change, converter_for_type, resized
 from bu2td.errors import UnsupportedOperationError
 from bu2td.plan import Analysis, LevelPlan, Piece, Plan, Unit
 from bu2td.probe import is_spatial
@@ -47,6 +47,10 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
     emitter = _Emitter(analysis, plan)
     emitter.top()
     return Emitted(emitter.modules, emitter.graph, emitter.origins)
+
+
+#: Functions whose result is a view.
+_VIEWS = ("getitem", "chunk", "split", "flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute")
 
 
 class _Emitter:
@@ -287,27 +291,21 @@ class _PieceEmitter:
 
     def _settle_inplace(self) -> None:
         """Let an activation work in place only on a value that it alone reads."""
-        fresh = ("call_module",)
         for node in self.graph.nodes:
             module = self.modules.get(str(node.target)) if node.op == "call_module" else None
             if module is None or not getattr(module, "inplace", False):
                 continue
             source = node.args[0]
-            owner = self.modules.get(str(source.target)) if source.op in fresh else None
-            alone = len(source.users) == 1 and source.op in (*fresh, "call_function")
-            if not alone or isinstance(owner, td_nn.Upsample) or _is_view(source):
-                module.inplace = False
+            makes_its_own = source.op in ("call_module", "call_function") and not self._may_alias(source)
+            module.inplace = makes_its_own and len(source.users) == 1
 
-
-def _is_view(node: fx.Node) -> bool:
-    return node.op == "call_function" and getattr(node.target, "__name__", "") in (
-        "getitem",
-        "chunk",
-        "split",
-        "flatten",
-        "transpose",
-        "permute",
-    )
+    def _may_alias(self, node: fx.Node) -> bool:
+        """Whether a value may share memory with what its node read."""
+        if node.op == "call_function":
+            return getattr(node.target, "__name__", "") in _VIEWS
+        owner = self.modules[str(node.target)]
+        converter = converter_for_type(type(owner))
+        return isinstance(owner, td_nn.Upsample) or converter is None or converter.role in ("dropout", "pass")
 
 
 def _feature_width(sizes: Any) -> int:
