@@ -8,17 +8,16 @@ and specifies laterals, transitions and merges. Nothing is built here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
 
 from bu2td.channels import Request, Solution, solve_widths
-from bu2td.errors import OptionError, ReductionError, SigmaError, WidthError, nearest
+from bu2td.errors import ReductionError, WidthError
 from bu2td.kinds import Kinds
-from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
+from bu2td.options import check_options
 from bu2td.plan import (
-    ARRANGEMENTS,
     Analysis,
     Block,
     BottomUpLevel,
@@ -30,9 +29,6 @@ from bu2td.plan import (
 )
 from bu2td.restructure import restructure
 from bu2td.view import GraphView
-
-MERGES = ("add_concat", "add", "concat")
-STEMS = ("mirror", "coarse")
 
 #: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
 _ATTEMPTS = 6
@@ -69,55 +65,6 @@ def arrange(analysis: Analysis, options: Options) -> Plan:
     return _Arranger(analysis, options).run()
 
 
-def check_options(options: Options) -> None:
-    """Check everything about options that needs no model."""
-    choices: dict[str, tuple[Any, Sequence[Any]]] = {
-        "stem": (options.stem, STEMS),
-        "upsample": (options.upsample, UPSAMPLE_MODES),
-        "merge": (options.merge, MERGES),
-        "pyramid": (options.pyramid, REDUCERS),
-        "inherit": (options.inherit, (None, "matching")),
-    }
-    if isinstance(options.arrangement, str):
-        choices["arrangement"] = (options.arrangement, ARRANGEMENTS)
-    for name, (value, known) in choices.items():
-        if value not in known:
-            words = [k for k in known if isinstance(k, str)]
-            raise OptionError(
-                f"{name}={value!r} is unknown; it must be one of {', '.join(map(repr, known))}"
-                f"{' or a list of level widths' if name == 'arrangement' else ''}."
-                f"{nearest(str(value), words)}"
-            )
-    if not isinstance(options.arrangement, str):
-        widths = options.arrangement
-        if not widths or not all(isinstance(w, int) and not isinstance(w, bool) for w in widths):
-            raise OptionError(f"arrangement={widths!r}: a custom arrangement is a list of whole widths")
-        if min(widths) < 1:
-            raise WidthError(f"arrangement={list(widths)}: every width must be at least 1")
-    if options.width is not None and (not _whole_number(options.width) or options.width < 1):
-        raise WidthError(f"width={options.width!r} must be a whole number of at least 1")
-    if options.width is not None and options.arrangement != "uni":
-        raise OptionError(
-            f"width is the common width of arrangement 'uni'; with {options.arrangement!r} give a list of level "
-            f"widths as arrangement instead"
-        )
-    if not _whole_number(options.merge_kernel) or options.merge_kernel < 1 or options.merge_kernel % 2 == 0:
-        raise OptionError(f"merge_kernel={options.merge_kernel!r} must be an odd whole number")
-    if not isinstance(options.sigma, int | float) or not options.sigma >= MIN_SIGMA:
-        raise SigmaError(
-            f"sigma={options.sigma!r} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
-            f"of the pyramid would fall between two pixels"
-        )
-    if options.max_macs_ratio is not None and not (
-        isinstance(options.max_macs_ratio, int | float) and options.max_macs_ratio > 0
-    ):
-        raise OptionError(f"max_macs_ratio={options.max_macs_ratio!r} must be a positive number or None")
-
-
-def _whole_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 class _Arranger:
     def __init__(self, analysis: Analysis, options: Options) -> None:
         self.analysis = analysis
@@ -135,6 +82,12 @@ class _Arranger:
             factor = slots[i - 1].reduction // slot.reduction if i else 1
             levels.append(self._level(slot, levels[-1] if levels else None, factor, slots[i - 1] if i else None))
         head = self._head(levels[-1].width, any(self._carries_head_convs(slot) for slot in slots))
+        shared = [str(t) for t, count in self._calls().items() if count > 1]
+        if shared:
+            self.notes.append(
+                f"weights that the bottom-up network uses in several places are separate in each: "
+                f"{', '.join(shared)}"
+            )
         if self.opaque:
             listed = "; ".join(f"{what} at {where}" for where, what in self.opaque.items())
             self.notes.append(f"operations without a converter, whose channels stay as they are: {listed}")
@@ -147,6 +100,11 @@ class _Arranger:
             bottom_up=tuple(self.analysis.rows()),
             notes=(*self.analysis.notes, *self.notes),
         )
+
+    def _calls(self) -> Counter[str]:
+        """How often each module with parameters is called."""
+        called = [str(n.target) for n in self.view.nodes.values() if n.op == "call_module"]
+        return Counter(t for t in called if next(self.view.modules[t].parameters(), None) is not None)
 
     # -- which level gets what ---------------------------------------------------------------------
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.analyse import analyse
-from bu2td.arrange import arrange, check_options
+from bu2td.arrange import arrange
 from bu2td.capture import capture
 from bu2td.cost import measure_cost, total
 from bu2td.errors import Bu2tdError, CostError, FileError, NotAModelError, OptionError, nearest
 from bu2td.files import replacing
 from bu2td.initialise import inherit_matching, initialise
 from bu2td.network import TopDownNetwork
+from bu2td.options import check_options
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
 from bu2td.probe import probe, shapes_of
 from bu2td.rewrite import Emitted, rewrite

@@ -11,6 +11,7 @@ What lies at a coarser resolution than the blocks themselves is an excursion and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bu2td.errors import UnsupportedOperationError
 from bu2td.kinds import Kinds, odd_kernel
@@ -166,14 +167,7 @@ def _with_upsampling(view: GraphView, blocks: Sequence[Block], edits: Edits) -> 
         last = edits.bypass[last]
     if not high[last]:
         upsample.setdefault(last, set()).add("")
-    return Edits(
-        bypass=edits.bypass,
-        stride_one=edits.stride_one,
-        kernels=edits.kernels,
-        upsample={name: frozenset(readers) for name, readers in upsample.items()},
-        projections=edits.projections,
-        excursions=edits.excursions,
-    )
+    return replace(edits, upsample={name: frozenset(readers) for name, readers in upsample.items()})
 
 
 def alive_nodes(view: GraphView, nodes: Sequence[str], exit_: str, edits: Edits) -> set[str]:

@@ -274,7 +274,7 @@ class _PieceEmitter:
         return self.graph.get_attr(target)
 
     def _projection(self, projection: Any, join: str) -> fx.Node:
-        unit = self.outer._unit(projection.unit, td_nn.Lateral)
+        unit = self.outer._unit(projection.unit, td_nn.ConvUnit)
         source = self._read(projection.source, "projection")
         value = self._new(f"{_prefix_of(self.view, join)}projection", unit, source)
         if join in self.piece.edits.upsample.get(projection.operand, ()):

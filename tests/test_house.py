@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 #: Floors, lowest first; a module imports only from modules above it in this list.
 FLOORS = [
-    *("errors", "files", "nn", "plan", "converter"),
+    *("errors", "files", "nn", "plan", "options", "converter"),
     *("canonical", "capture", "probe", "view", "regions", "blocks", "analyse"),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
     *("cost", "verify", "network", "initialise", "baselines", "models", "convert", "draw", "cli"),
