@@ -254,6 +254,16 @@ def test_frozen_weights_are_trained_again() -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_shared_weights_are_separate_and_named() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), conv, conv, nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10),
+    )  # fmt: skip
+    plan = bu2td.convert(model, example_inputs=torch.zeros(1, 1, 28, 28)).plan
+    assert any("separate in each: 1" in note for note in plan.notes)
+
+
 def test_hooks_belong_to_one_module() -> None:
     model = baselines.lenet_fc()
     calls: list[str] = []
