@@ -7,13 +7,12 @@ from itertools import pairwise
 
 from bu2td.blocks import Blocks, ConvUnit, find_blocks, whole_reduction
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
+from bu2td.layout import expose_maps
 from bu2td.plan import Analysis, Block, BottomUpLevel, Capture, Head, Stem, Value
 from bu2td.probe import is_feature_map, is_tensor
 from bu2td.regions import covers_map, find_regions
+from bu2td.severed import GIANT_STEP
 from bu2td.view import GraphView
-
-#: A block that reduces this many times holds several levels whose cells read one another's resolutions.
-_GIANT_STEP = 8
 
 
 def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
@@ -29,8 +28,9 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
         NoReductionError: nothing reduces resolution.
         TopologyError: there is no trunk of single tensors to build levels from.
     """
+    logits = _logits(GraphView(capture, dims))
+    capture, dims = expose_maps(capture, dims, logits)
     view = GraphView(capture, dims)
-    logits = _logits(view)
     regions, tail = find_regions(view, logits)
     return _assemble(view, capture, find_blocks(view, regions), tail, logits)
 
@@ -59,7 +59,7 @@ def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str],
                 f"down"
             )
     for block in blocks:
-        if block.kind == "block" and block.reduction >= _GIANT_STEP * block.entry_reduction:
+        if block.kind == "block" and block.reduction >= GIANT_STEP * block.entry_reduction:
             raise TopologyError(
                 f"{block.name} goes from 1/{block.entry_reduction} to 1/{block.reduction} of the image in one "
                 f"piece: its parts read several resolutions at once, so there is no trunk to cut into levels"

@@ -27,7 +27,7 @@ from bu2td.plan import (
     Piece,
     Plan,
 )
-from bu2td.restructure import restructure
+from bu2td.restructure import entry_in_place_of, restructure
 from bu2td.view import GraphView
 
 #: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
@@ -191,7 +191,7 @@ class _Arranger:
             blocks, widths = blocks + convs, {**widths, **{b.exit: slot.width or b.width for b in convs}}
         first = blocks[0]
         kernels = self._resolution_kernel(slot, first)
-        entry = _entry_width(first, slot.width)
+        entry = _entry_width(first, widths[first.exit] if slot.width else None)
         level = _LevelParts(slot, blocks, widths, kernels)
         if before is None:
             return self._coarsest(level, first, entry)
@@ -332,6 +332,15 @@ class _Arranger:
         for _ in range(_ATTEMPTS):
             request = self._request(level, blocks, entry, widths, plain_first, factor)
             solution = self._solve(request)
+            if "frozen" in solution.relaxations:
+                if "frozen" in relaxations:
+                    raise WidthError(
+                        f"the converters of {first.name} to {last.name} contradict one another: the network's own "
+                        f"widths do not satisfy them"
+                    )
+                relaxations = ["frozen"]
+                entry, widths = first.entry_width, {**widths, **{b.exit: b.width for b in blocks}}
+                continue
             relaxations += [r for r in solution.relaxations if r not in relaxations]
             if (solution.entry_width, solution.exit_width) == (entry, widths[last.exit]):
                 break
@@ -394,8 +403,10 @@ class _Arranger:
         if head.convs and not convs_placed:
             nodes = tuple(n for b in head.convs for n in b.nodes) + nodes
             entry = head.convs[0].entry
-            pools[nodes[0]] = (1, 1)
+            if not any(self.view.converter(n).needs_map for n in nodes):
+                pools[nodes[0]] = (1, 1)
         edits = Edits(
+            bypass=entry_in_place_of(nodes, entry, self.view),
             pools={**pools, **self.kinds.head_pool(nodes)},
             excursions=frozenset(nodes),
         )
@@ -456,8 +467,8 @@ def _plain_piece(request: Request, solution: Solution, factor: int) -> Piece:
 
 
 def _entry_width(first: Block, width: int | None) -> int | None:
-    """The width that a block which appends to its input is fed with; None for other blocks."""
-    if not first.appends:
+    """The width that a block which hands its input on is fed with for an exit width; None for other blocks."""
+    if not (first.appends or first.carries):
         return None
     if width is None:
         return first.entry_width
@@ -466,9 +477,10 @@ def _entry_width(first: Block, width: int | None) -> int | None:
 
 def _block_widths(blocks: list[Block], width: int | None) -> dict[str, int]:
     """Exit width of every block: the common one, but what a block that appends is fed with keeps its share."""
-    widths = {}
-    for i, block in enumerate(blocks):
-        following = blocks[i + 1] if i + 1 < len(blocks) else None
-        fed = _entry_width(following, width) if following else None
+    widths: dict[str, int] = {}
+    following: Block | None = None
+    for block in reversed(blocks):
+        fed = _entry_width(following, widths[following.exit] if width else None) if following else None
         widths[block.exit] = fed or width or block.width
+        following = block
     return widths

@@ -8,12 +8,17 @@ the end belongs to the head. Units are then grouped into blocks, see `bu2td.plan
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from bu2td.errors import TopologyError
 from bu2td.plan import Block
+from bu2td.probe import is_spatial
 from bu2td.regions import Region
-from bu2td.view import GraphView, residual_join, shortcut_of
+from bu2td.view import GraphView, follows_entry, residual_join, shortcut_of
+
+#: Roles of operations with weights that work on a map.
+LAYERS = ("conv", "linear", "attention", "opaque")
 
 
 @dataclass
@@ -173,8 +178,12 @@ def _ends_on_bare_conv(view: GraphView, unit: ConvUnit) -> bool:
 
 
 def _appends(view: GraphView, unit: ConvUnit) -> bool:
-    """Whether the entry's channels are handed on to the exit by concat."""
+    """Whether the entry's channels are handed on to the exit by concat.
+
+    In blocks that grow, branches may have been added to them on the way (dual path, partial residual).
+    """
     inside = set(unit.nodes)
+    grows = view.width(unit.exit) > view.width(unit.entry)
     stack = [unit.exit]
     joined = False
     seen = set()
@@ -186,11 +195,11 @@ def _appends(view: GraphView, unit: ConvUnit) -> bool:
             continue
         seen.add(name)
         role = view.role(name)
-        if role == "concat":
-            joined = True
-            stack += view.inputs(name)
-        elif role in ("pass", "pool", "dropout", "act", "pad") and len(view.inputs(name)) == 1:
-            stack += view.inputs(name)
+        inputs = view.inputs(name)
+        hands_on = role in ("pass", "pool", "dropout", "act", "pad") and len(inputs) == 1
+        joined = joined or role == "concat"
+        if role == "concat" or hands_on or (joined and grows and role in ("add", "split")):
+            stack += inputs
     return False
 
 
@@ -245,7 +254,7 @@ def _join(units: list[ConvUnit]) -> ConvUnit:
 
 
 def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
-    """Put a depthwise conv with its 1x1 convs into one block.
+    """Put a depthwise or grouped conv (or several in branches) with its 1x1 convs into one block.
 
     Its 1x1 convs are those in the smallest submodule that holds it and one of them, if that submodule
     holds nothing else; in a net written flat, the 1x1 conv behind it and an expanding one before it.
@@ -254,9 +263,10 @@ def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     at = 0
     spans: list[tuple[int, int]] = []
     for i, unit in enumerate(units):
-        if unit.kind == "conv" and unit.conv and view.depthwise(unit.conv) and (not spans or i > spans[-1][1]):
-            low = spans[-1][1] + 1 if spans else 0
-            spans.append(_depthwise_span(view, units, i, low))
+        if _all_convs(view, unit, view.grouped) and (not spans or i > spans[-1][1]):
+            span = _depthwise_span(view, units, i, spans[-1][1] + 1 if spans else 0)
+            if span[0] < span[1] or _all_convs(view, unit, view.depthwise):
+                spans.append(span)
     for first, last in spans:
         result += units[at:first]
         result.append(_join(units[first : last + 1]))
@@ -264,33 +274,55 @@ def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     return result + units[at:]
 
 
-def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
-    def fits(i: int) -> bool:
-        conv = units[i].conv
-        return (
-            low <= i < len(units)
-            and units[i].kind == "conv"
-            and conv is not None
-            and (view.kernel(conv) == (1, 1) or view.depthwise(conv))
-        )
+def _all_convs(view: GraphView, unit: ConvUnit, test: Callable[[str], bool]) -> bool:
+    """Whether a unit has convolutions over the map, all of which pass a test, and no other layers."""
+    layers = [n for n in unit.nodes if view.role(n) in LAYERS and is_spatial(view.dims[n])]
+    return (
+        unit.kind in ("conv", "multi") and bool(layers) and all(view.role(n) == "conv" and test(n) for n in layers)
+    )
 
-    path = view.path(str(units[at].conv))
+
+def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
+    def pointwise(name: str) -> bool:
+        return view.kernel(name) == (1, 1)
+
+    def fits(i: int) -> bool:
+        return low <= i < len(units) and (_all_convs(view, units[i], pointwise) or depthwise(i))
+
+    def depthwise(i: int) -> bool:
+        return _all_convs(view, units[i], view.grouped)
+
+    path = view.path(next(n for n in units[at].nodes if view.role(n) == "conv"))
     while "." in path:
         path = path.rpartition(".")[0]
         inside = [i for i, u in enumerate(units) if _under(view, u, path)]
         if len(inside) > 1:
             span = (inside[0], inside[-1])
-            if inside == list(range(span[0], span[1] + 1)) and all(fits(i) for i in inside):
+            a_stage = view.is_container(path) and sum(map(depthwise, inside)) > 1
+            if inside == list(range(span[0], span[1] + 1)) and all(map(fits, inside)) and not a_stage:
                 return span
             break
     first = last = at
-    if last + 1 < len(units) and fits(last + 1) and not view.depthwise(str(units[last + 1].conv)):
+    if fits(last + 1) and not depthwise(last + 1) and not _apart(view, units, at, last + 1):
         last += 1
-    if fits(at - 1):
-        conv = view.module(str(units[at - 1].conv))
-        if conv.kernel_size == (1, 1) and conv.out_channels > conv.in_channels:
-            first -= 1
+    fits_before = fits(at - 1) and units[at - 1].conv and not _apart(view, units, at, at - 1)
+    before = view.module(str(units[at - 1].conv)) if fits_before else None
+    if before is not None and before.kernel_size == (1, 1) and before.out_channels > before.in_channels:
+        first -= 1
     return first, last
+
+
+def _apart(view: GraphView, units: list[ConvUnit], a: int, b: int) -> bool:
+    """Whether a submodule holds one of two units and a third, but not the other: its border keeps them apart."""
+    for one, other in ((a, b), (b, a)):
+        path = next(view.path(n) for n in units[one].nodes if view.role(n) in LAYERS)
+        while "." in path:
+            path = path.rpartition(".")[0]
+            if _under(view, units[other], path):
+                break
+            if any(_under(view, u, path) for i, u in enumerate(units) if i != one):
+                return True
+    return False
 
 
 def _under(view: GraphView, unit: ConvUnit, path: str) -> bool:
@@ -299,25 +331,42 @@ def _under(view: GraphView, unit: ConvUnit, path: str) -> bool:
 
 
 def _group_aggregations(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
-    """Put a region that appends to its entry together with the 1x1 conv that aggregates right behind."""
+    """Put a region that appends to its entry together with the 1x1 convs that aggregate right behind.
+
+    These are all that the smallest submodule holds beside it; in a net written flat, the next unit, unless a
+    pool follows (that is a transition).
+    """
     result: list[ConvUnit] = []
+    end = 0
     for i, unit in enumerate(units):
-        before = result[-1] if result else None
-        pooled = i + 1 < len(units) and units[i + 1].kind == "pool"
-        if (
-            before
-            and before.kind == "multi"
-            and before.exit == unit.entry
-            and _pointwise(view, unit)
-            and not unit.prefix
-            and view.reduction(unit.exit) == view.reduction(unit.entry)
-            and not pooled
-            and _appends(view, before)
-        ):
-            result[-1] = _join([before, unit])
-        else:
-            result.append(unit)
+        if i < end:
+            continue
+        end = _aggregation_end(view, units, i) if unit.kind == "multi" and _appends(view, unit) else i + 1
+        result.append(_join(units[i:end]) if end > i + 1 else unit)
     return result
+
+
+def _aggregation_end(view: GraphView, units: list[ConvUnit], at: int) -> int:
+    """Behind the last unit that aggregates what the region at a place appends."""
+
+    def aggregates(i: int) -> bool:
+        unit = units[i]
+        reduces = view.reduction(unit.exit) != view.reduction(unit.entry)
+        return _pointwise(view, unit) and not unit.prefix and units[i - 1].exit == unit.entry and not reduces
+
+    own = path = _block_name(view, units[at])
+    while path:
+        inside = [i for i, u in enumerate(units) if _under(view, u, path)]
+        if inside != list(range(at, at + len(inside))):
+            break
+        if len(inside) > 1:
+            return inside[-1] + 1 if all(map(aggregates, inside[1:])) else at + 1
+        path = path.rpartition(".")[0]
+    if at + 1 == len(units) or not aggregates(at + 1):
+        return at + 1
+    pooled = at + 2 < len(units) and units[at + 2].kind == "pool"
+    flat = not own or view.path(str(units[at + 1].conv)).startswith(f"{own}.")
+    return at + 2 if flat and not pooled else at + 1
 
 
 def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
@@ -326,7 +375,7 @@ def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     Fire modules squeeze before they expand, cross-stage partial stages expand before they split.
     """
     result: list[ConvUnit] = []
-    for unit in units:
+    for i, unit in enumerate(units):
         before = result[-1] if result else None
         if (
             before
@@ -337,6 +386,7 @@ def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
             and view.reduction(before.exit) == view.reduction(before.entry)
             and view.reduction(unit.exit) == view.reduction(unit.entry)
             and _joins_by_concat(view, unit)
+            and not _apart(view, units, i - 1, i)
         ):
             result[-1] = _join([before, unit])
         else:
@@ -350,7 +400,7 @@ def _joins_by_concat(view: GraphView, unit: ConvUnit) -> bool:
         inputs = view.inputs(name)
         if view.role(name) == "concat":
             return True
-        if len(inputs) != 1 or view.role(name) in ("conv", "linear", "pool"):
+        if len(inputs) != 1 or view.role(name) in ("conv", "linear", "attention", "pool"):
             return False
         name = inputs[0]
     return False
@@ -384,6 +434,7 @@ def _block(view: GraphView, unit: ConvUnit, plain_conv: bool) -> Block:
         entry_reduction=whole_reduction(view, unit.entry),
         shortcut=shortcut,
         appends=not plain_conv and _appends(view, unit),
+        carries=follows_entry(view, unit.exit, unit.entry, unit.nodes),
         preactivation=_is_preactivated(view, unit),
     )
 

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from bu2td.converter import OPAQUE, Expr, Term
-from bu2td.errors import WidthError
-from bu2td.plan import Dim, Edits
+from bu2td.plan import Dim, Edits, Value
 from bu2td.view import GraphView
 
 #: The relaxations in the order in which they are tried: (name, groups may change, entry free, exit free).
@@ -73,11 +72,9 @@ def solve_widths(view: GraphView, request: Request) -> Solution:
 
     Needs: a `Request` whose nodes read nothing from outside but its entry.
     Returns: a `Solution`; where the widths at the borders differ from the requested ones, adapters are
-        needed, and the solution names them among its relaxations.
+        needed, and the solution names them among its relaxations. A frozen one holds for the piece with all
+        widths as in the bottom-up network, its shortcuts included, and must be asked for again as such.
     Guarantees: the sizes satisfy every tie, sum and divisibility that the converters state.
-
-    Raises:
-        WidthError: not even the bottom-up widths satisfy the system (a converter contradicts itself).
     """
     system = _System()
     exprs, opaque = _build(view, request, system)
@@ -92,14 +89,9 @@ def solve_widths(view: GraphView, request: Request) -> Solution:
             break
     else:
         values, relaxations = system.bottom_up(), ("frozen",)
-        if not system.holds(values, [], regroup=False):
-            raise WidthError(
-                f"the converters of {request.name} contradict one another: the network's own widths do "
-                f"not satisfy them; report the operations {', '.join(opaque) or request.nodes[0]}"
-            )
     measure = system.measure(values)
     return Solution(
-        sizes={name: _map(expr, measure) for name, expr in exprs.items()},
+        sizes={name: _map(expr, view.dims[name], measure) for name, expr in exprs.items()},
         entry_width=measure(entry),
         exit_width=measure(exit_),
         relaxations=relaxations,
@@ -107,12 +99,13 @@ def solve_widths(view: GraphView, request: Request) -> Solution:
     )
 
 
-def _map(expr: Any, measure: Callable[[Expr], int]) -> Any:
-    if expr is None:
+def _map(exprs: Any, value: Value, measure: Callable[[Expr], int]) -> Any:
+    """Sizes in the structure of a value; a scalar has none."""
+    if exprs is None or value is None:
         return None
-    if expr == () or isinstance(expr[0], Term):
-        return measure(expr)
-    return tuple(_map(part, measure) for part in expr)
+    if value and not isinstance(value[0], Dim):
+        return tuple(_map(part, inner, measure) for part, inner in zip(exprs, value, strict=True))
+    return tuple(None if expr is None else measure(expr) for expr in exprs)
 
 
 def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str, Any], list[str]]:
@@ -121,15 +114,17 @@ def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str
     entry_dims = view.dims[request.entry]
     entry = tuple(system.fresh(d.size, "entry") if d.kind == "channel" else None for d in entry_dims)
     exprs: dict[str, Any] = {request.entry: entry}
+    exprs |= {name: entry for name, place in edits.bypass.items() if place == request.entry}
     overrides: dict[tuple[str, str], Any] = {}
     for p in edits.projections:
         out = system.fresh(p.unit.out_channels, "projection")
-        overrides[p.join, p.operand] = (None, out, None, None)
+        overrides[p.join, p.operand] = tuple(out if d.kind == "channel" else None for d in view.dims[p.operand])
     opaque: list[str] = []
     system.factor = Fraction(1)
     for name in request.nodes:
         if name in edits.bypass:
-            exprs[name] = exprs[edits.bypass[name]]
+            if edits.bypass[name] in exprs:
+                exprs[name] = exprs[edits.bypass[name]]
             continue
         if any(n.name not in exprs and view.dims[n.name] for n in view.nodes[name].all_input_nodes):
             continue  # dead code behind a dropped projection

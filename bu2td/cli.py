@@ -1,4 +1,4 @@
-"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``.
+"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``, ``bu2td zoo``.
 
 Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
 command returns its answer as text; until then stdout is closed to everybody else (a model's own code may
@@ -28,8 +28,10 @@ from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
 from bu2td.plan import ARRANGEMENTS, Analysis, Cost, Options, Plan, format_table
+from bu2td.sweep import describe, finish, summarise, sweep
+from bu2td.zoo import list_zoo, select
 
-FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+FAULTS_FOUND, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
 _BYTES_PER_VALUE = 4
 _MIB = 2**20
 _DEFAULTS = Options()
@@ -46,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words behind the program's name; by default those of this process.
 
     Returns:
-        The exit status: 0, 2 for an error that bu2td names, 130 when interrupted, 141 when the reader of a
-        pipe has gone.
+        The exit status: 0, 1 where `zoo` found faults, 2 for an error that bu2td names, 130 when
+        interrupted, 141 when the reader of a pipe has gone.
 
     Raises:
         SystemExit: by argparse, for ``--help``, ``--version`` (status 0) and malformed arguments (status 2).
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _let_go_of_stdout()
         return PIPE_CLOSED
-    return 0
+    return options.status
 
 
 def _let_go_of_stdout() -> None:
@@ -121,6 +123,27 @@ def _draw(options: argparse.Namespace) -> str:
     )
     draw(network, options.output, title=options.title)
     return f"written to {options.output}"
+
+
+def _zoo(options: argparse.Namespace) -> str:
+    _check_folder(options.output)
+    models = select(list_zoo(), options.family, options.match, options.shard)
+    steps = sweep(
+        models,
+        options.arrangement or ARRANGEMENTS,
+        file=Path(options.output),
+        resume=options.resume,
+        fresh=options.fresh,
+        jobs=options.jobs,
+        real=options.real,
+    )
+    rows = finish(steps)
+    if any(row.status == "failed" for row in rows):
+        options.status = FAULTS_FOUND
+    summary = Path(options.output).with_suffix(".json")
+    if options.json:
+        return summary.read_text(encoding="utf-8").rstrip()
+    return f"{describe(summarise(rows))}\nwritten to {options.output} and {summary}"
 
 
 def _analysis(options: argparse.Namespace) -> Analysis:
@@ -281,6 +304,7 @@ def _parser() -> _Parser:
     _add_inspect(commands)
     _add_convert(commands)
     _add_draw(commands)
+    _add_zoo(commands)
     return parser
 
 
@@ -333,10 +357,34 @@ def _add_draw(commands: Any) -> None:
     _add_common(parser)
 
 
-def _command(commands: Any, name: str, run: Callable[..., str], text: str) -> Any:
+def _add_zoo(commands: Any) -> None:
+    text = "convert every CNN classifier of torchvision and timm, and keep what became of each in a table"
+    parser = _command(commands, "zoo", _zoo, text, model=False)
+    parser.epilog = (
+        "Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 for an "
+        "error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards that run "
+        "at the same time need files of their own; joined by cat, they make one FILE."
+    )
+    add = parser.add_argument
+    listed: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add("--family", **listed, default=[], metavar="F", help="modules of timm (resnet), or torchvision:MODULE")
+    add("--match", **listed, default=[], metavar="PATTERN", help="parts of names, or shell patterns")
+    add("--arrangement", **listed, metavar="td|uni|rev", help="default: all three")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th model, from the I-th on")
+    add("--jobs", type=int, default=1, metavar="N", help="processes at work; default: %(default)s")
+    add("--no-real", dest="real", action="store_false", help="run nothing on real tensors, plan and verify only")
+    add("-o", "--output", default="zoo.csv", metavar="FILE.csv", help="default: %(default)s; a summary in .json")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="keep the rows that FILE has, and do the others")
+    existing.add_argument("--fresh", action="store_true", help="replace FILE")
+    _add_json(parser)
+
+
+def _command(commands: Any, name: str, run: Callable[..., str], text: str, model: bool = True) -> Any:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=run, parser=parser)
-    parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
+    parser.set_defaults(run=run, parser=parser, status=0)
+    if model:
+        parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     return parser
 
 
@@ -417,6 +465,13 @@ def _sizes(count: int | None, form: str) -> Callable[[str], tuple[int, ...]]:
         return sizes
 
     return parse
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N in whole numbers")
+    return int(index), int(count)
 
 
 def _ratio(text: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +20,17 @@ from bu2td.capture import capture
 from bu2td.cost import measure_cost, total
 from bu2td.errors import Bu2tdError, CostError, FileError, NotAModelError, OptionError, nearest
 from bu2td.files import replacing
-from bu2td.initialise import inherit_matching, initialise
+from bu2td.initialise import fill_buffers, inherit_matching, initialise
 from bu2td.network import TopDownNetwork
 from bu2td.options import check_options
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
 from bu2td.probe import probe, shapes_of
-from bu2td.rewrite import Emitted, rewrite
+from bu2td.rewrite import Emitted, MapLimit, rewrite
 from bu2td.verify import LevelClaim, Report, flatten, owner_of, verify_graph, verify_numbers
 
 _FORMAT = "bu2td.recipe.1"
 _VERSION = "0.1.0"
+_NAMED = 6  # layers of a kind that a note names
 _OPTIONS = (*(field.name for field in fields(Options)), "example_inputs", "device")
 
 
@@ -169,8 +171,10 @@ def _device(device: Any) -> torch.device | None:
 
 def _build(analysis: Analysis, options: Options, device: torch.device | None) -> TopDownNetwork:
     captured = analysis.capture
-    plan = replace(arrange(analysis, options), check_sizes=_check_sizes(analysis))
+    plan = arrange(analysis, options)
     emitted = rewrite(analysis, plan)
+    sizes, notes = _check_sizes(analysis, emitted.limits), _size_notes(emitted.limits, plan.image_shape)
+    plan = replace(plan, check_sizes=sizes, notes=(*plan.notes, *notes))
     network = TopDownNetwork(emitted.modules, emitted.graph)
     network.plan = plan
     num_classes = analysis.dims[analysis.head.output][1].size
@@ -239,10 +243,12 @@ def _check_cost(plan: Plan) -> None:
     )
 
 
-def _check_sizes(analysis: Analysis) -> tuple[tuple[int, int], ...]:
+def _check_sizes(analysis: Analysis, limits: Sequence[MapLimit]) -> tuple[tuple[int, int], ...]:
     """The model's own image size, and an odd one if the bottom-up network can work on such."""
     n, channels, height, width = analysis.capture.image_shape
     own, odd = (height, width), (height + 5, width + 14)
+    if limits:
+        return (own,)
     if analysis.head.pooled_size is not None:
         return (own, odd)  # the bottom-up head binds the size, the top-down one pools to it
     try:
@@ -250,6 +256,22 @@ def _check_sizes(analysis: Analysis) -> tuple[tuple[int, int], ...]:
     except Bu2tdError:
         return (own,)
     return (own, odd)
+
+
+def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Which layers tie the network to certain image sizes, if any do."""
+    bound = [limit for limit in limits if limit.multiple is None]
+    paths: dict[str, list[str]] = {}
+    for limit in bound or limits:
+        paths.setdefault(limit.kind, []).append(limit.path)
+    layers = "; ".join(
+        f"{kind} in {', '.join(found[:_NAMED])}{f' and {len(found) - _NAMED} more' * (len(found) > _NAMED)}"
+        for kind, found in paths.items()
+    )
+    if bound:
+        return (f"works at images of {image_shape[-2]}x{image_shape[-1]} only: {layers}",)
+    multiple = math.lcm(*(limit.reduction * (limit.multiple or 1) for limit in limits))
+    return (f"works at images whose sides are multiples of {multiple}: {layers}",) if limits else ()
 
 
 def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
@@ -319,7 +341,7 @@ def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = No
     report = verify_graph(network, _claims(network), plan.image_shape, network.num_classes, plan.check_sizes)
     if not full:
         return report
-    numbers = verify_numbers(network, network.plan.image_shape, size)
+    numbers = verify_numbers(network, plan.image_shape, size, odd=len(plan.check_sizes) > 1)
     return Report({**report.checks, **numbers.checks})
 
 
@@ -400,6 +422,7 @@ def load(
         torch.device("meta"),
     )
     network.to_empty(device=_device(device) or "cpu")
+    fill_buffers(network)
     if recipe.get("num_classes") != network.num_classes:
         network.reset_classifier(recipe["num_classes"])
     try:

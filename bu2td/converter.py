@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bu2td.errors import ConverterError
 from bu2td.plan import Dim, Value
@@ -105,6 +105,8 @@ class Change:
         keep_resolution: give stride-1 windows 'same' padding (false inside excursions).
         kernel: force this kernel.
         inplace: whether an activation may still work in place.
+        map_size: (H, W) of the map that the operation reads there, for images of the model's own size; None in
+            the head.
     """
 
     sizes: Mapping[str, Any]
@@ -112,6 +114,7 @@ class Change:
     keep_resolution: bool = True
     kernel: tuple[int, int] | None = None
     inplace: bool = False
+    map_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,14 +132,21 @@ class Converter:
 
     Class attributes describe the role that the operation plays in a topology:
 
-        role: "conv", "norm", "act", "norm_act", "pool", "dropout", "add", "concat", "pass", "linear",
-            "gate" or "opaque". "pass" is anything without parameters that neither mixes space nor
-            changes what the tensor means (views, casts); "opaque" stops every rewrite.
+        role: "conv", "attention", "norm", "act", "norm_act", "pool", "dropout", "add", "concat", "pass",
+            "linear", "gate", "head" or "opaque". "pass" is anything without parameters that neither mixes
+            space nor changes what the tensor means (views, casts); "attention" looks around and may stride;
+            "head" reads a whole map of one size; "opaque" stops every rewrite.
         leaf: keep modules of this type whole when capturing.
+        needs_map: it takes statistics over positions, and cannot follow the global pool.
     """
 
     role: str = "opaque"
     leaf: bool = True
+    needs_map: bool = False
+
+    def role_at(self, site: Site) -> str:
+        """The role of one site, where it depends on its arguments."""
+        return self.role
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """Window (k_h, k_w) over the image plane; (1, 1) for pointwise operations."""
@@ -145,6 +155,17 @@ class Converter:
     def stride(self, site: Site) -> tuple[int, int]:
         """Stride over the image plane."""
         return (1, 1)
+
+    def grid(self, module: nn.Module) -> int | None:
+        """What the sides of the module's map must be multiples of; None if it works on one map size only."""
+        return 1
+
+    def meta(self, module: nn.Module, *inputs: Tensor) -> Tensor | None:
+        """An empty meta tensor of the output's shape at any map size, where the module runs at one only.
+
+        The probe asks for it at sizes other than the model's own; None: the module itself runs there.
+        """
+        return None
 
     def acts(self, site: Site) -> bool:
         """Whether a "norm_act" site really has an activation."""
@@ -263,7 +284,8 @@ def register_converter(*targets: Any) -> Callable[[T], T]:
 
     Args:
         targets: module classes, functions, qualified names ("timm.layers.std_conv.StdConv2d", so that
-            the package need not be importable) or tensor methods ("method:relu").
+            the package need not be importable), bare class names that many projects copy ("class:DropPath")
+            or tensor methods ("method:relu").
 
     Raises:
         ConverterError: one of the targets has a converter already.
@@ -320,13 +342,13 @@ OPAQUE = OpaqueConverter()
 
 
 def converter_for_type(cls: type) -> Converter | None:
-    """The converter of a module class or of its nearest base class that has one."""
+    """The converter of a module class, of its nearest base class that has one, or of its bare name."""
     _load()
     for base in cls.__mro__:
         found = _registry.get(_key(base))
         if found is not None:
             return found
-    return None
+    return _registry.get(f"class:{cls.__name__}")
 
 
 def converter_for(node: fx.Node, module: nn.Module | None) -> Converter:

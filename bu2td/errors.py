@@ -36,6 +36,10 @@ class ExampleInputError(Bu2tdError):
     """`example_inputs` is not an image batch that this model can run on."""
 
 
+class ImageSizeError(Bu2tdError):
+    """A network with layers that are bound to certain map sizes is given images of another size."""
+
+
 class NoConvolutionError(Bu2tdError):
     """The model has no 2-d convolution."""
 

@@ -20,7 +20,8 @@ def initialise(
 
     Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
     Returns: the same network, on the CPU.
-    Guarantees: every module went through its own ``reset_parameters``; parameters that are constant in the
+    Guarantees: every module went through its own ``reset_parameters`` (``init_weights`` where it has parameters
+        and none); parameters that are constant in the
         source keep that constant; a parameter that no module resets takes the source's mean, a buffer the
         source's value; the global random state is untouched. The same seed gives the same weights.
     """
@@ -34,9 +35,30 @@ def initialise(
             reset = getattr(module, "reset_parameters", None)
             if callable(reset) and (module._parameters or module._buffers):
                 reset()
+        _reset_wholes(network)
+        fill_buffers(network)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             _settle(name, tensor, own.get(origins.get(name, "")), constants.get(origins.get(name, "")))
     return network
+
+
+def _reset_wholes(network: nn.Module) -> None:
+    """Reset modules that initialise their children's parameters, after the children have."""
+    for module in network.modules():
+        own = [p for p in module._parameters.values() if p is not None]
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset) and not (module._parameters or module._buffers):
+            reset()
+        elif reset is None and any(bool(p.isnan().any()) for p in own):
+            getattr(module, "init_weights", lambda: None)()
+
+
+def fill_buffers(network: nn.Module) -> None:
+    """Compute the buffers that a state_dict leaves out (timm's ``init_non_persistent_buffers``)."""
+    for module in network.modules():
+        compute = getattr(module, "init_non_persistent_buffers", None)
+        if callable(compute):
+            compute()
 
 
 def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | None) -> None:

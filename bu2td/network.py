@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
+from bu2td.converter import converter_for_type
 from bu2td.errors import Bu2tdError, OptionError, ReductionError
 from bu2td.nn import Pyramid
 from bu2td.plan import Plan
@@ -18,9 +19,10 @@ _EXTRAS = ("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg", "gr
 class TopDownNetwork(fx.GraphModule):
     """A top-down network, as `bu2td.convert` returns it: an ordinary, trainable `torch.nn.Module`.
 
-    ``forward`` maps images (N, C, H, W) of any size from about 32 px up to logits (N, num_classes), in train
-    and in eval mode. ``code`` is the Python source of the top level. Submodules are the pyramid, for every
-    reduction R ``rR_lateral``, ``rR_transition``, ``rR_up``, ``rR_merge`` and the level ``rR``, and the head.
+    ``forward`` maps images (N, C, H, W) of any size from about 32 px up (unless ``plan.notes`` name layers that
+    are bound to some) to logits (N, num_classes), in train and in eval mode. ``code`` is the Python source of
+    the top level. Submodules are the pyramid, for every reduction R ``rR_lateral``, ``rR_transition``,
+    ``rR_up``, ``rR_merge`` and the level ``rR``, and the head.
 
     Attributes:
         plan: what the network is (`bu2td.plan.Plan`); ``str(plan)`` is a table.
@@ -121,6 +123,7 @@ class TopDownNetwork(fx.GraphModule):
         Raises:
             ReductionError: images are missing, or name reductions that the network does not have.
             OptionError: the images differ in shape.
+            ImageSizeError: layers are bound to another image size.
         """
         ladder = self.plan.ladder
         if isinstance(images, Mapping):
@@ -139,6 +142,7 @@ class TopDownNetwork(fx.GraphModule):
             raise OptionError(f"all images must have one shape, found {[tuple(image.shape) for image in images]}")
         pyramid: Any = self.pyramid
         assert isinstance(pyramid, Pyramid)
+        pyramid.check(images[0])
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
         values = self._run({"x": images[-1], "pyramid": reduced})
         return values[self._output_node()]
@@ -151,12 +155,14 @@ class TopDownNetwork(fx.GraphModule):
 
     def _classifier_name(self) -> str:
         head: Any = self.head
-        names = [
-            str(n.target)
-            for n in head.graph.nodes
-            if n.op == "call_module"
-            and isinstance(head.get_submodule(str(n.target)), nn.Linear | nn.Conv2d | nn.Identity)
-        ]
+        names: list[str] = []
+        for target in (str(n.target) for n in head.graph.nodes if n.op == "call_module"):
+            part = head.get_submodule(target)
+            converter = converter_for_type(type(part))
+            whole = converter is not None and converter.role == "head"  # its classifier is inside
+            for name, module in part.named_modules(prefix=target) if whole else [(target, part)]:
+                if isinstance(module, nn.Linear | nn.Conv2d | nn.Identity):
+                    names.append(name)
         return names[-1]
 
     def get_classifier(self) -> nn.Module:

@@ -63,6 +63,7 @@ class Block:
         entry_width, entry_reduction: of its entry.
         shortcut: an add joins its main path with a shortcut from its entry.
         appends: its entry's channels are handed on to its exit by concat.
+        carries: its exit is as wide as its entry because nothing in between can change a width.
         preactivation: its main path starts with norm-act before a conv.
     """
 
@@ -77,6 +78,7 @@ class Block:
     entry_reduction: int
     shortcut: bool = False
     appends: bool = False
+    carries: bool = False
     preactivation: bool = False
 
     @property

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bu2td.canonical import source_line
-from bu2td.converter import converter_for
+from bu2td.converter import Site, converter_for
 from bu2td.errors import (
     Bu2tdError,
     ExampleInputError,
@@ -51,7 +51,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     base = (max(n, 2), channels, height, width)
     graph_module = capture.graph_module
     shapes = shapes or shapes_of(graph_module, base)
-    pooled = _flattened_maps(graph_module, shapes)
+    pooled = _flattened_maps(graph_module, shapes) | _covered_maps(graph_module, shapes)
     try:
         more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
         for step in _STEPS:
@@ -85,6 +85,34 @@ def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> 
             and after == (before[0], before[1] * before[2] * before[3])
         ):
             found[node.name] = before[2:]
+    return found
+
+
+def _covered_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Windows of a head that cover a whole map, and its (H, W): ``AvgPool2d(7)`` in place of a global pool.
+
+    All that follows is computed from them, and nothing behind them looks around.
+    """
+    modules = dict(graph_module.named_modules())
+    found: dict[str, tuple[int, int]] = {}
+    open_reads: set[fx.Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        open_reads.discard(node)
+        alone = not open_reads
+        open_reads |= {n for n in node.all_input_nodes if n.op != "get_attr"}
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        converter = converter_for(node, module)
+        if module is None or converter.role not in ("conv", "pool"):
+            continue
+        window = converter.kernel(Site(node, module, {}))
+        if window == (1, 1):
+            continue
+        source: Any = node.args[0]
+        before, after = shapes[source.name], shapes[node.name]
+        covers = after[2:] == (1, 1) and window == before[2:]
+        if not (alone and covers and getattr(module, "padding", 0) in (0, (0, 0), "valid")):
+            break
+        found[node.name] = window
     return found
 
 
@@ -124,8 +152,9 @@ def shapes_of(
         graph_module: a graph on the meta device.
         image_shape: (N, C, H, W).
         pooled: nodes that read their first argument pooled to a size.
-        quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids state
-            their shapes; a graph that ran once need not prove again that its norms fit.
+        quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids and
+            layers that are bound to one map size state their shapes; a graph that ran once need not prove
+            again that its norms fit.
     """
     dtypes = {p.dtype for p in graph_module.parameters()}
     image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
@@ -166,17 +195,23 @@ class _ShapeRecorder(fx.Interpreter):
         self.shapes[node.name] = _shape(value)
         return value
 
+    def _stated(self, node: fx.Node, module: nn.Module) -> Any:
+        """What a pyramid, or a layer that is bound to one map size, says of its output; None for others."""
+        inputs, _ = self.fetch_args_kwargs_from_env(node)
+        if isinstance(module, Pyramid):
+            return tuple(inputs[0].new_empty(shape) for shape in module.shapes(inputs[0].shape))
+        return converter_for(node, module).meta(module, *inputs)
+
     def run_node(self, n: fx.Node) -> Any:
         if self.quick and self._keeps_shape(n):
             source: Any = n.args[0]
             self.shapes[n.name] = _shape(self.env[source])
             return self.env[source]
-        module = self.modules.get(str(n.target)) if self.quick and n.op == "call_module" else None
-        if isinstance(module, Pyramid):
-            image = self.env[n.args[0]]  # type: ignore[index]
-            result = tuple(image.new_empty(shape) for shape in module.shapes(image.shape))
-            self.shapes[n.name] = _shape(result)
-            return result
+        if self.quick and n.op == "call_module":
+            result = self._stated(n, self.modules[str(n.target)])
+            if result is not None:
+                self.shapes[n.name] = _shape(result)
+                return result
         if n.op == "call_module" and isinstance(self.modules[str(n.target)], _BatchNorm):
             return self._batch_norm(n, self.modules[str(n.target)])
         if n.name in self.pooled:

@@ -7,13 +7,19 @@ between two neighbouring trunk tensors is a region; what follows the last is the
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import networkx as nx
 
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
 from bu2td.probe import is_feature_map, is_spatial
+from bu2td.severed import set_aside_reads
 from bu2td.view import GraphView
+
+#: Roles of operations that only move values: a region of these that reduces is a downsampler.
+_REARRANGING = {"pool", "pass", "split", "concat", "pad"}
 
 
 @dataclass
@@ -40,23 +46,34 @@ def find_regions(view: GraphView, logits: str) -> tuple[list[Region], list[str]]
         NoReductionError: nothing reduces resolution before the head.
         TopologyError: the tail goes on computing over positions.
     """
-    trunk = _trunk(view, logits)
-    regions, tail = _regions(view, trunk)
+    trunk = _trunk(view, logits, {})
+    aside = set_aside_reads(view, trunk)
+    if aside:
+        trunk = _trunk(view, logits, aside)
+    regions, tail = _regions(view, trunk, aside)
     _check_tail(view, tail)
     for region in regions:
         _classify(view, region)
     return regions, tail
 
 
-def _trunk(view: GraphView, logits: str) -> list[str]:
-    """The trunk tensors in order, from the image to the last before the head."""
+def dominator_chain(
+    view: GraphView, logits: str, aside: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> list[str]:
+    """The nodes that every path from image to logits passes, in order, both included.
+
+    Where a read (source, reader) was set aside, the path leads through the tensor that it follows.
+
+    Raises:
+        ModelOutputError: the logits do not depend on the image.
+    """
     image = next(n.name for n in view.nodes.values() if n.op == "placeholder")
     graph = nx.DiGraph()
     reachable = {image}
     for name, node in view.nodes.items():
         for source in node.all_input_nodes:
             if source.name in reachable and view.dims.get(source.name) is not None:
-                graph.add_edge(source.name, name)
+                graph.add_edge(aside.get((source.name, name), source.name), name)
                 reachable.add(name)
     if logits not in reachable:
         raise ModelOutputError("the logits do not depend on the image")
@@ -64,11 +81,16 @@ def _trunk(view: GraphView, logits: str) -> list[str]:
     chain = [logits]
     while chain[-1] != image:
         chain.append(dominators[chain[-1]])
-    chain.reverse()
-    trunk = []
+    return chain[::-1]
+
+
+def _trunk(view: GraphView, logits: str, aside: Mapping[tuple[str, str], str]) -> list[str]:
+    """The trunk tensors in order, from the image to the last before the head."""
+    chain = dominator_chain(view, logits, aside)
+    trunk: list[str] = []
     for name in chain:
         value = view.dims[name]
-        if not is_spatial(value) or (name != image and covers_map(view, name)):
+        if not is_spatial(value) or (name != chain[0] and covers_map(view, name)):
             break
         if is_feature_map(value):
             trunk.append(name)
@@ -85,21 +107,26 @@ def covers_map(view: GraphView, name: str) -> bool:
     """Whether a node belongs to a head by its window: it covers the whole map without padding."""
     if view.role(name) == "head":
         return True
-    if view.role(name) != "conv" or view.kernel(name) == (1, 1):
+    if view.role(name) not in ("conv", "pool") or view.kernel(name) == (1, 1) or not view.inputs(name):
         return False
-    source = view.inputs(name)[0]
-    size = tuple(d.size for d in view.dims[source][2:])
-    conv = view.module(name)
-    return view.kernel(name) == size and conv.padding in ((0, 0), 0, "valid")
+    source = view.dims[view.inputs(name)[0]]
+    if not is_feature_map(source) or view.kernel(name) != tuple(d.size for d in source[2:]):
+        return False
+    if view.role(name) == "pool":
+        return not is_spatial(view.dims[name])  # the probe found it to be the global pool
+    return view.module(name).padding in ((0, 0), 0, "valid")
 
 
-def _regions(view: GraphView, trunk: list[str]) -> tuple[list[Region], list[str]]:
+def _regions(
+    view: GraphView, trunk: list[str], aside: Mapping[tuple[str, str], str]
+) -> tuple[list[Region], list[str]]:
     """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail."""
     index = {name: i for i, name in enumerate(trunk)}
     place: dict[str, int] = {}
     for name, node in view.nodes.items():
-        before = [index.get(n.name, place.get(n.name, -1)) for n in node.all_input_nodes if n.op != "get_attr"]
-        place[name] = max(before, default=-1)
+        read = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
+        read = [aside.get((source, name), source) for source in read]
+        place[name] = max((index.get(n, place.get(n, -1)) for n in read), default=-1)
     for name in reversed(view.nodes):
         node = view.nodes[name]
         if node.op == "get_attr" or (place[name] < 0 and node.op not in ("placeholder", "output")):
@@ -119,8 +146,12 @@ def _classify(view: GraphView, region: Region) -> None:
     operations = [n for n in region.nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
     region.roles = {view.role(n) for n in operations}
     convs = [n for n in operations if view.role(n) in ("conv", "linear") and is_spatial(view.dims[n])]
+    reduces = view.reduction(region.entry) != view.reduction(region.exit)
+    if reduces and region.roles <= _REARRANGING:
+        region.kind = "pool"
+        return
     several_paths = any(len(view.inputs(n)) > 1 for n in operations)
-    if several_paths or len(convs) > 1 or "opaque" in region.roles:
+    if several_paths or len(convs) > 1 or {"opaque", "attention"} & region.roles:
         region.kind = "multi"
     elif convs:
         region.kind, region.conv = "conv", convs[0]
@@ -134,7 +165,7 @@ def _classify(view: GraphView, region: Region) -> None:
         region.kind = "act"
     elif "dropout" in region.roles:
         region.kind = "dropout"
-    elif view.reduction(region.entry) != view.reduction(region.exit):
+    elif reduces:
         region.kind = "multi"
 
 

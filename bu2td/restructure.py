@@ -16,8 +16,8 @@ from dataclasses import replace
 from bu2td.errors import UnsupportedOperationError
 from bu2td.kinds import Kinds, odd_kernel
 from bu2td.plan import Block, Edits, Projection
-from bu2td.probe import is_spatial
-from bu2td.view import GraphView, shortcut_of
+from bu2td.probe import is_feature_map, is_spatial
+from bu2td.view import GraphView, follows_entry, shortcut_of
 
 #: Roles that work on each position alone.
 _POINTWISE = (
@@ -47,7 +47,7 @@ def restructure(
     Raises:
         UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
     """
-    bypass: dict[str, str] = {}
+    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, view)
     stride_one: set[str] = set()
     new_kernels: dict[str, tuple[int, int]] = {}
     excursions: set[str] = set()
@@ -68,10 +68,12 @@ def restructure(
                     new_kernels[name] = kernel
                 if view.stride(name) != (1, 1):
                     stride_one.add(name)
-            elif (role == "pool" and before != after) or role == "pad":
+            elif role == "attention":
+                stride_one |= {name} if view.stride(name) != (1, 1) else set()
+            elif (role == "pool" and before != after) or (role == "pad" and not _pads_channels(view, name)):
                 bypass[name] = source
-            elif before != after and before is not None and role not in ("resample", "gate"):
-                unsupported.append(name)
+            elif before not in (None, after) and role not in ("resample", "gate") and (after or role == "opaque"):
+                unsupported.append(name)  # behind a view the reduction may be None: positions became tokens
     if unsupported:
         raise _unsupported(view, unsupported)
     projections: list[Projection] = []
@@ -86,6 +88,17 @@ def restructure(
         excursions=frozenset(excursions),
     )
     return _with_upsampling(view, blocks, edits) if upsampling else edits
+
+
+def entry_in_place_of(nodes: Sequence[str], entry: str, view: GraphView) -> dict[str, str]:
+    """Maps from before the entry that nodes read (see `bu2td.severed`), each with the entry in its place."""
+    known = {*nodes, entry}
+    return {source: entry for name in nodes for source in view.inputs(name) if source not in known}
+
+
+def _pads_channels(view: GraphView, name: str) -> bool:
+    """Whether a node adds channels of zeros (a shortcut of option A)."""
+    return view.role(name) == "pad" and view.width(name) != view.width(view.inputs(name)[0])
 
 
 def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
@@ -113,17 +126,20 @@ def _shortcuts(
     for join in first.nodes:
         if view.role(join) != "add" or len(view.inputs(join)) < 2:
             continue
+        scale = widths[first.exit] / first.width
+        width = widths[first.exit] if view.width(join) == first.width else round(view.width(join) * scale)
         found = shortcut_of(view, join, first.entry, first.nodes)
         if found is None:
+            # A shortcut inside the block, from a value that is as wide as the entry.
+            tied = [o for o in view.inputs(join) if follows_entry(view, o, first.entry, first.nodes)]
+            if len(tied) == 1 and entry_width != width and is_feature_map(view.dims[tied[0]]):
+                projections.append(Projection(join, tied[0], tied[0], kinds.projection(first, entry_width, width)))
             continue
         operand, chain = found
-        scale = widths[first.exit] / first.width
-        width = widths[first.exit] if join == first.exit else round(view.width(join) * scale)
-        width = widths[first.exit] if view.width(join) == first.width else width
         projected = any(view.role(n) == "conv" for n in chain)
         if not projected and any(view.role(n) in ("norm", "norm_act", "act") for n in chain):
             continue  # an add inside the main path, which reads a changed entry
-        if projected and entry_width == width:
+        if entry_width == width and (projected or any(_pads_channels(view, n) for n in chain)):
             bypass[operand] = first.entry
         elif not projected and entry_width != width:
             unit = kinds.projection(first, entry_width, width)
@@ -134,9 +150,9 @@ def _shortcuts(
 def _with_upsampling(view: GraphView, blocks: Sequence[Block], edits: Edits) -> Edits:
     """Place the upsamplings of an up-block."""
     entry, exit_ = blocks[0].entry, blocks[-1].exit
-    high = {entry: False}
     projected = {(p.join, p.operand): p.source for p in edits.projections}
-    upsample: dict[str, set[str]] = {}
+    high: dict[str, bool]
+    upsample: dict[str, set[str]]
 
     def producer(name: str, reader: str) -> str:
         name = projected.get((reader, name), name)
@@ -144,30 +160,62 @@ def _with_upsampling(view: GraphView, blocks: Sequence[Block], edits: Edits) -> 
             name = edits.bypass[name]
         return name
 
-    alive = alive_nodes(view, [n for b in blocks for n in b.nodes], exit_, edits)
-    for block in blocks:
-        for name in block.nodes:
-            if name in edits.bypass or name not in alive or not is_spatial(view.dims[name]):
-                continue
+    nodes = [n for b in blocks for n in b.nodes]
+    alive = alive_nodes(view, nodes, exit_, edits)
+    spatial = [n for n in nodes if n in alive and n not in edits.bypass and is_spatial(view.dims[n])]
+    moved: set[str] = set()
+    while True:
+        high, upsample = {entry: False}, {}
+        for name in spatial:
             sources = [producer(s, name) for s in view.inputs(name)]
-            looks_around = name in edits.excursions or not (
-                view.role(name) in _POINTWISE
-                or (view.role(name) == "conv" and edits.kernels.get(name, view.kernel(name)) == (1, 1))
+            looks_around = (
+                name in moved
+                or name in edits.excursions
+                or not (
+                    view.role(name) in _POINTWISE
+                    or (view.role(name) == "conv" and edits.kernels.get(name, view.kernel(name)) == (1, 1))
+                )
             )
-            state = looks_around or any(high.get(s, False) for s in sources)
-            if state:
+            high[name] = looks_around or any(high.get(s, False) for s in sources)
+            if high[name]:
                 for source, original in zip(sources, view.inputs(name), strict=True):
                     if not high.get(source, False):
                         # A built projection is upsampled behind its convolution, for its one reader.
                         key = original if (name, original) in projected else source
                         upsample.setdefault(key, set()).add(name)
-            high[name] = state
+        # Only an (N, C, H, W) map can be upsampled: what lies between it and its reader moves up.
+        unfit = {
+            source
+            for source, readers in upsample.items()
+            if not is_feature_map(view.dims[source]) and any((r, source) not in projected for r in readers)
+        }
+        if not unfit:
+            break
+        moved |= unfit
     last = exit_
     while last in edits.bypass:
         last = edits.bypass[last]
     if not high[last]:
         upsample.setdefault(last, set()).add("")
+    for name in nodes:
+        if name in alive and view.dims[name] is None:
+            for source in (producer(s, name) for s in view.inputs(name)):
+                if not high.get(source, False) and any(high.get(n, False) for n in _sized_by(view, name)):
+                    upsample.setdefault(source, set()).add(name)
     return replace(edits, upsample={name: frozenset(readers) for name, readers in upsample.items()})
+
+
+def _sized_by(view: GraphView, name: str) -> set[str]:
+    """The tensors that are made with a size which a node reads."""
+    found: set[str] = set()
+    stack = [name]
+    while stack:
+        for user in view.nodes[stack.pop()].users:
+            if view.dims.get(user.name) is None:
+                stack.append(user.name)
+            else:
+                found.add(user.name)
+    return found
 
 
 def alive_nodes(view: GraphView, nodes: Sequence[str], exit_: str, edits: Edits) -> set[str]:

@@ -6,8 +6,10 @@ is a GraphModule of its own whose modules keep their bottom-up paths, ``r16.laye
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -17,14 +19,24 @@ from bu2td import nn as td_nn
 from bu2td.converter import OPAQUE, Change, converter_for_type, resized
 from bu2td.errors import UnsupportedOperationError
 from bu2td.plan import Analysis, LevelPlan, Piece, Plan, Unit
-from bu2td.probe import is_spatial
+from bu2td.probe import is_feature_map, is_spatial
 from bu2td.restructure import alive_nodes
 from bu2td.view import GraphView
 
 
 @dataclass(frozen=True)
+class MapLimit:
+    """A layer that cannot work on every map: its sides must be multiples of a number; None: one size only."""
+
+    kind: str
+    path: str
+    reduction: int
+    multiple: int | None
+
+
+@dataclass(frozen=True)
 class Emitted:
-    """The emitted network: submodules by name, the top graph, and where parameters come from.
+    """The emitted network: submodules by name, the top graph, where parameters come from, and limits.
 
     ``origins`` maps a parameter or buffer of the emitted network to its name in the bottom-up network.
     """
@@ -32,6 +44,7 @@ class Emitted:
     modules: dict[str, nn.Module]
     graph: fx.Graph
     origins: dict[str, str]
+    limits: tuple[MapLimit, ...] = ()
 
 
 def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
@@ -46,7 +59,7 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
     """
     emitter = _Emitter(analysis, plan)
     emitter.top()
-    return Emitted(emitter.modules, emitter.graph, emitter.origins)
+    return Emitted(emitter.modules, emitter.graph, emitter.origins, tuple(emitter.limits))
 
 
 #: Functions whose result is a view.
@@ -61,6 +74,7 @@ class _Emitter:
         self.modules: dict[str, nn.Module] = {}
         self.graph = fx.Graph()
         self.origins: dict[str, str] = {}
+        self.limits: list[MapLimit] = []
 
     # -- the top graph -----------------------------------------------------------------------------
 
@@ -68,7 +82,8 @@ class _Emitter:
         """Emit pyramid, levels coarse to fine, and head."""
         plan, options = self.plan, self.options
         image = self.graph.placeholder("x")
-        self.modules["pyramid"] = td_nn.Pyramid(plan.ladder, options.pyramid, options.sigma)
+        pyramid = td_nn.Pyramid(plan.ladder, options.pyramid, options.sigma)
+        self.modules["pyramid"] = pyramid
         images = self.graph.call_module("pyramid", (image,))
         levels: list[fx.Node] = []
         for i, level in enumerate(plan.levels):
@@ -80,6 +95,12 @@ class _Emitter:
         self.modules["head"] = self._piece(plan.head, "head")
         self.graph.output(self.graph.call_module("head", (levels[-1],)))
         self.graph.lint()
+        for limit in self.limits:
+            if limit.multiple is None:
+                pyramid.size = plan.image_shape[2:]
+            else:
+                known = pyramid.multiples.get(limit.reduction, 1)
+                pyramid.multiples[limit.reduction] = math.lcm(known, limit.multiple)
 
     def _call(self, name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
         self.modules[name] = module
@@ -96,7 +117,7 @@ class _Emitter:
             unit = self._unit(level.transition, td_nn.Transition)
             features = self._call(f"{name}_transition", unit, features)
         if level.up is not None:
-            module = self._piece(level.up, f"{name}_up")
+            module = self._piece(level.up, f"{name}_up", level)
             features = self._call(f"{name}_up", module, features, lateral)
         else:
             width = level.merge_width
@@ -114,7 +135,7 @@ class _Emitter:
     def _body(self, level: LevelPlan, features: fx.Node) -> fx.Node:
         if level.body is None:
             return features
-        return self._call(level.name, self._piece(level.body, level.name), features)
+        return self._call(level.name, self._piece(level.body, level.name, level), features)
 
     # -- new units ---------------------------------------------------------------------------------
 
@@ -146,18 +167,19 @@ class _Emitter:
 
     # -- pieces ------------------------------------------------------------------------------------
 
-    def _piece(self, piece: Piece, prefix: str) -> fx.GraphModule:
-        return _PieceEmitter(self, piece, prefix).emit()
+    def _piece(self, piece: Piece, prefix: str, level: LevelPlan | None = None) -> fx.GraphModule:
+        return _PieceEmitter(self, piece, prefix, level).emit()
 
 
 class _PieceEmitter:
     """Emits one piece as a GraphModule ``(x)``, or ``(x, like)`` where it upsamples."""
 
-    def __init__(self, outer: _Emitter, piece: Piece, prefix: str) -> None:
+    def __init__(self, outer: _Emitter, piece: Piece, prefix: str, level: LevelPlan | None) -> None:
         self.outer = outer
         self.view = outer.view
         self.piece = piece
         self.prefix = prefix
+        self.level = level
         self.modules: dict[str, Any] = {}
         self.graph = fx.Graph()
         self.env: dict[str, fx.Node] = {}
@@ -173,11 +195,14 @@ class _PieceEmitter:
             self.env[piece.entry] = self._new(
                 "entry_adapter", self.outer._dense(piece.entry_adapter), self.env[piece.entry]
             )
+        outside = {name for name, place in piece.edits.bypass.items() if place == piece.entry} - {*piece.nodes}
+        self.env |= dict.fromkeys(outside, self.env[piece.entry])
         projected = {p.join: p for p in piece.edits.projections}
         alive = alive_nodes(view, piece.nodes, piece.exit, piece.edits)
         for name in piece.nodes:
             if name in piece.edits.bypass:
-                self.env[name] = self.env[piece.edits.bypass[name]]
+                if piece.edits.bypass[name] in self.env:  # else it is dead code behind a dropped projection
+                    self.env[name] = self.env[piece.edits.bypass[name]]
                 continue
             if name not in alive:
                 continue
@@ -231,12 +256,14 @@ class _PieceEmitter:
                 value = self._new(f"{_safe(name)}_pool", nn.AdaptiveAvgPool2d(size), value)
             return value
 
+        reduction = self._reduction(name)
         change = Change(
             sizes=self.piece.sizes,
             stride_one=name in edits.stride_one,
             keep_resolution=name not in edits.excursions,
             kernel=edits.kernels.get(name),
             inplace=True,
+            map_size=self._map_size(reduction),
         )
         try:
             rebuilt = converter.rebuild(site, change)
@@ -255,11 +282,29 @@ class _PieceEmitter:
                 target = f"{target}_again_{len(self.modules)}"
             self.modules[target] = module.to("meta")
             self._trace(target, str(node.target), module)
+            multiple = converter.grid(module)
+            if multiple != 1 and reduction is not None:
+                kind = type(module).__name__
+                self.outer.limits.append(MapLimit(kind, view.path(name), int(reduction), multiple))
             return self.graph.call_module(target, args, kwargs)
         if node.op == "get_attr":
             return self._attribute(str(node.target), rebuilt.parameter)
         new = self.graph.create_node(node.op, node.target, args, kwargs, name=_role_name(view, name))
         return new
+
+    def _reduction(self, name: str) -> Fraction | None:
+        """The reduction at which an operation that looks around reads its map here; None in the head."""
+        sources = self.view.inputs(name)
+        was = self.view.reduction(sources[0]) if sources else None
+        if self.level is None or self.level.source is None or was is None:
+            return None
+        return self.level.reduction * max(Fraction(1), was / self.level.source)  # more than 1 in an excursion
+
+    def _map_size(self, reduction: Fraction | None) -> tuple[int, int] | None:
+        if reduction is None:
+            return None
+        height, width = (math.ceil(size / reduction) for size in self.outer.plan.image_shape[2:])
+        return height, width
 
     def _attribute(self, target: str, value: Tensor | None) -> fx.Node:
         old: Any = self.view.graph_module
@@ -278,8 +323,10 @@ class _PieceEmitter:
         source = self._read(projection.source, "projection")
         value = self._new(f"{_prefix_of(self.view, join)}projection", unit, source)
         if join in self.piece.edits.upsample.get(projection.operand, ()):
-            return self._upsample(projection.operand, value, projection.unit.out_channels)
-        return value
+            value = self._upsample(projection.operand, value, projection.unit.out_channels)
+        if is_feature_map(self.view.dims[projection.operand]):
+            return value
+        return self.graph.call_method("permute", (value, 0, 2, 3, 1))  # the join is channels-last
 
     def _new(self, name: str, module: nn.Module, *args: fx.Node) -> fx.Node:
         self.modules[name] = module

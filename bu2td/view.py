@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
 from bu2td.canonical import source_line
 from bu2td.converter import Site, converter_for
 from bu2td.plan import Capture, Value
@@ -13,12 +15,16 @@ from bu2td.probe import is_spatial, reduction_of
 #: Roles that a shortcut may consist of, beside one pointwise convolution.
 _SHORTCUT_ROLES = ("pass", "pool", "dropout", "norm", "norm_act", "act", "mul", "pad", "resample")
 
+#: Roles that give their output a width of its own.
+_NEW_WIDTH = ("conv", "linear", "concat", "split", "attention", "head", "opaque")
+
 
 class GraphView:
     """Read-only access to a captured graph: roles, modules, regions. Shared by analysis and arrangement."""
 
     def __init__(self, capture: Capture, dims: Mapping[str, Value]) -> None:
         self.graph_module = capture.graph_module
+        self.source = capture.source
         self.dims = dims
         self.nodes = {node.name: node for node in capture.graph_module.graph.nodes}
         self.order = {name: i for i, name in enumerate(self.nodes)}
@@ -41,7 +47,7 @@ class GraphView:
     def role(self, name: str) -> str:
         """The role of a node, as its converter states it."""
         if name not in self._roles:
-            self._roles[name] = self.converter(name).role
+            self._roles[name] = self.converter(name).role_at(self.site(name))
         return self._roles[name]
 
     def kernel(self, name: str) -> tuple[int, int]:
@@ -53,8 +59,8 @@ class GraphView:
         return self.converter(name).stride(self.site(name))
 
     def width(self, name: str) -> int:
-        """Channels of a feature map."""
-        return self.dims[name][1].size
+        """Channels of a feature map, wherever its layout has them."""
+        return next(d.size for d in self.dims[name] if d.kind == "channel")
 
     def reduction(self, name: str) -> Any:
         """Reduction of a feature map, None for anything else."""
@@ -73,6 +79,14 @@ class GraphView:
         """Whether a node is a depthwise convolution."""
         conv = self.module(name)
         return self.role(name) == "conv" and 1 < conv.groups == conv.in_channels
+
+    def grouped(self, name: str) -> bool:
+        """Whether a node is a convolution over groups of channels, depthwise ones included."""
+        return self.role(name) == "conv" and self.module(name).groups > 1
+
+    def is_container(self, path: str) -> bool:
+        """Whether a module of the model only lists others (it has no forward of its own)."""
+        return isinstance(self.source.get_submodule(path), nn.Sequential | nn.ModuleList)
 
     def operation(self, name: str) -> str:
         """What a node runs, by the name under which a converter would be registered."""
@@ -96,10 +110,29 @@ def residual_join(view: GraphView, exit_: str, nodes: Iterable[str]) -> str | No
         inputs = view.inputs(name)
         if len(inputs) > 1:
             return name if view.role(name) == "add" else None
-        if not inputs or view.role(name) in ("conv", "linear", "pool"):
+        if not inputs or view.role(name) in ("conv", "linear", "attention", "pool"):
             return None
         name = inputs[0]
     return None
+
+
+def follows_entry(view: GraphView, name: str, entry: str, nodes: Iterable[str]) -> bool:
+    """Whether the width of a value in a block is tied to the block's entry on every path between them.
+
+    Depthwise convolutions and everything that has no weights over channels hand a width on; a dense
+    convolution, a linear layer or a concatenation starts a new one.
+    """
+    inside = set(nodes)
+    known: dict[str, bool] = {entry: True}
+
+    def follows(at: str) -> bool:
+        if at not in known:
+            inputs = view.inputs(at) if at in inside else []
+            dense = view.role(at) in _NEW_WIDTH and not view.depthwise(at)
+            known[at] = bool(inputs) and not dense and all(follows(source) for source in inputs)
+        return known[at]
+
+    return follows(name)
 
 
 def shortcut_of(
@@ -108,7 +141,8 @@ def shortcut_of(
     """The operand of an add that is a shortcut from the entry, and the nodes on it from the entry on.
 
     A shortcut is a chain of operations that do not look around: at most one pointwise (or k = stride)
-    convolution, its norm, a pool that reduces. The norm-act prefix of a block may lie on it.
+    convolution, its norm, a pool that reduces. The norm-act prefix of a block may lie on it. What its convolution
+    makes is for the add alone.
     """
     inside, before = set(nodes), set(prefix)
     found: list[tuple[int, int, str, list[str]]] = []
@@ -127,7 +161,9 @@ def shortcut_of(
                 break
             chain.append(name)
             name = inputs[0]
-        if name == entry:
+        weights = next((i for i, n in enumerate(chain) if view.role(n) == "conv"), -1)
+        shared = any(len(view.nodes[n].users) > 1 for n in chain[: weights + 1])
+        if name == entry and not shared:
             length = len([n for n in chain if n not in before])
             found.append((length, position, operand, chain[::-1]))
     if not found:

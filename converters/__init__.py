@@ -5,12 +5,14 @@ Importing this package registers them all. To add an operation, write a class in
 """
 
 from bu2td_converters import (  # noqa: F401
+    attention,
     conv,
     join,
     linear,
     norm,
     pointwise,
     pool,
+    product,
     reshape,
     timm,
 )

@@ -90,7 +90,9 @@ class ConvConverter(Converter):
         same: bool = True,
     ) -> nn.Module:
         """A convolution of the same class and settings with another shape."""
-        padding: Any = same_padding(kernel, _pair(conv.dilation)) if same else conv.padding
+        # Convolutions that pad as they run (TensorFlow's SAME) need no padding of their own.
+        pads_itself = getattr(conv, "same_pad", False) or getattr(conv, "dynamic_padding", False)
+        padding: Any = same_padding(kernel, _pair(conv.dilation)) if same and not pads_itself else conv.padding
         shapes = {
             name: (out_channels, *parameter.shape[1:])
             for name, parameter in conv._parameters.items()
@@ -114,6 +116,28 @@ class ConvConverter(Converter):
         """A dense convolution (groups 1, dilation 1, stride 1) of this site's class and bias."""
         new: Any = resized(site.layer, {}, {"dilation": (1, 1)})
         return self.with_shape(new, in_channels, out_channels, 1, kernel, (1, 1))
+
+
+@register_converter(nn.Conv1d)
+class ChannelConvConverter(Converter):
+    """A 1-d convolution that slides over the channels (efficient channel attention): any width will do."""
+
+    role = "gate"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """(N, 1, C) -> (N, 1, C); anything else is opaque."""
+        entry, before = system.of(site.node.args[0]), site.input_dims()
+        if [d.kind for d in before] != ["batch", "channel", "channel"] or site.layer.in_channels != 1:
+            raise ValueError("a 1-d convolution over anything else than channels has no rule")
+        same = site.value[2].size == before[2].size
+        out = entry[2] if same else system.constant(site.value[2].size)
+        if not same:
+            system.equal(entry[2], system.constant(before[2].size))
+        return (entry[0], system.constant(site.value[1].size), out)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Copy it."""
+        return Rebuilt(module=resized(site.layer, {}, {}))
 
 
 def _groups(groups: int, in_channels: int, out_channels: int) -> int:

@@ -1,5 +1,6 @@
 """Where paths meet and part: add, multiply, concat, split, chunk, slices."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -14,19 +15,18 @@ from bu2td.converter import (
     Site,
     System,
     Term,
-    constants,
     register_converter,
 )
 from bu2td.plan import Dim
 
 
-def _broadcast(site: Site, system: System) -> Any:
+def _broadcast(site: Site, system: System, count: int = 2) -> Any:
     """Tie the dimensions of all tensor operands, aligned from the right; size 1 broadcasts."""
     if site.value is None:
         return None
     operands = [
         (system.of(node), site.dims[node.name])
-        for node in site.node.args[:2]
+        for node in site.node.args[:count]
         if isinstance(node, fx.Node) and site.dims[node.name]
     ]
     result = []
@@ -68,6 +68,48 @@ class MulConverter(_Arithmetic):
     """Products: gates, layer scales, constants; and the arithmetic of sizes."""
 
     role = "mul"
+
+
+@register_converter(torch.addcmul, "method:addcmul")
+class AddMulConverter(Converter):
+    """``x + value * a * b``: no join of paths, but an affine layer written in one call."""
+
+    role = "mul"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Operands have equal widths, but for broadcasting."""
+        return _broadcast(site, system, 3)
+
+
+@register_converter(torch.stack)
+class StackConverter(Converter):
+    """Tensors of equal shape along a new dimension."""
+
+    role = "concat"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Tie the tensors; the new dimension counts them."""
+        parts = [system.of(n) for n in site.argument(0, "tensors")]
+        axis = site.argument(1, "dim", 0) % len(site.value)
+        merged = list(parts[0])
+        for part in parts[1:]:
+            merged = [
+                a if a is None or b is None else system.equal(a, b) for a, b in zip(merged, part, strict=True)
+            ]
+        return (*merged[:axis], system.constant(len(parts)), *merged[axis:])
+
+
+@register_converter(torch.unbind, "method:unbind")
+class UnbindConverter(Converter):
+    """The slices of a tensor along a dimension that counts them."""
+
+    role = "split"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """The dimension stays as long as it is, and goes."""
+        entry, axis = system.of(site.node.args[0]), _axis(site, 1)
+        system.equal(entry[axis], system.constant(len(site.value)))
+        return tuple((*entry[:axis], *entry[axis + 1 :]) for _ in site.value)
 
 
 @register_converter(torch.cat, torch.concat, "torch.concatenate")
@@ -176,73 +218,126 @@ def _split(site: Site, system: System, axis: int, equal: bool) -> Any:
     return tuple(tuple(part if i == axis else e for i, e in enumerate(entry)) for part in parts)
 
 
+@dataclass(frozen=True)
+class _Axis:
+    """A dimension of an indexed tensor's value: the one that it comes from (None: new), and its bounds."""
+
+    source: int | None
+    start: int = 0
+    stop: int = 0
+    step: int = 1
+
+
 @register_converter("_operator.getitem")
 class GetItemConverter(Converter):
     """A part of several tensors, a slice of one, or a number out of a shape."""
 
     role = "split"
 
+    def role_at(self, site: Site) -> str:
+        """Every k-th row and column is a pool; a new dimension or a chosen one changes no width."""
+        axes = _axes(site) if site.value is not None else None
+        if axes is None:
+            return self.role
+        if any(a.step > 1 and site.input_dims()[a.source].kind in ("height", "width") for a in axes if a.source):
+            return "pool"
+        whole = all(a.source is None or a.stop - a.start == site.input_dims()[a.source].size for a in axes)
+        return "pass" if whole else self.role
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The steps over the image plane."""
+        axes = _axes(site) or []
+        kinds = {site.input_dims()[a.source].kind: a.step for a in axes if a.source is not None}
+        return kinds.get("height", 1), kinds.get("width", 1)
+
     def tie(self, site: Site, system: System) -> Any:
-        """Pick the part, or cut the sliced dimension."""
+        """Pick the part, or cut the sliced dimensions."""
         if site.value is None:
             return None
-        source, index = site.source(), site.node.args[1]
-        value = site.dims[source]
         exprs = system.of(site.node.args[0])
-        if not isinstance(value[0], Dim):
-            return exprs[index]
-        sliced = _sliced(site)
-        if sliced is None:
-            return constants(site.value, system)
-        result = list(exprs)
-        for axis, (start, stop) in sliced.items():
-            total = value[axis].size
-            sizes = [s for s in (start, stop - start, total - stop) if s]
-            parts = cut(exprs[axis], sizes, site.node.name, system)
-            result[axis] = parts[1 if start else 0]
+        if not isinstance(site.dims[site.source()][0], Dim):
+            return exprs[site.node.args[1]]
+        axes = _axes(site)
+        if axes is None:
+            raise ValueError("an index that is no slice has no rule")
+        result: list[Expr | None] = []
+        for axis, dim in zip(axes, site.value, strict=True):
+            expr = exprs[axis.source] if axis.source is not None else None
+            if dim.kind != "channel":
+                result.append(None)
+            elif expr is None:
+                result.append(system.constant(dim.size))
+            else:
+                result.append(self._cut(expr, axis, site, system))
         return tuple(result)
 
+    def _cut(self, expr: Expr, axis: _Axis, site: Site, system: System) -> Expr:
+        assert axis.source is not None
+        total = site.input_dims()[axis.source].size
+        if axis.step > 1:
+            if (axis.start, axis.stop) != (0, total) or total % axis.step:
+                raise ValueError("every k-th channel from another than the first has no rule")
+            return equal_parts(expr, axis.step, site.node.name, system)[0]
+        sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
+        return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
+
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Rewrite the bounds of a channel slice."""
-        sliced = _sliced(site) if site.value is not None else None
-        if not sliced or not isinstance(site.node.args[1], tuple):
+        """Rewrite the bounds of channel slices."""
+        axes = _axes(site) if site.value is not None else None
+        if axes is None:
             return Rebuilt()
-        index = list(site.node.args[1])
-        for axis, (start, stop) in sliced.items():
-            whole = change.sizes[site.source()][axis]
-            part = change.sizes[site.node.name][axis]
-            total = site.input_dims()[axis].size
-            if start == 0:
-                index[axis] = slice(0, part)
-            elif stop == total:
-                index[axis] = slice(whole - part, whole)
-            else:
-                first = round(Fraction(start * whole, total))
-                index[axis] = slice(first, first + part)
-        return Rebuilt(args=(site.node.args[0], tuple(index)))
+        before = site.input_dims()
+        bounds: dict[int, slice] = {}
+        for axis, size in zip(axes, change.sizes[site.node.name], strict=True):
+            if axis.source is None or size is None or axis.step > 1:
+                continue
+            total, whole = before[axis.source].size, change.sizes[site.source()][axis.source]
+            first = 0 if axis.start == 0 else whole - size
+            if axis.start and axis.stop != total:
+                first = round(Fraction(axis.start * whole, total))
+            bounds[axis.source] = slice(first, first + size)
+        if not bounds:
+            return Rebuilt()
+        entries: list[Any] = []
+        position = 0
+        for entry in _written(site):
+            literal = isinstance(entry, slice) and entry != slice(None)
+            entries.append(bounds.get(position, entry) if literal else entry)
+            position += entry is not None
+        return Rebuilt(args=(site.node.args[0], tuple(entries)))
 
 
-def _sliced(site: Site) -> dict[int, tuple[int, int]] | None:
-    """Channel dimensions that are cut by literal bounds; None where the index is anything else."""
-    dims = site.input_dims()
-    index = site.node.args[1]
-    if isinstance(index, slice):
-        index = (index,)
-    if not isinstance(index, tuple) or len(dims) != len(site.value):
+def _written(site: Site) -> list[Any]:
+    """The index of a tensor with one entry per dimension, None for new ones; no ellipsis is left."""
+    index: Any = site.node.args[1]
+    entries = list(index) if isinstance(index, tuple) else [index]
+    missing = len(site.input_dims()) - sum(e is not None and e is not Ellipsis for e in entries)
+    full = [slice(None)] * missing
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        return [*entries[:at], *full, *entries[at + 1 :]]
+    return [*entries, *full]
+
+
+def _axes(site: Site) -> list[_Axis] | None:
+    """Where the dimensions of an indexed tensor's value come from; None where the index is a tensor."""
+    before = site.dims.get(site.source())
+    if not before or not isinstance(before[0], Dim):
         return None
-    found = {}
+    result: list[_Axis] = []
     position = 0
-    for entry in index:
-        if entry is Ellipsis:
-            position = len(dims) - (len(index) - index.index(Ellipsis) - 1)
+    for entry in _written(site):
+        if entry is None:
+            result.append(_Axis(None))
             continue
-        if not isinstance(entry, slice) or (entry.step not in (None, 1)):
+        if isinstance(entry, slice):
+            if any(isinstance(b, fx.Node) for b in (entry.start, entry.stop, entry.step)):
+                return None
+            start, stop, step = entry.indices(before[position].size)
+            if step < 1:
+                return None
+            result.append(_Axis(position, start, stop, step))
+        elif not isinstance(entry, int):
             return None
-        bounds = (entry.start, entry.stop)
-        if any(isinstance(b, fx.Node) for b in bounds):
-            return None
-        if bounds != (None, None) and dims[position].kind == "channel":
-            start, stop, _ = slice(*bounds).indices(dims[position].size)
-            found[position] = (start, stop)
         position += 1
-    return found
+    return result

@@ -9,6 +9,7 @@ from torch import nn
 
 from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
 from bu2td.nn import ChannelLayerNorm
+from bu2td.plan import Dim
 
 
 class _Norm(Converter):
@@ -40,9 +41,16 @@ class _Norm(Converter):
         return resized(norm, shapes, {self.attribute: width})
 
 
-@register_converter(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, nn.InstanceNorm2d)
+@register_converter(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
 class BatchNormConverter(_Norm):
-    """Batch and instance norm."""
+    """Batch norm."""
+
+
+@register_converter(nn.InstanceNorm2d)
+class InstanceNormConverter(_Norm):
+    """Instance norm: statistics over the positions of one image, of which one is too few."""
+
+    needs_map = True
 
 
 @register_converter("torchvision.ops.misc.FrozenBatchNorm2d")
@@ -75,15 +83,30 @@ class GroupNormConverter(_Norm):
         return new
 
 
-@register_converter(nn.LayerNorm)
+@register_converter(
+    nn.LayerNorm, nn.RMSNorm, "timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32",
+    "timm.layers.norm.SimpleNorm", "timm.layers.norm.SimpleNormFp32",
+)  # fmt: skip
 class LayerNormConverter(_Norm):
     """Layer norm over the last dimension."""
 
     dimension = -1
     attribute = "normalized_shape"
 
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build the norm for another width; subclasses may work on (N, C, H, W) maps."""
+        axis = -1 if self._last(site) else 1
+        return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][axis]))
+
+    def _last(self, site: Site) -> bool:
+        """Whether the last dimension is the one that is normalised."""
+        last: Dim = site.value[-1]
+        return self.dimension == -1 and (last.kind, last.size) == ("channel", site.layer.normalized_shape[-1])
+
     def unit(self, site: Site, width: int) -> nn.Module:
         """The same over the channels of (N, C, H, W) maps, where the site has them last."""
+        if not self._last(site):
+            return self.with_width(site.module, width)
         norm: Any = site.module
         with torch.device("meta"):
             return ChannelLayerNorm(width, norm.eps, norm.elementwise_affine)
@@ -94,7 +117,12 @@ class LayerNormConverter(_Norm):
         return resized(norm, shapes, {"normalized_shape": (width,)})
 
 
-@register_converter("timm.layers.norm.LayerNorm2d", "torchvision.models.convnext.LayerNorm2d")
+@register_converter(
+    "timm.layers.norm.LayerNorm2d", "timm.layers.norm.LayerNorm2dFp32", "timm.layers.norm.LayerNormExp2d",
+    "timm.layers.norm.RmsNorm2d", "timm.layers.norm.RmsNorm2dFp32",
+    "timm.layers.norm.SimpleNorm2d", "timm.layers.norm.SimpleNorm2dFp32",
+    "torchvision.models.convnext.LayerNorm2d",
+)  # fmt: skip
 class LayerNorm2dConverter(LayerNormConverter):
     """Layer norm over the channels of (N, C, H, W) maps."""
 
@@ -132,12 +160,70 @@ class FunctionalLayerNormConverter(_Norm):
         return Rebuilt(args=(site.node.args[0], tuple(shape), *site.node.args[2:]), kwargs=kwargs)
 
 
-@register_converter("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
-class BatchNormActConverter(_Norm):
-    """timm's batch norm with its activation inside."""
+class _WithAct(_Norm):
+    """timm's norms with their activation inside."""
 
     role = "norm_act"
 
     def acts(self, site: Site) -> bool:
-        """Whether there is an activation inside (timm also uses the class without one)."""
+        """Whether there is an activation inside (timm also uses the classes without one)."""
         return not isinstance(site.layer.act, nn.Identity)
+
+
+@register_converter("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
+class BatchNormActConverter(_WithAct):
+    """Batch norm and activation."""
+
+
+@register_converter("timm.layers.norm_act.FrozenBatchNormAct2d")
+class FrozenBatchNormActConverter(_WithAct, FrozenBatchNormConverter):
+    """Batch norm without statistics and activation."""
+
+
+@register_converter("timm.layers.norm_act.GroupNormAct", "timm.layers.norm_act.GroupNorm1Act")
+class GroupNormActConverter(_WithAct, GroupNormConverter):
+    """Group norm and activation."""
+
+    attribute = "num_channels"
+
+
+@register_converter(
+    "timm.layers.norm_act.LayerNormAct2d", "timm.layers.norm_act.LayerNormAct2dFp32",
+    "timm.layers.norm_act.RmsNormAct2d", "timm.layers.norm_act.RmsNormAct2dFp32",
+)  # fmt: skip
+class LayerNormAct2dConverter(_WithAct, LayerNorm2dConverter):
+    """Layer norm over the channels of (N, C, H, W) maps, and activation."""
+
+    dimension = 1
+    attribute = "normalized_shape"
+
+
+_EVO = "timm.layers.evo_norm.EvoNorm2d"
+_FRN = "timm.layers.filter_response_norm.FilterResponseNorm"
+
+
+@register_converter(*(_EVO + v for v in ("B0", "B1", "B2", "S0", "S0a", "S1", "S1a", "S2", "S2a")),
+                    _FRN + "Tlu2d", _FRN + "Act2d")  # fmt: skip
+class EvoNormConverter(_Norm):
+    """Norms that are non-linear by themselves: EvoNorm (Liu et al., 2020), filter response norm."""
+
+    role = "norm_act"
+
+    def acts(self, site: Site) -> bool:
+        """They are activations too, unless they were told not to be."""
+        return bool(site.layer.apply_act)
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; where statistics are taken over groups, their number divides the width."""
+        entry = system.of(site.node.args[0])
+        groups = getattr(site.layer, "groups", 1)
+        if groups > 1:
+            system.divisible(entry[1], groups, site.node.name, relaxable=True)
+        return entry
+
+    def with_width(self, norm: Any, width: int) -> nn.Module:
+        """A norm for another width; the groups shrink where they do not divide it."""
+        values = {**norm._parameters, **norm._buffers}
+        shapes = {name: (width,) for name, value in values.items() if value is not None and value.dim() == 1}
+        groups = {"groups": math.gcd(norm.groups, width)} if hasattr(norm, "groups") else {}
+        return resized(norm, shapes, groups)

@@ -62,6 +62,7 @@ class PReLUConverter(_PassThrough):
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     "timm.layers.drop.DropPath", "timm.layers.drop.DropBlock2d",
     "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
+    "class:DropPath", "class:DropBlock2d", "class:StochasticDepth",
 )  # fmt: skip
 class DropoutConverter(_PassThrough):
     """Everything that drops at random in train mode and passes in eval mode."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, Term, register_converter, resized
 from bu2td.plan import Dim
 
 
@@ -55,6 +55,72 @@ class PoolConverter(Converter):
         new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
         new.ceil_mode = False
         return Rebuilt(module=new)
+
+
+@register_converter("timm.layers.blur_pool.BlurPool2d")
+class BlurPoolConverter(PoolConverter):
+    """A binomial blur before subsampling, one filter per channel in a buffer."""
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The window of the blur."""
+        return _pair(site.layer.filt_size)
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The stride."""
+        return _pair(site.layer.stride)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Build it for another width; its padding keeps the size at stride 1."""
+        blur: Any = site.module
+        width = change.sizes[site.source()][1]
+        shape = (1 if blur.channels is None else width, *blur.filt.shape[1:])
+        attributes: dict[str, Any] = {"channels": None if blur.channels is None else width}
+        if change.stride_one:
+            attributes |= {"stride": 1, "padding": [(blur.filt_size - 1) // 2] * 4}
+        return Rebuilt(module=resized(blur, {"filt": shape}, attributes))
+
+
+@register_converter(nn.PixelUnshuffle, "timm.layers.space_to_depth.SpaceToDepth")
+class SpaceToDepthConverter(Converter):
+    """Patches of pixels laid out as channels: a downsampler without parameters, which is dropped."""
+
+    role = "pool"
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return _pair(getattr(site.layer, "downscale_factor", None) or site.layer.bs)
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return self.kernel(site)
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Every channel becomes one per pixel of the patch."""
+        entry = system.of(site.node.args[0])
+        high, wide = self.kernel(site)
+        return (entry[0], tuple(Term(t.variable, t.scale * high * wide) for t in entry[1]), *entry[2:])
+
+
+@register_converter("timm.models.csatv2.LearnableDct2d")
+class DctStemConverter(Converter):
+    """A cosine transform of 8x8 patches of the image with chosen frequencies: it stands in for the image at
+    1/8, as the pyramid does in a top-down network, and is dropped.
+    """
+
+    role = "pool"
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return _pair(site.layer.k)
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return _pair(site.layer.k)
+
+    def tie(self, site: Site, system: System) -> Any:
+        """It reads an image and makes its own width."""
+        entry = system.of(site.node.args[0])
+        return (entry[0], system.constant(site.value[1].size), *entry[2:])
 
 
 @register_converter(
@@ -120,10 +186,28 @@ class ResampleConverter(Converter):
 @register_converter(F.pad, "method:pad", nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
                     nn.ReplicationPad2d)  # fmt: skip
 class PadConverter(Converter):
-    """Padding of the image plane."""
+    """Padding of the image plane, or of the channels with zeros."""
 
     role = "pad"
 
     def tie(self, site: Site, system: System) -> Any:
-        """Channels pass."""
-        return keep_channels(site, system)
+        """Channels pass; padded ones are a variable of their own behind them."""
+        entry, before = system.of(site.node.args[0]), site.input_dims()
+        result = []
+        for expr, b, d in zip(entry, before, site.value, strict=True):
+            if expr is not None and d.size > b.size:
+                expr = (*expr, *system.fresh(d.size - b.size, site.node.name))
+            result.append(expr)
+        return tuple(result)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Deal the new number of added channels out as before, to both sides of the old ones."""
+        before, after = site.input_dims()[1].size, site.value[1].size
+        if before == after or site.module is not None:
+            return Rebuilt()
+        amounts = list(site.argument(1, "pad"))
+        added = change.sizes[site.node.name][1] - change.sizes[site.source()][1]
+        amounts[4] = added * amounts[4] // (after - before)
+        amounts[5] = added - amounts[4]
+        kwargs = {k: v for k, v in site.node.kwargs.items() if k != "pad"}
+        return Rebuilt(args=(site.node.args[0], amounts, *site.node.args[2:]), kwargs=kwargs)

@@ -127,12 +127,14 @@ class ViewConverter(Converter):
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the literals that name channel dimensions."""
-        if site.module is not None or not _literals(site):
+        if site.module is not None or not _shape_arguments(site):
             return Rebuilt()
         sizes = change.sizes[site.node.name]
         shape = _shape_arguments(site)
+        # Channel dimensions are written out, also where they were read from another tensor's shape.
         new = [
-            sizes[i] if isinstance(a, int) and a > 1 and sizes[i] is not None else a for i, a in enumerate(shape)
+            sizes[i] if not (isinstance(a, int) and a <= 1) and sizes[i] is not None else a
+            for i, a in enumerate(shape)
         ]
         return (
             Rebuilt(args=(site.node.args[0], *new), kwargs={})
@@ -193,6 +195,7 @@ def _factors(whole: Expr, outs: list[int], site: Site, literals: dict[int, int],
     dims: list[Dim] = [site.value[o] for o in outs]
     large = [k for k, d in enumerate(dims) if d.size > 1]
     if not large:
+        system.equal(whole, system.constant(1))
         return [system.constant(1) for _ in outs]
     free = [k for k in large if outs[k] not in literals] or [max(large, key=lambda k: dims[k].size)]
     keep = max(free, key=lambda k: dims[k].size)

@@ -1,11 +1,13 @@
 """Layers of timm that need a rule of their own. Keyed by qualified name: timm need not be installed."""
 
+from math import prod
 from typing import Any
 
-from bu2td_converters.conv import ConvConverter
+import torch
+from bu2td_converters.conv import ConvConverter, same_padding
 from torch import nn
 
-from bu2td.converter import Change, Rebuilt, Site, System, register_converter, resized
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
 
 
 @register_converter("timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame")
@@ -17,6 +19,54 @@ class ScaledStdConvConverter(ConvConverter):
         new: Any = super().with_shape(conv, *shape, **kwargs)
         new.scale = conv.scale * (conv.weight[0].numel() / new.weight[0].numel()) ** 0.5
         return new
+
+
+@register_converter("timm.layers.cond_conv2d.CondConv2d")
+class CondConvConverter(ConvConverter):
+    """Conditionally parameterised convolution: per image a mixture of experts' kernels, kept flat.
+
+    (x (N, C, H, W), mixture (N, experts)) -> (N, C', H', W').
+    """
+
+    def tie(self, site: Site, system: System) -> Any:
+        """As of any convolution; the mixture names every expert."""
+        mixture = system.of(site.node.args[1])[-1]
+        system.equal(mixture, system.constant(site.layer.num_experts))
+        return super().tie(site, system)
+
+    def with_shape(
+        self,
+        conv: Any,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        same: bool = True,
+    ) -> nn.Module:
+        """Follow with the flat weights of every expert."""
+        shape = (out_channels, in_channels // groups, *kernel)
+        keep = conv.dynamic_padding or not same
+        attributes = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "groups": groups,
+            "kernel_size": kernel,
+            "stride": stride,
+            "padding": conv.padding if keep else same_padding(kernel, conv.dilation),
+            "weight_shape": shape,
+            "bias_shape": (out_channels,),
+        }
+        shapes = {"weight": (conv.num_experts, prod(shape)), "bias": (conv.num_experts, out_channels)}
+        return resized(conv, shapes, attributes)
+
+    def dense(self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> nn.Module:
+        """A new unit has no mixture to read: a plain convolution."""
+        conv: Any = site.module
+        with torch.device("meta"):
+            return nn.Conv2d(
+                in_channels, out_channels, kernel, 1, same_padding(kernel, (1, 1)), bias=conv.bias is not None
+            )
 
 
 @register_converter("timm.models.vgg.ConvMlp")
@@ -52,4 +102,30 @@ class ConvMlpConverter(ConvConverter):
         ):
             kernel = tuple(old.kernel_size)
             new._modules[name] = super().with_shape(old, ins, outs, 1, kernel, (1, 1), same=False)
+        return Rebuilt(module=new)
+
+
+@register_converter("timm.models.mobilenetv5.MobileNetV5MultiScaleFusionAdapter")
+class FusionConverter(Converter):
+    """A head's adapter that joins maps of several reductions: a list of (N, C_i, H_i, W_i) -> (N, C, h, w).
+
+    The first convolution behind their concatenation reads sum C_i channels.
+    """
+
+    role = "fusion"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Every input has its own width, the output keeps its own."""
+        entry = system.of(site.node.args[0][0])  # type: ignore[index]
+        return (entry[0], *(None if d.kind != "channel" else system.constant(d.size) for d in site.value[1:]))
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Follow the summed width with the expanding convolution."""
+        sources: Any = site.node.args[0]
+        width = sum(change.sizes[source.name][1] for source in sources)
+        new: Any = resized(site.layer, {}, {"in_channels": width})
+        expand = new.ffn.pw_exp.conv
+        new.ffn.pw_exp.conv = resized(
+            expand, {"weight": (expand.out_channels, width, 1, 1)}, {"in_channels": width}
+        )
         return Rebuilt(module=new)

@@ -236,6 +236,10 @@ def test_expensive(run: Any, tmp_path: Path) -> None:
         (("convert", LENET, "-o", "x", "--reductions", "a"), "'a' is not 32,16,.."),
         (("convert", LENET, "-o", "x", "--max-macs-ratio", "nil"), "neither a number nor 'none'"),
         (("convert", LENET, "-o", "x", "--inherit", "all"), "matching"),
+        (("zoo", "--shard", "2"), "'2' is not I/N"),
+        (("zoo", "--jobs", "two"), "invalid int value: 'two'"),
+        (("zoo", "--resume", "--fresh"), "not allowed with"),
+        (("zoo", "--famly", "vgg"), "Did you mean '--family'?"),
     ],
     ids=str,
 )
@@ -248,7 +252,7 @@ def test_malformed_arguments(run: Any, words: Any, says: str) -> None:
 
 def test_version_and_help(run: Any) -> None:
     assert run("--version") == (0, f"bu2td {bu2td.__version__}\n", "")
-    for command in ((), ("inspect",), ("convert",), ("draw",)):
+    for command in ((), ("inspect",), ("convert",), ("draw",), ("zoo",)):
         status, out, _ = run(*command, "--help")
         assert status == 0
         assert out.startswith("usage: bu2td")

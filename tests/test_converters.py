@@ -246,13 +246,13 @@ class Mixing(nn.Module):
         return x + self.gamma * (F.avg_pool2d(y, 3, 1, 1) - y)
 
 
-def test_entry_adapter_where_a_block_cannot_change_its_width() -> None:
+def test_transition_where_a_first_block_cannot_change_its_width() -> None:
     model = nn.Sequential(
         unit(3, 8), Mixing(8), Mixing(8), unit(8, 16, 3, 2), Mixing(16), unit(16, 24, 3, 2), Mixing(24), head(24)
     )
     network = bu2td.convert(model, example_inputs=torch.zeros(1, 3, 32, 32), seed=0, max_macs_ratio=None)
-    assert network.plan.relaxations == (("r1", "entry adapter"),)
-    assert network.get_submodule("r1_up.entry_adapter").in_channels == 16
+    assert network.plan.relaxations == ()
+    assert network.get_submodule("r1_transition.conv").in_channels == 16
     network(torch.rand(2, 3, 30, 30)).square().sum().backward()
     assert all(p.grad is not None for p in network.parameters())
 

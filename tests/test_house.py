@@ -12,16 +12,19 @@ ROOT = Path(__file__).parents[1]
 #: Floors, lowest first; a module imports only from modules above it in this list.
 FLOORS = [
     *("errors", "files", "nn", "plan", "options", "converter"),
-    *("canonical", "capture", "probe", "view", "regions", "blocks", "analyse"),
+    *("canonical", "capture", "probe", "view", "severed", "regions", "layout", "blocks", "analyse"),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
-    *("cost", "verify", "network", "initialise", "baselines", "models", "convert", "draw", "cli"),
+    *("cost", "verify", "network", "initialise", "baselines", "models", "convert"),
+    *("zoo", "sweep", "draw", "cli"),
 ]
 
 PASSES = {
     "capture": "capture",
     "probe": "probe",
     "canonical": "canonicalise",
+    "severed": "set_aside_reads",
     "regions": "find_regions",
+    "layout": "expose_maps",
     "blocks": "find_blocks",
     "analyse": "analyse",
     "channels": "solve_widths",

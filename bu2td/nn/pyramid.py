@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bu2td.errors import ImageSizeError
+
 #: Below this an output of a level can fall between two pixels and see neither. Centres of outputs and
 #: pixels are at most 1/2 apart and F >= 3/2 wherever F != 1, so 3 sigma F > 1/2 needs sigma > 1/9.
 MIN_SIGMA = 0.125
@@ -76,7 +78,14 @@ class Pyramid(nn.Module):
         sigma: blur width of the Gaussian in units of the factor.
 
     Shapes: (N, C, H, W) -> a tuple of (N, C, ceil(H / f), ceil(W / f)), one per reduction f.
+
+    Attributes:
+        size: the (H, W) that images must have; None for any.
+        multiples: by reduction, what the sides of that level must be multiples of.
     """
+
+    size: tuple[int, int] | None
+    multiples: dict[int, int]
 
     def __init__(self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5) -> None:
         super().__init__()
@@ -87,6 +96,30 @@ class Pyramid(nn.Module):
         self.reductions = tuple(reductions)
         self.reducer = reducer
         self.sigma = sigma
+        self.size = None
+        self.multiples = {}
+
+    def check(self, images: Tensor) -> None:
+        """Refuse images of a size that layers of the network cannot work on.
+
+        Raises:
+            ImageSizeError: see ``size`` and ``multiples``.
+        """
+        height, width = images.shape[-2:]
+        found = f"found images of {height}x{width}"
+        if self.size is not None and (height, width) != self.size:
+            raise ImageSizeError(
+                f"this network works on images of {self.size[0]}x{self.size[1]} only, because some of its layers "
+                f"have a weight for every position (plan.notes names them); {found}. Convert the bottom-up network "
+                f"built for that size"
+            )
+        for factor, multiple in self.multiples.items():
+            if -(-height // factor) % multiple or -(-width // factor) % multiple:
+                raise ImageSizeError(
+                    f"level r{factor} of this network cuts its map into blocks (plan.notes names the layers), so "
+                    f"that both sides must be multiples of {multiple}; {found}, whose map is "
+                    f"{-(-height // factor)}x{-(-width // factor)} there"
+                )
 
     def reduce(self, images: Tensor, factor: int) -> Tensor:
         """Reduce images (N, C, H, W) by one factor."""
@@ -110,6 +143,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images at every reduction, in the order of ``reductions``."""
+        self.check(images)
         return tuple(self.reduce(images, factor) for factor in self.reductions)
 
     def extra_repr(self) -> str:

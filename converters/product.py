@@ -1,0 +1,60 @@
+"""Matrix products of activations: attention written out."""
+
+from typing import Any
+
+import torch
+
+from bu2td.converter import Converter, Expr, Site, System, register_converter
+from bu2td.plan import Dim
+
+
+@register_converter(torch.matmul, torch.bmm, "_operator.matmul", "method:matmul", "method:bmm")
+class MatmulConverter(Converter):
+    """``a @ b``: every output position reads many input positions."""
+
+    role = "attention"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Leading dimensions are equal or broadcast, the inner ones are equal."""
+        a, b = (system.of(n) for n in site.node.args[:2])
+        before, behind = site.input_dims(0), site.input_dims(1)
+        if min(len(a), len(b)) < 2:
+            raise ValueError("a product with a vector has no rule")
+        if a[-1] is not None and b[-2] is not None:
+            system.equal(a[-1], b[-2])
+        leading: list[Expr | None] = []
+        for offset in range(len(site.value), 2, -1):
+            dim = site.value[-offset]
+            found = [_at(e, d, offset) for e, d in ((a, before), (b, behind))]
+            exprs = [e for e in found if e is not None]
+            if len(exprs) == 2:
+                exprs = [system.equal(*exprs)]
+            leading.append((exprs[0] if exprs else system.constant(dim.size)) if dim.kind == "channel" else None)
+        return (*leading, a[-2], b[-1])
+
+
+def _at(exprs: tuple[Expr | None, ...], dims: tuple[Dim, ...], offset: int) -> Expr | None:
+    """The size of a dimension from the right; None where it is not there or broadcasts."""
+    return exprs[-offset] if offset <= len(dims) and dims[-offset].size > 1 else None
+
+
+@register_converter("torch._C._nn.scaled_dot_product_attention", "torch.nn.functional.scaled_dot_product_attention")
+class AttentionConverter(Converter):
+    """Scaled dot product attention: (.., L, d), (.., S, d), (.., S, v) -> (.., L, v)."""
+
+    role = "attention"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Queries and keys have one width, values their own; heads are the same or shared."""
+        query, key, value = (system.of(n) for n in site.node.args[:3])
+        if query[-1] is not None and key[-1] is not None:
+            system.equal(query[-1], key[-1])
+        leading: list[Expr | None] = []
+        for offset in range(len(query), 2, -1):
+            found = [_at(e, site.input_dims(i), offset) for i, e in enumerate((query, key, value))]
+            exprs = [e for e in found if e is not None]
+            for other in exprs[1:]:
+                system.equal(exprs[0], other)
+            dim = site.value[-offset]
+            leading.append((exprs[0] if exprs else system.constant(dim.size)) if dim.kind == "channel" else None)
+        return (*leading, query[-2], value[-1])
