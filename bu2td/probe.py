@@ -70,7 +70,8 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
 def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Nodes that flatten a whole map (N, C, H, W) -> (N, C H W), and the (H, W) that they bind.
 
-    In a head that does so the map is pooled to its size first, so that other image sizes pass.
+    In a head that does so the map is pooled to its size first, so that other image sizes pass; a map that was
+    pooled already stays as it is.
     """
     found = {}
     for node in graph_module.graph.nodes:
@@ -81,7 +82,6 @@ def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> 
             isinstance(before, tuple)
             and isinstance(after, tuple)
             and len(before) == 4
-            and before[2] * before[3] > 1
             and after == (before[0], before[1] * before[2] * before[3])
         ):
             found[node.name] = before[2:]

@@ -32,6 +32,7 @@ from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
 from bu2td.files import replacing
 from bu2td.plan import ARRANGEMENTS, format_table
 from bu2td.zoo import (
+    HEAD_CONV,
     REAL_MACS,
     REAL_SIZE,
     RELAXATIONS,
@@ -245,14 +246,16 @@ def summarise(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """
     causes = Counter((row.status, row.cause) for row in rows if row.status != "verified")
     infos = Counter({row.model: row.feature_info for row in rows}.values())
-    different = sum(infos.values()) - infos["same"] - infos[""]
+    different = sum(infos.values()) - infos["same"] - infos[HEAD_CONV] - infos[""]
     families = groupby(sorted(rows, key=lambda row: row.family), lambda row: row.family)
     totals = [(name, [row for row in rows if row.arrangement == name]) for name in ARRANGEMENTS]
     return {
         "arrangements": [_total(name, own) for name, own in totals if own],
         "families": [_family(name, list(own)) for name, own in families],
         "causes": [{"status": s, "cause": c, "networks": n} for (s, c), n in sorted(causes.items())],
-        "feature_info": [{"same": infos["same"], "different": different, "none": infos[""]}],
+        "feature_info": [
+            {"same": infos["same"], "head conv": infos[HEAD_CONV], "different": different, "none": infos[""]}
+        ],
         "failed": [
             {"model": row.model, "arrangement": row.arrangement, "cause": row.cause, "message": row.message}
             for row in rows

@@ -51,10 +51,14 @@ TIMM_FAMILIES = (
 #: torchvision's modules of classifiers that are no convolutional networks.
 _ATTENTION = ("vision_transformer", "swin_transformer", "maxvit")
 
-#: Networks up to this many multiply-accumulates at `REAL_SIZE` also run on real tensors.
+#: Networks up to this many multiply-accumulates also run on real tensors of `REAL_SIZE`, or of the one size that
+#: they are bound to.
 REAL_MACS = 2e9
 REAL_SIZE = 64
 SEED = 0
+
+#: What `compare_feature_info` says of models whose feature_info taps the last stage behind the head conv.
+HEAD_CONV = "same, head conv counted there"
 
 #: The relaxations of a level, the strongest last.
 RELAXATIONS = ("none", "regroup", "entry adapter", "exit adapter", "frozen")
@@ -222,13 +226,13 @@ def _runs(network: TopDownNetwork) -> bool:
     """Forward and backward on real tensors: finite logits, a finite gradient in every parameter.
 
     Returns:
-        False where the network is too large to run at `REAL_SIZE`, or at the one size that it is bound to.
+        False where the network is larger than `REAL_MACS`.
     """
+    if network.plan.cost.macs > REAL_MACS:
+        return False
     _, channels, *own = network.plan.image_shape
     random = torch.Generator().manual_seed(SEED)
     for height, width in ((REAL_SIZE, REAL_SIZE), own):
-        if network.plan.cost.macs * height * width / (own[0] * own[1]) > REAL_MACS:
-            break
         initialise(network, {}, torch.nn.Module(), {}, SEED)
         with suppress(ImageSizeError):
             logits = network.train()(torch.rand(2, channels, height, width, generator=random))
@@ -278,7 +282,7 @@ def compare_feature_info(analysis: Analysis) -> str:
     """Compare the bottom-up levels with timm's ``feature_info`` (reduction and channels per stage).
 
     Returns:
-        "" where the model has none, "same", or the stages that differ.
+        "" where the model has none, "same", `HEAD_CONV`, or the stages that differ.
     """
     info = getattr(analysis.capture.source, "feature_info", None)
     if not info:
@@ -290,5 +294,8 @@ def compare_feature_info(analysis: Analysis) -> str:
         for r, width in theirs.items()
         if ours.get(r) != width
     ]
+    head = {level.reduction: analysis.head.convs[-1].width for level in analysis.levels[:1] if analysis.head.convs}
+    if head and ours | head == ours | theirs:
+        return HEAD_CONV
     different += [f"r{level.reduction}: only here" for level in analysis.bodies if level.reduction not in theirs]
     return "; ".join(different) or "same"

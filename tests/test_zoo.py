@@ -183,8 +183,8 @@ def test_a_network_that_does_not_run_has_failed(monkeypatch: pytest.MonkeyPatch,
     assert found.message.startswith(expected)
 
 
-@pytest.mark.parametrize(("macs", "runs"), [(10**7, [64, 128]), (4 * 10**9, [64]), (10**10, [])])
-def test_a_network_runs_at_a_size_that_it_can_afford(macs: int, runs: list[int]) -> None:
+@pytest.mark.parametrize(("macs", "runs"), [(10**7, [64, 128]), (4 * 10**9, [])])
+def test_a_network_that_is_small_enough_runs(macs: int, runs: list[int]) -> None:
     """This one is bound to its own size, 128x128."""
     sizes = []
 
@@ -317,7 +317,7 @@ def test_summary() -> None:
         {"status": "failed", "cause": "VerificationError", "networks": 1},
         {"status": "refused", "cause": "TopologyError", "networks": 2},
     ]
-    assert found["feature_info"] == [{"same": 1, "different": 1, "none": 1}]
+    assert found["feature_info"] == [{"same": 1, "head conv": 0, "different": 1, "none": 1}]
     assert [(r["model"], r["arrangement"], r["message"]) for r in found["failed"]] == [("b", "rev", "m")]
     text = sweep.describe(found)
     assert [part.partition("\n")[0] for part in text.split("\n\n")][-1] == "arrangements"
