@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from bu2td.blocks import Blocks, ConvUnit, find_blocks, whole_reduction
@@ -31,8 +32,9 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     logits = _logits(GraphView(capture, dims))
     capture, dims = expose_maps(capture, dims, logits)
     view = GraphView(capture, dims)
-    regions, tail = find_regions(view, logits)
-    return _assemble(view, capture, find_blocks(view, regions), tail, logits)
+    found = find_regions(view, logits)
+    analysis = _assemble(view, capture, find_blocks(view, found.regions), found.tail, logits)
+    return replace(analysis, aside=found.aside)
 
 
 def _logits(view: GraphView) -> str:

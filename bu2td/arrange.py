@@ -406,7 +406,7 @@ class _Arranger:
             if not any(self.view.converter(n).needs_map for n in nodes):
                 pools[nodes[0]] = (1, 1)
         edits = Edits(
-            bypass=entry_in_place_of(nodes, entry, self.view),
+            bypass=entry_in_place_of(nodes, entry, self.analysis),
             pools={**pools, **self.kinds.head_pool(nodes)},
             excursions=frozenset(nodes),
         )

@@ -129,7 +129,10 @@ class Head:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `bu2td.analyze` returns: the bottom-up network as levels, coarse to fine."""
+    """What `bu2td.analyze` returns: the bottom-up network as levels, coarse to fine.
+
+    ``aside`` has the reads (source, reader) that reach back over the trunk (`bu2td.severed`).
+    """
 
     capture: Capture
     dims: Mapping[str, Value]
@@ -140,6 +143,7 @@ class Analysis:
     preactivation: bool
     plain: bool
     notes: tuple[str, ...] = ()
+    aside: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def ladder(self) -> tuple[int, ...]:

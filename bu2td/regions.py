@@ -18,6 +18,9 @@ from bu2td.probe import is_feature_map, is_spatial
 from bu2td.severed import set_aside_reads
 from bu2td.view import GraphView
 
+#: Kernel and stride of a 1x1 convolution.
+_POINTWISE = ((1, 1), (1, 1))
+
 #: Roles of operations that only move values: a region of these that reduces is a downsampler.
 _REARRANGING = {"pool", "pass", "split", "concat", "pad"}
 
@@ -34,17 +37,26 @@ class Region:
     roles: set[str] = field(default_factory=set)
 
 
-def find_regions(view: GraphView, logits: str) -> tuple[list[Region], list[str]]:
+@dataclass(frozen=True)
+class Regions:
+    """The regions in order, what follows the last of them, and the reads that were set aside to cut them."""
+
+    regions: list[Region]
+    tail: list[str]
+    aside: Mapping[tuple[str, str], str]
+
+
+def find_regions(view: GraphView, logits: str) -> Regions:
     """Cut a graph into the regions of its trunk.
 
     Needs: a probed graph and the node of its logits.
-    Returns: the regions, classified, in order; and the tail behind the last trunk tensor.
+    Returns: `Regions`: classified, in order, with the tail behind the last trunk tensor.
     Guarantees: every node but image and output is in exactly one region or in the tail.
 
     Raises:
         ModelOutputError: the logits do not depend on the image.
         NoReductionError: nothing reduces resolution before the head.
-        TopologyError: the tail goes on computing over positions.
+        TopologyError: the tail goes on convolving, or computing over positions.
     """
     trunk = _trunk(view, logits, {})
     aside = set_aside_reads(view, trunk)
@@ -54,7 +66,7 @@ def find_regions(view: GraphView, logits: str) -> tuple[list[Region], list[str]]
     _check_tail(view, tail)
     for region in regions:
         _classify(view, region)
-    return regions, tail
+    return Regions(regions, tail, aside)
 
 
 def dominator_chain(
@@ -170,9 +182,14 @@ def _classify(view: GraphView, region: Region) -> None:
 
 
 def _check_tail(view: GraphView, tail: list[str]) -> None:
-    """A head may not go on computing over positions in a form that is no (N, C, H, W) map."""
+    """A head may not go on convolving, nor compute over positions in a form that is no (N, C, H, W) map."""
     for name in tail:
         value = view.dims[name]
+        if view.role(name) == "conv" and is_spatial(value) and (view.kernel(name), view.stride(name)) != _POINTWISE:
+            raise TopologyError(
+                f"the head of this network reads features from several depths: behind {view.where(tail[0])}, where they "
+                f"part, it goes on convolving ({view.where(name)}), so there is no trunk that ends in the head"
+            )
         if view.role(name) in ("conv", "linear", "opaque") and is_spatial(value) and not is_feature_map(value):
             raise TopologyError(
                 f"behind {view.where(tail[0])} the network works on tensors that are no (N, C, H, W) feature maps "

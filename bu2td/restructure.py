@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from bu2td.errors import UnsupportedOperationError
 from bu2td.kinds import Kinds, odd_kernel
-from bu2td.plan import Block, Edits, Projection
+from bu2td.plan import Analysis, Block, Edits, Projection
 from bu2td.probe import is_feature_map, is_spatial
 from bu2td.view import GraphView, follows_entry, shortcut_of
 
@@ -47,7 +47,7 @@ def restructure(
     Raises:
         UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
     """
-    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, view)
+    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, kinds.analysis)
     stride_one: set[str] = set()
     new_kernels: dict[str, tuple[int, int]] = {}
     excursions: set[str] = set()
@@ -90,10 +90,10 @@ def restructure(
     return _with_upsampling(view, blocks, edits) if upsampling else edits
 
 
-def entry_in_place_of(nodes: Sequence[str], entry: str, view: GraphView) -> dict[str, str]:
-    """Maps from before the entry that nodes read (see `bu2td.severed`), each with the entry in its place."""
-    known = {*nodes, entry}
-    return {source: entry for name in nodes for source in view.inputs(name) if source not in known}
+def entry_in_place_of(nodes: Sequence[str], entry: str, analysis: Analysis) -> dict[str, str]:
+    """Maps from before the entry that nodes read back to (`bu2td.severed`), each with the entry in its place."""
+    inside, known = {*nodes}, {*nodes, entry}
+    return {source: entry for source, reader in analysis.aside if reader in inside and source not in known}
 
 
 def _pads_channels(view: GraphView, name: str) -> bool:

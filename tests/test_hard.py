@@ -293,3 +293,20 @@ def test_a_head_that_fuses_resolutions_reads_the_last_features() -> None:
 def test_parallel_resolutions_are_refused() -> None:
     with pytest.raises(TopologyError, match="several resolutions at once"):
         of_timm("hrnet_w18_small")
+
+
+def test_heads_that_read_several_depths_are_refused() -> None:
+    """Pooled features of two depths, side by side: there is no trunk that ends in the head."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Sequential(unit(3, 8), unit(8, 16, 3, 2)), unit(16, 32, 3, 2)
+            self.fc = nn.Linear(48, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            fine = self.a(x)
+            return self.fc(torch.cat([fine.mean((2, 3)), self.b(fine).mean((2, 3))], 1))
+
+    with pytest.raises(TopologyError, match="reads features from several depths"):
+        converted(Model(), example_inputs=torch.zeros(1, 3, 32, 32))
