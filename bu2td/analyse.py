@@ -22,7 +22,8 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     Needs: a `Capture` and its probe.
     Returns: an `Analysis`; it serves all arrangements.
     Guarantees: at least two reductions, at least one level with a body, reductions fall monotonically,
-        and every node between image and logits belongs to exactly one of stem, level, downsampler, head.
+        and every node between image and logits belongs to exactly one of what prepares the image, stem, level,
+        downsampler, head.
 
     Raises:
         ModelOutputError: the output is not one tensor of logits (N, classes).
@@ -34,7 +35,9 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     view = GraphView(capture, dims)
     found = find_regions(view, logits)
     analysis = _assemble(view, capture, find_blocks(view, found.regions), found.tail, logits)
-    return replace(analysis, aside=found.aside)
+    leading = tuple(n for region in found.leading for n in region.nodes)
+    prepared = found.leading[-1].exit if leading else ""
+    return replace(analysis, aside=found.aside, input_nodes=leading, input_exit=prepared)
 
 
 def _logits(view: GraphView) -> str:
@@ -97,8 +100,8 @@ def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str],
     bodies = [level for level in levels if level.blocks]
     if len(bodies) < 2:
         raise NoReductionError(
-            f"all blocks on the trunk of this network end at one resolution (1/{bodies[0].reduction} of the "
-            f"image): it is isotropic, and there is nothing to turn upside down"
+            f"all blocks behind the stem of this network end at one resolution (1/{bodies[0].reduction} of the "
+            f"image): they are isotropic, and there is nothing to turn upside down"
         )
     head = Head(
         nodes=tuple(sorted(set(head_nodes), key=order)),

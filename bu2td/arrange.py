@@ -97,6 +97,7 @@ class _Arranger:
             image_shape=self.analysis.capture.image_shape,
             levels=tuple(levels),
             head=head,
+            input=self._input(),
             bottom_up=tuple(self.analysis.rows()),
             notes=(*self.analysis.notes, *self.notes),
         )
@@ -395,6 +396,16 @@ class _Arranger:
         for name in solution.opaque:
             self.opaque[self.view.where(name)] = self.view.operation(name)
         return solution
+
+    def _input(self) -> Piece | None:
+        """What prepares the image, which the pyramid then reduces."""
+        nodes = self.analysis.input_nodes
+        if not nodes:
+            return None
+        image = next(name for name, node in self.view.nodes.items() if node.op == "placeholder")
+        exit_, width = self.analysis.input_exit, self.image_width
+        request = Request("input", nodes, image, exit_, width, width, Edits(), {}, {})
+        return _plain_piece(request, self._solve(request), 1)
 
     def _head(self, width: int, convs_placed: bool) -> Piece:
         head = self.analysis.head

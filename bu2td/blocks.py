@@ -295,11 +295,12 @@ def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -
     path = view.path(next(n for n in units[at].nodes if view.role(n) == "conv"))
     while "." in path:
         path = path.rpartition(".")[0]
-        inside = [i for i, u in enumerate(units) if _under(view, u, path)]
+        inside = [i for i, u in enumerate(units) if u.kind != "pool" and _under(view, u, path)]
         if len(inside) > 1:
             span = (inside[0], inside[-1])
             a_stage = view.is_container(path) and sum(map(depthwise, inside)) > 1
-            if inside == list(range(span[0], span[1] + 1)) and all(map(fits, inside)) and not a_stage:
+            between = {*range(span[0], span[1])} - {*inside}  # a pool may stand between them (anti-aliasing)
+            if all(units[i].kind == "pool" for i in between) and all(map(fits, inside)) and not a_stage:
                 return span
             break
     first = last = at
@@ -450,7 +451,9 @@ def whole_reduction(view: GraphView, name: str) -> int:
 
 
 def _block_name(view: GraphView, unit: ConvUnit) -> str:
-    paths = [view.path(n) for n in unit.nodes if view.nodes[n].op == "call_module"]
+    called = [n for n in unit.nodes if view.nodes[n].op == "call_module"]
+    # An activation may be shared by the whole network, and says nothing about where a block is.
+    paths = [view.path(n) for n in called if view.role(n) not in ("act", "dropout")] or list(map(view.path, called))
     if not paths:
         return unit.exit
     parts = [p.split(".") for p in paths]

@@ -49,6 +49,11 @@ _POOLS: dict[str, Callable[..., nn.Module]] = {
     "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
 }
 
+_VALUE_BY_VALUE = ("clamp", "pow", "abs", "relu")
+
+#: Poolings over the whole map, where the window is as large as the map.
+_WHOLE = {"avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": nn.AdaptiveMaxPool2d}
+
 _DROPOUTS: dict[str, Callable[..., nn.Module]] = {
     "dropout": lambda p=0.5, training=True, inplace=False: nn.Dropout(p, inplace),
     "dropout2d": lambda p=0.5, training=True, inplace=False: nn.Dropout2d(p, inplace),
@@ -142,11 +147,48 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
         new.meta["path"] = _path(node)
         if "line" in node.meta:
             new.meta["line"] = node.meta["line"]
+    _name_activations(graph, kept)
     graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     module = fx.GraphModule({k: v for k, v in kept.items() if k in used}, graph)
     module.graph.lint()
     return module
+
+
+def _name_activations(graph: fx.Graph, kept: dict[str, Any]) -> None:
+    """Make modules of activations written by hand: x sigmoid(x), and x relu6(x + 3) / 6."""
+    for node in list(graph.nodes):
+        source, kind = _self_gated(node, kept)
+        if source is not None:
+            target = _free_name(f"{node.meta.get('path', '')}.{kind.__name__.lower()}".strip("."), kept)
+            kept[target] = kind()
+            with graph.inserting_before(node):
+                new = graph.call_module(target, (source,))
+            new.meta = dict(node.meta)
+            node.replace_all_uses_with(new)
+
+
+def _self_gated(node: fx.Node, kept: dict[str, Any]) -> tuple[fx.Node | None, type[nn.Module]]:
+    """The x that a product or quotient is an activation of, and which."""
+
+    def calls(value: Any, kind: type[nn.Module]) -> bool:
+        is_call = isinstance(value, fx.Node) and value.op == "call_module"
+        return is_call and isinstance(kept[str(value.target)], kind)
+
+    if _function_name(node) in ("mul", "multiply"):
+        for x, gate in (node.args[:2], node.args[1::-1]):
+            if calls(gate, nn.Sigmoid) and gate.args[0] is x:  # type: ignore[union-attr]
+                return x, nn.SiLU  # type: ignore[return-value]
+            if calls(gate, nn.Hardsigmoid) and gate.args[0] is x:  # type: ignore[union-attr]
+                return x, nn.Hardswish  # type: ignore[return-value]
+    if _function_name(node) in ("truediv", "div") and len(node.args) > 1 and node.args[1] == 6:
+        product: Any = node.args[0]
+        if isinstance(product, fx.Node) and _function_name(product) == "mul":
+            for x, gate in (product.args[:2], product.args[1::-1]):
+                shifted: Any = gate.args[0] if calls(gate, nn.ReLU6) else None  # type: ignore[union-attr]
+                if isinstance(shifted, fx.Node) and _function_name(shifted) == "add" and shifted.args == (x, 3):
+                    return x, nn.Hardswish  # type: ignore[return-value]
+    return None, nn.Identity
 
 
 def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]) -> fx.Node:
@@ -157,14 +199,14 @@ def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept
             module = _AS_MODULE[name](*args[1:], **settings)
         except (TypeError, ValueError):
             module = None
-        if module is not None and not any(isinstance(a, fx.Node) for a in args[1:]):
-            path = _path(node)
-            base = f"{path}.{name}" if path else name
-            target, count = base, 1
-            while target in kept:
-                target, count = f"{base}_{count}", count + 1
+        if module is not None and not _nodes_in((args[1:], settings)):
+            target = _free_name(f"{_path(node)}.{name}".strip("."), kept)
             kept[target] = module
             return graph.call_module(target, (args[0],))
+    if name in _WHOLE and _is_own_size(node, args, kwargs):
+        target = _free_name(f"{_path(node)}.{name}".strip("."), kept)
+        kept[target] = _WHOLE[name](1)
+        return graph.call_module(target, (args[0],))
     if node.op == "call_method":
         target = str(node.target)
         if target in _METHODS_OUT_OF_PLACE:
@@ -173,6 +215,35 @@ def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept
             target = "reshape"  # the same, and it also works on channels_last tensors
         return graph.call_method(target, args, kwargs)
     return graph.call_function(_OUT_OF_PLACE.get(node.target, node.target), args, kwargs)
+
+
+def _nodes_in(values: Any) -> list[fx.Node]:
+    """The nodes in nested arguments."""
+    found: list[fx.Node] = []
+    fx.map_arg(values, lambda n: found.append(n) or n)  # type: ignore[func-returns-value]
+    return found
+
+
+def _free_name(base: str, kept: dict[str, Any]) -> str:
+    target, count = base, 1
+    while target in kept:
+        target, count = f"{base}_{count}", count + 1
+    return target
+
+
+def _is_own_size(node: fx.Node, args: Any, kwargs: Any) -> bool:
+    """Whether a pooling's only setting is a window that is read from the size of what it pools."""
+    settings = [*args[1:], *(v for k, v in kwargs.items() if k not in ("input", "self"))]
+    windows = [s for s in settings if _nodes_in(s)]
+    sources = _nodes_in(windows)
+    while any(n.op == "call_function" and n.target in (getattr, operator.getitem) for n in sources):
+        sources = [n.args[0] if n.target in (getattr, operator.getitem) else n for n in sources]  # type: ignore[misc]
+    sizes = [n.args[0] if (n.op, n.target) == ("call_method", "size") else n for n in sources]
+    own = [args[0]]  # and what it is made of value by value: a generalised mean pools x.clamp(..).pow(p)
+    while _function_name(own[-1]) in _VALUE_BY_VALUE and isinstance(own[-1].args[0], fx.Node):
+        own.append(own[-1].args[0])
+    plain = len(windows) == 1 and all(s in (None, 0, 1) for s in settings if not _nodes_in(s))
+    return plain and all(source in own for source in sizes)
 
 
 def _is_identity(node: fx.Node, args: Any) -> bool:

@@ -143,8 +143,11 @@ class TopDownNetwork(fx.GraphModule):
         pyramid: Any = self.pyramid
         assert isinstance(pyramid, Pyramid)
         pyramid.check(images[0])
+        if self.plan.input is not None:
+            prepare: Any = self.prepare
+            images = [prepare(image) for image in images]
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
-        values = self._run({"x": images[-1], "pyramid": reduced})
+        values = self._run({"x": images[-1], "prepare": images[-1], "pyramid": reduced})
         return values[self._output_node()]
 
     def _output_node(self) -> str:
@@ -227,6 +230,6 @@ class TopDownNetwork(fx.GraphModule):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by level for layer-wise learning rates (timm's interface)."""
         return {
-            "stem": r"^pyramid",
+            "stem": r"^(prepare|pyramid)",
             "blocks": [(rf"^{level.name}(?:_|\.)", (i,)) for i, level in enumerate(self.plan.levels)],
         }

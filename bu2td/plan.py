@@ -131,7 +131,8 @@ class Head:
 class Analysis:
     """What `bu2td.analyze` returns: the bottom-up network as levels, coarse to fine.
 
-    ``aside`` has the reads (source, reader) that reach back over the trunk (`bu2td.severed`).
+    ``aside`` has the reads (source, reader) that reach back over the trunk (`bu2td.severed`), ``input_nodes`` what
+    prepares the image before anything looks around, and ``input_exit`` the prepared image.
     """
 
     capture: Capture
@@ -144,6 +145,8 @@ class Analysis:
     plain: bool
     notes: tuple[str, ...] = ()
     aside: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    input_nodes: tuple[str, ...] = ()
+    input_exit: str = ""
 
     @property
     def ladder(self) -> tuple[int, ...]:
@@ -331,7 +334,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the top-down network is: levels coarse to fine, head, cost, what was inherited, notes."""
+    """What the top-down network is: levels coarse to fine, head, cost, what was inherited, notes.
+
+    ``input`` prepares the image in front of the pyramid, where the bottom-up network does so.
+    """
 
     options: Options
     model: str
@@ -344,6 +350,7 @@ class Plan:
     inherited: tuple[int, int] | None = None
     check_sizes: tuple[tuple[int, int], ...] = ()
     notes: tuple[str, ...] = ()
+    input: Piece | None = None
 
     @property
     def ladder(self) -> tuple[int, ...]:

@@ -31,8 +31,8 @@ from bu2td.errors import (
 from bu2td.nn import Pyramid
 from bu2td.plan import Capture, Dim, Value
 
-#: 2^7 * 3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
-_STEPS = (13440, 64 * 13440)
+#: 2^7 * 3^3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
+_STEPS = (120960, 64 * 120960)
 
 
 def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str, Value]:
@@ -51,7 +51,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     base = (max(n, 2), channels, height, width)
     graph_module = capture.graph_module
     shapes = shapes or shapes_of(graph_module, base)
-    pooled = _flattened_maps(graph_module, shapes) | _covered_maps(graph_module, shapes)
+    pooled = pooled_maps(graph_module, shapes)
     try:
         more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
         for step in _STEPS:
@@ -65,6 +65,11 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     except ExampleInputError as error:
         raise _bound_to_size(graph_module, shapes, base, error) from error
     return {name: _dims(shape, more[name], taller[name], wider[name], step) for name, shape in shapes.items()}
+
+
+def pooled_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Nodes of a head that read their map pooled to a size, so that other image sizes pass, and that size."""
+    return _flattened_maps(graph_module, shapes) | _covered_maps(graph_module, shapes)
 
 
 def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -145,6 +150,7 @@ def shapes_of(
     image_shape: tuple[int, ...],
     pooled: Mapping[str, tuple[int, int]] | None = None,
     quick: bool = False,
+    numbers: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run a graph on a meta image and return the shape of every value by node name.
 
@@ -155,13 +161,22 @@ def shapes_of(
         quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids and
             layers that are bound to one map size state their shapes; a graph that ran once need not prove
             again that its norms fit.
+        numbers: is filled with the sizes and other numbers that nodes of the graph compute.
     """
     dtypes = {p.dtype for p in graph_module.parameters()}
     image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
     recorder = _ShapeRecorder(graph_module, pooled or {}, quick)
     with torch.no_grad():
         recorder.run(image)
+    if numbers is not None:
+        numbers |= {name: value for name, value in recorder.numbers.items() if _is_number(value)}
     return recorder.shapes
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_number(v) for v in value)
+    return isinstance(value, int | float)
 
 
 class _ShapeRecorder(fx.Interpreter):
@@ -171,6 +186,7 @@ class _ShapeRecorder(fx.Interpreter):
         self.quick = quick
         self.extra_traceback = False
         self.shapes: dict[str, Any] = {}
+        self.numbers: dict[str, Any] = {}
         self._image_shape: tuple[int, ...] = ()
         self.modules = dict(module.named_modules())
 
@@ -235,7 +251,9 @@ class _ShapeRecorder(fx.Interpreter):
             ) from error
         if n.op == "placeholder":
             self._image_shape = result.shape
-        self.shapes[n.name] = _shape(result)
+        self.shapes[n.name] = shape = _shape(result)
+        if shape is None:
+            self.numbers[n.name] = result
         return result
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 import networkx as nx
@@ -20,6 +21,9 @@ from bu2td.view import GraphView
 
 #: Kernel and stride of a 1x1 convolution.
 _POINTWISE = ((1, 1), (1, 1))
+
+#: Roles of operations that may prepare the image.
+_PREPARING = {"add", "mul", "pass", "attribute", "norm", "norm_act", "act", "gate", "split", "concat"}
 
 #: Roles of operations that only move values: a region of these that reduces is a downsampler.
 _REARRANGING = {"pool", "pass", "split", "concat", "pad"}
@@ -39,8 +43,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions in order, what follows the last of them, and the reads that were set aside to cut them."""
+    """The regions in order, what follows the last of them, and the reads that were set aside to cut them.
 
+    ``leading`` regions prepare the image (normalise it, say): they have its size and channels, and look at each
+    pixel alone.
+    """
+
+    leading: list[Region]
     regions: list[Region]
     tail: list[str]
     aside: Mapping[tuple[str, str], str]
@@ -66,7 +75,13 @@ def find_regions(view: GraphView, logits: str) -> Regions:
     _check_tail(view, tail)
     for region in regions:
         _classify(view, region)
-    return Regions(regions, tail, aside)
+    leading = list(itertools.takewhile(partial(_prepares_image, view, trunk[0]), regions))
+    return Regions(leading, regions[len(leading) :], tail, aside)
+
+
+def _prepares_image(view: GraphView, image: str, region: Region) -> bool:
+    same = view.reduction(region.exit) == 1 and view.width(region.exit) == view.width(image)
+    return same and region.roles <= _PREPARING
 
 
 def dominator_chain(
@@ -187,8 +202,8 @@ def _check_tail(view: GraphView, tail: list[str]) -> None:
         value = view.dims[name]
         if view.role(name) == "conv" and is_spatial(value) and (view.kernel(name), view.stride(name)) != _POINTWISE:
             raise TopologyError(
-                f"the head of this network reads features from several depths: behind {view.where(tail[0])}, where they "
-                f"part, it goes on convolving ({view.where(name)}), so there is no trunk that ends in the head"
+                f"the head of this network reads features from several depths: where they part it goes on "
+                f"convolving, at {view.where(name)}, so there is no trunk that ends in the head"
             )
         if view.role(name) in ("conv", "linear", "opaque") and is_spatial(value) and not is_feature_map(value):
             raise TopologyError(

@@ -84,6 +84,8 @@ class _Emitter:
         image = self.graph.placeholder("x")
         pyramid = td_nn.Pyramid(plan.ladder, options.pyramid, options.sigma)
         self.modules["pyramid"] = pyramid
+        if plan.input is not None:
+            image = self._call("prepare", self._piece(plan.input, "prepare"), image)
         images = self.graph.call_module("pyramid", (image,))
         levels: list[fx.Node] = []
         for i, level in enumerate(plan.levels):
@@ -225,12 +227,31 @@ class _PieceEmitter:
     def _read(self, name: str, reader: str) -> fx.Node:
         """What a reader gets for a value: itself, or its upsampled version."""
         origin = self._origin(name)
+        if name not in self.env and self.view.dims[name] is None:
+            self.env[name] = self._size_of_entry(name)
         value = self.env[name]
         if reader in self.piece.edits.upsample.get(origin, ()):
             if origin not in self.upsampled:
                 self.upsampled[origin] = self._upsample(origin, value)
             return self.upsampled[origin]
         return value
+
+    def _size_of_entry(self, name: str) -> fx.Node:
+        """A size that the bottom-up network reads before the piece begins, read from the piece's entry."""
+        node, piece, view = self.view.nodes[name], self.piece, self.view
+        for source in node.all_input_nodes:
+            if source.name in self.env:
+                continue
+            if view.dims[source.name] is None:
+                self.env[source.name] = self._size_of_entry(source.name)
+            elif view.reduction(source.name) == view.reduction(piece.entry):
+                self.env[source.name] = self.env[piece.entry]
+            else:
+                raise UnsupportedOperationError(
+                    f"{view.where(name)} reads the size of a map at another resolution than the level that uses "
+                    f"it; read sizes from the tensor that they are used on"
+                )
+        return self.graph.node_copy(node, lambda n: self.env[n.name])
 
     def _upsample(self, origin: str, value: fx.Node, width: int | None = None) -> fx.Node:
         width = width or _feature_width(self.piece.sizes[origin])

@@ -67,8 +67,19 @@ class GraphView:
         return reduction_of(self.dims[name])
 
     def inputs(self, name: str) -> list[str]:
-        """The producers of spatial values that a node reads, without repetition."""
-        return [n.name for n in self.nodes[name].all_input_nodes if is_spatial(self.dims.get(n.name))]
+        """The producers of spatial values that a node reads, without repetition; what only lends a size is none."""
+        node = self.nodes[name]
+        sources = node.all_input_nodes[:1] if self._lends_size(node) else node.all_input_nodes
+        return [n.name for n in sources if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n)]
+
+    def _lends_size(self, node: Any) -> bool:
+        """Whether a node reads its second argument's size alone."""
+        return node.op == "call_method" and node.target in ("expand_as", "view_as", "reshape_as")
+
+    def _is_broadcast(self, node: Any) -> bool:
+        """Whether a node spreads a pooled value over a map."""
+        lends = self._lends_size(node) and node.args
+        return bool(lends) and not is_spatial(self.dims.get(node.args[0].name))
 
     def path(self, name: str) -> str:
         """Module path of a node: the module that it calls, or the one whose forward holds it."""

@@ -1,7 +1,9 @@
 """Convolutions, plain, with dynamic 'same' padding, and with standardised weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from bu2td.converter import (
@@ -14,6 +16,7 @@ from bu2td.converter import (
     register_converter,
     resized,
 )
+from bu2td.fields import Field, grouped, windows
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -23,6 +26,48 @@ def _pair(value: Any) -> tuple[int, int]:
 def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
     """Padding that keeps the size at stride 1: d (k - 1) / 2 per axis, k odd."""
     return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
+
+
+def sliding(field: Field, site: Site, kernel: tuple[int, int], stride: tuple[int, int]) -> Field | None:
+    """Slide a layer's window over the last two dimensions of a field, with the layer's own padding.
+
+    None where the layer makes more or fewer positions than its settings say.
+    """
+    layer = site.layer
+    dilation = _pair(getattr(layer, "dilation", 1))
+    padding: Any = getattr(layer, "padding", 0)
+    mode = getattr(layer, "padding_mode", "zeros")
+    for i, axis in enumerate((-2, -1)):
+        n, size = site.input_dims()[axis].size, site.value[axis].size
+        reach = dilation[i] * (kernel[i] - 1) + 1
+        total = max(0, (size - 1) * stride[i] + reach - n)
+        if padding == "same" or _pads_itself(layer):
+            before, after = total // 2, total - total // 2
+        else:
+            before = after = 0 if padding == "valid" else _pair(padding)[i]
+            expected = (n + 2 * before - reach) // stride[i] + 1
+            if size != expected and not (getattr(layer, "ceil_mode", False) and size == expected + 1):
+                return None
+        field = windows(field, axis, size, kernel[i], stride[i], before, dilation[i], mode, after)
+    return field
+
+
+def _keeps_size(conv: Any) -> bool:
+    """Whether a convolution rebuilt with stride 1 keeps the size; measured where its forward is its own."""
+    if type(conv).forward is nn.Conv2d.forward:
+        return True
+    side = 64
+    with torch.no_grad():
+        try:
+            return conv(torch.empty(1, conv.in_channels, side, side, device="meta")).shape[2:] == (side, side)
+        except (RuntimeError, TypeError):
+            return True
+
+
+def _pads_itself(layer: Any) -> bool:
+    """Whether a layer pads as it runs, as TensorFlow's SAME does: ceil(n / stride) positions, half in front."""
+    dynamic = getattr(layer, "same_pad", False) or getattr(layer, "dynamic_padding", False)
+    return bool(dynamic) or type(layer).__name__.endswith("Same")
 
 
 @register_converter(nn.Conv2d)
@@ -79,6 +124,12 @@ class ConvConverter(Converter):
             )
         )
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The window over both axes; channels mix within their group."""
+        conv = site.layer
+        field = grouped(fields[site.source()], conv.groups, conv.out_channels // conv.groups)
+        return sliding(field, site, self.kernel(site), self.stride(site))
+
     def with_shape(
         self,
         conv: Any,
@@ -108,6 +159,14 @@ class ConvConverter(Converter):
             "padding": padding,
         }
         new: Any = resized(conv, shapes, attributes)
+        if same and not pads_itself and not _keeps_size(new):
+            new.padding = conv.padding  # a subclass whose forward pads
+            if not _keeps_size(new):
+                with torch.device("meta"):
+                    return nn.Conv2d(
+                        in_channels, out_channels, kernel, 1, padding, conv.dilation, groups, conv.bias is not None
+                    )
+            return new
         if not isinstance(padding, str):
             new._reversed_padding_repeated_twice = [p for p in reversed(padding) for _ in range(2)]
         return new

@@ -1,11 +1,13 @@
 """Where paths meet and part: add, multiply, concat, split, chunk, slices."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
 
 from bu2td.converter import (
     Change,
@@ -17,10 +19,11 @@ from bu2td.converter import (
     Term,
     register_converter,
 )
+from bu2td.fields import Field, compressed, joined, lift, transpose, viewed
 from bu2td.plan import Dim
 
 
-def _broadcast(site: Site, system: System, count: int = 2) -> Any:
+def broadcast(site: Site, system: System, count: int = 2) -> Any:
     """Tie the dimensions of all tensor operands, aligned from the right; size 1 broadcasts."""
     if site.value is None:
         return None
@@ -48,7 +51,7 @@ def _broadcast(site: Site, system: System, count: int = 2) -> Any:
 class _Arithmetic(Converter):
     def tie(self, site: Site, system: System) -> Any:
         """Operands have equal widths, but for broadcasting."""
-        return _broadcast(site, system)
+        return broadcast(site, system)
 
 
 @register_converter("_operator.add", torch.add, "method:add", "_operator.sub", torch.sub, "method:sub",
@@ -78,7 +81,7 @@ class AddMulConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Operands have equal widths, but for broadcasting."""
-        return _broadcast(site, system, 3)
+        return broadcast(site, system, 3)
 
 
 @register_converter(torch.stack)
@@ -98,6 +101,13 @@ class StackConverter(Converter):
             ]
         return (*merged[:axis], system.constant(len(parts)), *merged[axis:])
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Concatenated along the new dimension."""
+        axis = site.literal(1, "dim", 0) % len(site.value)
+        parts = [fields[n.name] for n in site.argument(0, "tensors")]
+        parts = [Field(np.expand_dims(p.lo, axis), np.expand_dims(p.hi, axis), p.gated) for p in parts]
+        return compressed(joined(parts, [1] * len(parts), axis), [axis])
+
 
 @register_converter(torch.unbind, "method:unbind")
 class UnbindConverter(Converter):
@@ -110,6 +120,10 @@ class UnbindConverter(Converter):
         entry, axis = system.of(site.node.args[0]), _axis(site, 1)
         system.equal(entry[axis], system.constant(len(site.value)))
         return tuple((*entry[:axis], *entry[axis + 1 :]) for _ in site.value)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """A slice each."""
+        return tuple(part.without(_axis(site, 1)) for part in _parts(site, fields, _axis(site, 1)))
 
 
 @register_converter(torch.cat, torch.concat, "torch.concatenate")
@@ -135,6 +149,13 @@ class CatConverter(Converter):
                     merged = system.equal(merged, expr)
                 result.append(merged)
         return tuple(result)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Fields are concatenated likewise."""
+        sources = [n for n in site.argument(0, "tensors") if site.dims[n.name]]
+        axis = site.literal(1, "dim", 0) % len(site.value)
+        sizes = [site.dims[n.name][axis].size for n in sources]
+        return joined([lift(fields[n.name], len(site.value)) for n in sources], sizes, axis)
 
 
 def cut(expr: Expr, sizes: list[int], name: str, system: System) -> list[Expr]:
@@ -170,6 +191,16 @@ def equal_parts(expr: Expr, count: int, name: str, system: System) -> list[Expr]
     return [(Term(whole.variable, whole.scale / count),)] * count
 
 
+def _parts(site: Site, fields: Mapping[str, Any], axis: int) -> tuple[Field, ...]:
+    """The parts of a field that is cut along a dimension into as many parts as the value has."""
+    field, start, parts = fields[site.source()], 0, []
+    for part in site.value:
+        length = part[axis].size if len(part) == len(site.input_dims()) else 1
+        parts.append(field.part(axis, slice(start, start + length)))
+        start += length
+    return tuple(compressed(p, [axis]) if site.input_dims()[axis].kind == "channel" else p for p in parts)
+
+
 def _axis(site: Site, position: int) -> int:
     return site.argument(position, "dim", 0) % len(site.input_dims())
 
@@ -184,6 +215,10 @@ class SplitConverter(Converter):
         """Cut the dimension into the parts."""
         return _split(site, system, _axis(site, 2), equal=False)
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """A part each."""
+        return _parts(site, fields, _axis(site, 2))
+
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the sizes as a list."""
         axis = _axis(site, 2)
@@ -191,6 +226,28 @@ class SplitConverter(Converter):
             return Rebuilt()
         sizes = [part[axis] for part in change.sizes[site.node.name]]
         return Rebuilt(args=(site.node.args[0], sizes), kwargs={"dim": axis})
+
+
+@register_converter(nn.ChannelShuffle, "torch.channel_shuffle", "torch.native_channel_shuffle")
+class ChannelShuffleConverter(Converter):
+    """Channels dealt out anew among groups."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; the groups divide them."""
+        entry = system.of(site.node.args[0])
+        groups = site.layer.groups if site.module is not None else site.argument(1, "groups")
+        system.divisible(entry[1], groups, site.node.name)
+        return entry
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Channels are dealt out: (groups, rest) becomes (rest, groups)."""
+        groups = site.layer.groups if site.module is not None else site.argument(1, "groups")
+        n, c, *plane = (d.size for d in site.value)
+        order = (0, 2, 1, *range(3, 3 + len(plane)))
+        dealt = transpose(viewed(fields[site.source()], (n, c, *plane), (n, groups, c // groups, *plane)), order)
+        return viewed(dealt, (n, c // groups, groups, *plane), (n, c, *plane))
 
 
 @register_converter(torch.chunk, "method:chunk")
@@ -202,6 +259,10 @@ class ChunkConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into equal parts."""
         return _split(site, system, _axis(site, 2), equal=True)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """A part each."""
+        return _parts(site, fields, _axis(site, 2))
 
 
 def _split(site: Site, system: System, axis: int, equal: bool) -> Any:
@@ -281,6 +342,26 @@ class GetItemConverter(Converter):
         sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
         return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The part, or what the slices leave."""
+        field = fields[site.source()]
+        if not isinstance(field, Field):
+            index = site.literal(1, "index")
+            return field[index] if isinstance(index, int | slice) else None
+        axes = _axes(site)
+        if axes is None:
+            return None
+        gone = sorted(set(range(field.lo.ndim)) - {a.source for a in axes if a.source is not None})
+        written = [e for e in _written(site) if e is not None]
+        for axis in gone:
+            at = written[axis] % site.input_dims()[axis].size
+            field = field.part(axis, slice(at, at + 1))
+        for a in axes:
+            if a.source is not None:
+                field = field.part(a.source, slice(a.start, a.stop, a.step))
+        shape = [1 if a.source is None else field.lo.shape[a.source] for a in axes]
+        return Field(field.lo.reshape(shape), field.hi.reshape(shape), field.gated)
+
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the bounds of channel slices."""
         axes = _axes(site) if site.value is not None else None
@@ -309,7 +390,7 @@ class GetItemConverter(Converter):
 
 def _written(site: Site) -> list[Any]:
     """The index of a tensor with one entry per dimension, None for new ones; no ellipsis is left."""
-    index: Any = site.node.args[1]
+    index: Any = site.literal(1, "index")
     entries = list(index) if isinstance(index, tuple) else [index]
     missing = len(site.input_dims()) - sum(e is not None and e is not Ellipsis for e in entries)
     full = [slice(None)] * missing

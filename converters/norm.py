@@ -1,13 +1,17 @@
 """Normalisation layers: they pass channels on and carry one parameter per channel."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from bu2td_converters.pointwise import over_dimension
 from torch import nn
 
 from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.fields import grouped
 from bu2td.nn import ChannelLayerNorm
 from bu2td.plan import Dim
 
@@ -46,8 +50,21 @@ class BatchNormConverter(_Norm):
     """Batch norm."""
 
 
+class _MapNorm(_Norm):
+    """A norm whose statistics over positions are a gate."""
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Every element itself, scaled by statistics over the whole map; channels mix within their group."""
+        field = fields[site.source()]
+        count = getattr(site.layer, "num_groups", None) or getattr(site.layer, "groups", None) or 0
+        channels = field.lo.shape[1]
+        if count and channels > 1:
+            field = grouped(field, count, channels // count)
+        return replace(field, gated=True)
+
+
 @register_converter(nn.InstanceNorm2d)
-class InstanceNormConverter(_Norm):
+class InstanceNormConverter(_MapNorm):
     """Instance norm: statistics over the positions of one image, of which one is too few."""
 
     needs_map = True
@@ -63,7 +80,7 @@ class FrozenBatchNormConverter(_Norm):
 
 
 @register_converter(nn.GroupNorm)
-class GroupNormConverter(_Norm):
+class GroupNormConverter(_MapNorm):
     """Group norm: the width must stay divisible by the number of groups."""
 
     attribute = "num_channels"
@@ -92,6 +109,15 @@ class LayerNormConverter(_Norm):
 
     dimension = -1
     attribute = "normalized_shape"
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The normalised dimensions mix."""
+        field = fields[site.source()]
+        if self.dimension == 1:
+            return over_dimension(field, site, 1)
+        for axis in range(-len(site.layer.normalized_shape), 0):
+            field = over_dimension(field, site, axis)
+        return field
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the norm for another width; subclasses may work on (N, C, H, W) maps."""
@@ -136,6 +162,13 @@ class LayerNorm2dConverter(LayerNormConverter):
 @register_converter(F.layer_norm)
 class FunctionalLayerNormConverter(_Norm):
     """``F.layer_norm(x, (C,), weight, bias)``: the shape is a literal that goes stale."""
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The normalised dimensions mix."""
+        field = fields[site.source()]
+        for axis in range(-len(site.argument(1, "normalized_shape")), 0):
+            field = over_dimension(field, site, axis)
+        return field
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; weight and bias are as long as the last dimension."""
@@ -204,7 +237,7 @@ _FRN = "timm.layers.filter_response_norm.FilterResponseNorm"
 
 @register_converter(*(_EVO + v for v in ("B0", "B1", "B2", "S0", "S0a", "S1", "S1a", "S2", "S2a")),
                     _FRN + "Tlu2d", _FRN + "Act2d")  # fmt: skip
-class EvoNormConverter(_Norm):
+class EvoNormConverter(_MapNorm):
     """Norms that are non-linear by themselves: EvoNorm (Liu et al., 2020), filter response norm."""
 
     role = "norm_act"

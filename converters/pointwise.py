@@ -1,11 +1,24 @@
 """Operations that act on every value alone: activations, dropout, arithmetic with scalars."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.converter import (
+    Change,
+    Converter,
+    Rebuilt,
+    Site,
+    System,
+    pointwise,
+    positions,
+    register_converter,
+    resized,
+)
+from bu2td.fields import Field, mix
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -21,6 +34,14 @@ _ACTIVATIONS = (
     "timm.layers.gather_excite.GammaAct", "timm.models.nfnet.GammaAct",
     "timm.layers.create_act.GammaAct",
 )  # fmt: skip
+
+
+def over_dimension(field: Field, site: Site, axis: int) -> Field:
+    """The field behind statistics over one dimension: it mixes, and statistics over positions are a gate."""
+    dims = site.input_dims()
+    if axis % len(dims) in positions(dims):
+        return replace(field, gated=True)
+    return mix(field, [axis], ())
 
 
 class _PassThrough(Converter):
@@ -83,12 +104,29 @@ class DropoutConverter(_PassThrough):
     "_operator.neg", "_operator.pow", "builtins.float",
     "method:softmax", "method:clamp", "method:sqrt", "method:pow", "method:abs", "method:square",
     "method:float", "method:to", "method:type_as", "method:neg", "method:exp", "method:detach",
-    "method:clone",
+    "method:clone", "method:rsqrt", nn.LocalResponseNorm,
 )  # fmt: skip
 class PassConverter(_PassThrough):
-    """Pointwise functions and casts that leave channels where they are."""
+    """Pointwise functions and casts that leave channels where they are; or those that share out one dimension."""
 
     role = "pass"
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Pointwise, but for softmax and normalisations, along whose dimension elements mix."""
+        name = getattr(site.node.target, "__name__", site.node.target)
+        if site.module is not None:
+            over = {nn.Softmax2d: -3, nn.LocalResponseNorm: 1}
+            axis = next((a for cls, a in over.items() if isinstance(site.module, cls)), None)
+            axis = getattr(site.module, "dim", None) if axis is None else axis
+        elif name in ("softmax", "normalize"):
+            axis = site.literal(2, "dim", 1) if name == "normalize" else site.literal(1, "dim")
+        else:
+            lends = name in ("to", "type_as")  # what comes second only lends its type
+            return pointwise(site, {site.source(): fields[site.source()]} if lends else fields)
+        field = fields[site.source()]
+        if isinstance(site.module, nn.Identity):
+            return field
+        return over_dimension(field, site, axis) if isinstance(axis, int) else None
 
 
 @register_converter(torch._assert, "_operator.eq", "_operator.ne", "_operator.lt",

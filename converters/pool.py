@@ -1,12 +1,40 @@
 """Pooling over windows, to a fixed size, and over the whole map; resampling; padding."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from bu2td_converters.conv import sliding
+from bu2td_converters.join import broadcast
+from torch import fx, nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, Term, register_converter, resized
+from bu2td.converter import (
+    Change,
+    Converter,
+    Rebuilt,
+    Site,
+    System,
+    Term,
+    positions,
+    register_converter,
+    resized,
+    to_size,
+)
+from bu2td.fields import (
+    Field,
+    bins,
+    mix,
+    nothing,
+    padded_index,
+    resampled,
+    tapped,
+    transpose,
+    viewed,
+    windows,
+    written_out,
+)
 from bu2td.plan import Dim
 
 
@@ -45,6 +73,10 @@ class PoolConverter(Converter):
         """Channels pass."""
         return keep_channels(site, system)
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The window over both axes."""
+        return sliding(fields[site.source()], site, self.kernel(site), self.stride(site))
+
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Give a stride-1 pool 'same' padding; even windows become one larger."""
         pool: Any = site.module
@@ -68,6 +100,15 @@ class BlurPoolConverter(PoolConverter):
     def stride(self, site: Site) -> tuple[int, int]:
         """The stride."""
         return _pair(site.layer.stride)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The window over both axes; the padding may mirror the map."""
+        field, blur = fields[site.source()], site.layer
+        left, right, top, bottom = blur.padding
+        for axis, (before, after) in ((-2, (top, bottom)), (-1, (left, right))):
+            size, kernel, stride = site.value[axis].size, self.kernel(site)[axis], self.stride(site)[axis]
+            field = windows(field, axis, size, kernel, stride, before, mode=blur.pad_mode, after=after)
+        return field
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build it for another width; its padding keeps the size at stride 1."""
@@ -100,6 +141,16 @@ class SpaceToDepthConverter(Converter):
         high, wide = self.kernel(site)
         return (entry[0], tuple(Term(t.variable, t.scale * high * wide) for t in entry[1]), *entry[2:])
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Every new channel is one pixel of the patch."""
+        n, c, height, width = (d.size for d in site.input_dims())
+        high, wide = self.kernel(site)
+        split = (n, c, height // high, high, width // wide, wide)
+        order = (0, 1, 3, 5, 2, 4) if isinstance(site.module, nn.PixelUnshuffle) else (0, 3, 5, 1, 2, 4)
+        field = transpose(viewed(fields[site.source()], (n, c, height, width), split), order)
+        moved = tuple(split[i] for i in order)
+        return viewed(field, moved, tuple(d.size for d in site.value))
+
 
 @register_converter("timm.models.csatv2.LearnableDct2d")
 class DctStemConverter(Converter):
@@ -122,6 +173,13 @@ class DctStemConverter(Converter):
         entry = system.of(site.node.args[0])
         return (entry[0], system.constant(site.value[1].size), *entry[2:])
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The patch."""
+        field = mix(fields[site.source()], [1], ())
+        for axis, patch in zip((-2, -1), self.kernel(site), strict=True):
+            field = windows(field, axis, site.value[axis].size, patch, patch)
+        return field
+
 
 @register_converter(
     nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
@@ -140,6 +198,13 @@ class AdaptivePoolConverter(Converter):
         if len(site.value) == len(entry):
             return keep_channels(site, system)
         return tuple(e for e, d in zip(entry, site.input_dims(), strict=True) if d.kind in ("batch", "channel"))
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """A bin per position; a fixed number of them looks at the whole of an image of any size, as a gate."""
+        field, rank = fields[site.source()], len(site.value)
+        if rank != len(site.input_dims()):
+            return nothing(rank, gated=True)
+        return to_size(field, site, bins)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Copy it."""
@@ -171,16 +236,84 @@ class ReduceConverter(Converter):
             )
         return tuple(e for i, e in enumerate(entry) if i not in axes)
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Elements along the reduced dimensions mix; over all positions of an image that is a gate."""
+        named = getattr(site.node.target, "__name__", site.node.target) == "norm"
+        reduced = site.literal(2 if named else 1, "dim")
+        axes = range(len(site.input_dims())) if reduced is None else reduced
+        return _reduced(fields[site.source()], site, [axes] if isinstance(axes, int) else axes, len(site.value))
+
+
+def _reduced(field: Field, site: Site, axes: Iterable[int], rank: int) -> Field:
+    """The field of a reduction over dimensions, which are gone or 1 long."""
+    dims = site.input_dims()
+    gone = {axis % len(dims) for axis in axes}
+    field = mix(field, gone, positions(dims))
+    field = Field(field.lo, field.hi, field.gated or bool(gone & set(positions(dims))))
+    if rank == len(dims):
+        return field
+    kept = [n for i, n in enumerate(field.lo.shape) if i not in gone]
+    return Field(field.lo.reshape(kept), field.hi.reshape(kept), field.gated)
+
+
+@register_converter(torch.max, torch.min, "method:max", "method:min")
+class ExtremeConverter(Converter):
+    """Largest or smallest values along a dimension, with where they are: two tensors."""
+
+    role = "gate"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """The dimension vanishes, or becomes 1 with ``keepdim``; the others pass."""
+        axis = site.argument(1, "dim")
+        if isinstance(axis, fx.Node):
+            return broadcast(site, system)  # of two tensors, value by value
+        if not isinstance(axis, int):
+            raise ValueError("only extremes along one dimension have a rule")
+        entry = list(system.of(site.node.args[0]))
+        axis %= len(entry)
+        kept = len(site.value[0]) == len(entry)
+        end = [system.constant(1)] if kept else []
+        found = (*entry[:axis], *end, *entry[axis + 1 :])
+        return (found, found)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Elements along the dimension mix; over all positions of an image that is a gate."""
+        found = _reduced(fields[site.source()], site, [site.literal(1, "dim")], len(site.value[0]))
+        return (found, found)
+
 
 @register_converter(F.interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 class ResampleConverter(Converter):
-    """Resampling inside a block."""
+    """Resampling inside a block; one that reduces is a pool."""
 
     role = "resample"
+
+    def role_at(self, site: Site) -> str:
+        """A pool where the output's stride is larger than the input's."""
+        before = [d.stride for d in site.input_dims() if d.kind == "height"]
+        after = [d.stride for d in site.value if d.kind == "height"]
+        return "pool" if before and after and after[0] > before[0] else self.role
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass."""
         return keep_channels(site, system)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The taps of the mode, along both axes."""
+        field, layer = fields[site.source()], site.module
+
+        def setting(position: int, name: str, default: Any) -> Any:
+            return getattr(layer, name, default) if layer is not None else site.literal(position, name, default)
+
+        mode = setting(3, "mode", "nearest")
+        scale = None if setting(5, "recompute_scale_factor", None) else setting(2, "scale_factor", None)
+        scales = scale if isinstance(scale, list | tuple) else (scale, scale)
+
+        def along(field: Field, axis: int, size: int) -> Field | None:
+            corners, smooth = bool(setting(4, "align_corners", False)), bool(setting(6, "antialias", False))
+            return resampled(field, axis, size, mode, corners, smooth, scales[axis])
+
+        return to_size(field, site, along)
 
 
 @register_converter(F.pad, "method:pad", nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
@@ -199,6 +332,29 @@ class PadConverter(Converter):
                 expr = (*expr, *system.fresh(d.size - b.size, site.node.name))
             result.append(expr)
         return tuple(result)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Positions move; added ones depend on nothing, or mirror or repeat others."""
+        field, layer = fields[site.source()], site.module
+        amounts: Any = layer.padding if layer is not None else site.literal(1, "pad")
+        mode = site.literal(2, "mode", "constant")
+        if layer is not None:
+            kinds = {nn.ReflectionPad2d: "reflect", nn.ReplicationPad2d: "replicate"}
+            mode = next((kind for cls, kind in kinds.items() if isinstance(layer, cls)), "constant")
+        if isinstance(amounts, int):
+            amounts = (amounts,) * 4
+        if not all(isinstance(a, int) for a in amounts):
+            return None
+        before = [d.size for d in site.input_dims()]
+        for i, front in enumerate(amounts[::2]):
+            axis, size = len(before) - 1 - i, site.value[-1 - i].size
+            if size == before[axis] and front == 0:
+                continue
+            if field.lo.shape[axis] == 1 and site.value[axis].kind == "channel":
+                field = written_out(field, axis, before[axis])
+            index = np.arange(size, dtype=np.int64) - front
+            field = tapped(field, axis, [padded_index(index, before[axis], mode)])
+        return field
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Deal the new number of added channels out as before, to both sides of the old ones."""

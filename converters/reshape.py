@@ -1,9 +1,11 @@
 """Operations that rearrange: views, permutes, flattening, shapes; and parameters read directly."""
 
+from collections.abc import Mapping
 from fractions import Fraction
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
@@ -18,6 +20,7 @@ from bu2td.converter import (
     constants,
     register_converter,
 )
+from bu2td.fields import Field, compressed, groups, lift, transpose, viewed
 from bu2td.plan import Dim
 
 
@@ -66,6 +69,15 @@ class PermuteConverter(Converter):
             order = site.node.kwargs["dims"]
         return tuple(entry[i] for i in order)
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Dimensions move."""
+        order: Any = site.layer.dims if site.module is not None else site.node.args[1:]
+        if len(order) == 1 and not isinstance(order[0], int):
+            order = order[0]
+        if not order:
+            order = site.node.kwargs["dims"]
+        return transpose(fields[site.source()], tuple(order))
+
 
 @register_converter("method:transpose", torch.transpose, "torch.swapaxes", "method:swapaxes")
 class TransposeConverter(Converter):
@@ -79,6 +91,13 @@ class TransposeConverter(Converter):
         a, b = site.argument(1, "dim0"), site.argument(2, "dim1")
         entry[a], entry[b] = entry[b], entry[a]
         return tuple(entry)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Two dimensions change places."""
+        order = list(range(len(site.value)))
+        a, b = site.argument(1, "dim0"), site.argument(2, "dim1")
+        order[a], order[b] = order[b], order[a]
+        return transpose(fields[site.source()], order)
 
 
 @register_converter(
@@ -103,7 +122,7 @@ class ViewConverter(Converter):
         entry, before = system.of(site.node.args[0]), site.input_dims()
         literals = _literals(site)
         result: list[Expr | None] = [None] * len(site.value)
-        for ins, outs in _groups([d.size for d in before], [d.size for d in site.value]):
+        for ins, outs in groups([d.size for d in before], [d.size for d in site.value]):
             flattens = all(before[i].kind in ("channel", "height", "width") for i in ins) and all(
                 site.value[o].kind == "channel" for o in outs
             )  # a head that flattens a map reads it pooled to the size that the probe saw
@@ -124,6 +143,12 @@ class ViewConverter(Converter):
             (expr if expr is not None else system.constant(d.size)) if d.kind == "channel" else None
             for expr, d in zip(result, site.value, strict=True)
         )
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Dimensions are grouped, split and merged."""
+        before, after = ([d.size for d in dims] for dims in (site.input_dims(), site.value))
+        field = viewed(fields[site.source()], before, after)
+        return compressed(field, [i for i, d in enumerate(site.value) if d.kind == "channel"])
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the literals that name channel dimensions."""
@@ -156,27 +181,6 @@ def _shape_arguments(site: Site) -> list[Any]:
 
 def _literals(site: Site) -> dict[int, int]:
     return {i: a for i, a in enumerate(_shape_arguments(site)) if isinstance(a, int) and a >= 1}
-
-
-def _groups(before: list[int], after: list[int]) -> list[tuple[list[int], list[int]]]:
-    """Cut two shapes of equal product into the smallest runs of equal product."""
-    groups = []
-    i = j = 0
-    while i < len(before) and j < len(after):
-        ins, outs = [i], [j]
-        i, j = i + 1, j + 1
-        while prod(before[k] for k in ins) != prod(after[k] for k in outs):
-            if prod(before[k] for k in ins) < prod(after[k] for k in outs):
-                ins.append(i)
-                i += 1
-            else:
-                outs.append(j)
-                j += 1
-        groups.append((ins, outs))
-    if groups:
-        groups[-1][0].extend(range(i, len(before)))
-        groups[-1][1].extend(range(j, len(after)))
-    return groups
 
 
 def _product(exprs: list[Expr], sizes: list[int], system: System) -> Expr:
@@ -228,3 +232,12 @@ class ExpandConverter(Converter):
             if expr is not None and b.size == site.value[i + shift].size:
                 result[i + shift] = expr
         return tuple(result)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Expanded dimensions hold the same values; repeated ones start again."""
+        field = lift(fields[site.source()], len(site.value))
+        sizes = [d.size for d in site.value]
+        repeats = [s // n if n > 1 else 1 for s, n in zip(sizes, field.lo.shape, strict=True)]
+        if all(r == 1 for r in repeats):
+            return field
+        return Field(np.tile(field.lo, repeats), np.tile(field.hi, repeats), field.gated)

@@ -1,5 +1,7 @@
 """Layers of timm that need a rule of their own. Keyed by qualified name: timm need not be installed."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -8,6 +10,7 @@ from bu2td_converters.conv import ConvConverter, same_padding
 from torch import nn
 
 from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.fields import hull, mix, nothing, resampled, windows
 
 
 @register_converter("timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame")
@@ -33,6 +36,12 @@ class CondConvConverter(ConvConverter):
         mixture = system.of(site.node.args[1])[-1]
         system.equal(mixture, system.constant(site.layer.num_experts))
         return super().tie(site, system)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """As of any convolution; the mixture is a gate."""
+        found = super().interval(site, fields)
+        gated = fields[site.source(1)].gated
+        return found and replace(found, gated=found.gated or gated)
 
     def with_shape(
         self,
@@ -83,6 +92,13 @@ class ConvMlpConverter(ConvConverter):
         """Stride 1, valid padding."""
         return (1, 1)
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The window of the first convolution; every channel mixes."""
+        field = mix(fields[site.source()], [1], ())
+        for axis, kernel in zip((-2, -1), self.kernel(site), strict=True):
+            field = windows(field, axis, site.value[axis].size, kernel)
+        return field
+
     def tie(self, site: Site, system: System) -> Any:
         """The input width is free, the output width is the head's own."""
         entry = system.of(site.node.args[0])
@@ -118,6 +134,28 @@ class FusionConverter(Converter):
         """Every input has its own width, the output keeps its own."""
         entry = system.of(site.node.args[0][0])  # type: ignore[index]
         return (entry[0], *(None if d.kind != "channel" else system.constant(d.size) for d in site.value[1:]))
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Maps are resized to the first, mixed, and pooled to a fixed size, which sees all of a larger image."""
+        sources: Any = site.node.args[0]
+        if site.virtual:
+            return nothing(len(site.value), gated=True)
+        parts = []
+        for source in sources:
+            field: Any = mix(fields[source.name], [1], ())
+            for axis in (-2, -1):
+                size = site.dims[sources[0].name][axis].size
+                field = field and resampled(field, axis, size, site.layer.interpolation_mode)
+            if field is None:
+                return None
+            parts.append(field)
+        field = hull(parts, len(site.value))
+        for axis in (-2, -1):
+            before, size = site.dims[sources[0].name][axis].size, site.value[axis].size
+            step = before // size
+            whole = before % size == 0
+            field = windows(field, axis, size, step, step) if whole else resampled(field, axis, size, "bilinear")
+        return field
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Follow the summed width with the expanding convolution."""

@@ -42,7 +42,20 @@ DOWN: dict[str, Any] = {
     "depthwise": lambda kit, i: kit.unit(i, i, 3, 2, groups=i),
     "transition": lambda kit, i: nn.Sequential(kit.unit(i, max(i // 2, 3), 1), nn.AvgPool2d(2)),
     "transition_max": lambda kit, i: nn.Sequential(kit.unit(i, max(i // 2, 3), 1), nn.MaxPool2d(2, 2)),
+    "max3s3": lambda kit, i: nn.MaxPool2d(3, 3),
+    "patch4": lambda kit, i: kit.conv(i, i, 4, 4),
     "dropped": lambda kit, i: nn.Sequential(nn.MaxPool2d(2), nn.Dropout(0.2)),
+}
+
+#: Ways in that do not halve the resolution.
+FACTORS = {"none": 1, "max3s3": 3, "patch4": 4}
+
+#: What is done to the image first.
+INPUTS: dict[str, Any] = {
+    "": lambda channels: nn.Identity(),
+    "standardise": lambda channels: Standardise(channels),
+    "scale": lambda channels: Call(lambda x: 2 * x - 1),
+    "norm": nn.BatchNorm2d,
 }
 
 STEMS: dict[str, tuple[int, Any]] = {
@@ -73,7 +86,8 @@ def _focused(x: Tensor) -> Tensor:
 
 HEADS = (
     *("mean", "flat", "conv", "view", "max", "flatten", "map", "classifier", "bare_classifier", "mlp", "wide"),
-    *("wide_act", "norm", "pooled2", "both", "norm_act", "last", "keepdim", "window"),
+    *("wide_act", "norm", "pooled2", "both", "norm_act", "last", "keepdim", "window", "tokens", "whole", "power"),
+    *("norm1d", "softmax", "sum", "squeeze", "unit"),
 )
 
 
@@ -149,22 +163,25 @@ def draw_spec(draw: Draw) -> Spec:
         down = usual if draw.boolean(0.9) else draw.choice(["", *DOWN])
         if n == 0 and draw.boolean(0.5):
             down = "none"
-        elif reduction < 32:
-            reduction *= 2
+        elif reduction * FACTORS.get(down, 2) <= 32:
+            reduction *= FACTORS.get(down, 2)
         else:
             break
         width = draw.choice([8, 16, 24, 32]) if draw.boolean(0.6) else draw.choice([5, 10, 12, 17, 20, 27])
         blocks = [[family, width, style if draw.boolean(0.7) else _options(draw, BLOCKS[family].choices, 0.25)]
                   for _ in range(draw.integer(1, 3))]  # fmt: skip
+        extra = {"skip": draw.boolean(0.1), "twice": draw.boolean(0.1)}
         shaved += sum(reduction * _shaves(options) for _, _, options in blocks)
-        levels.append({"down": down, "blocks": blocks})
-    least = max(32, (5 if kit.get("padding") == "reflect" else 2) * reduction) + shaved
+        levels.append({"down": down, "blocks": blocks, **{name: True for name, on in extra.items() if on}})
+    roomy = kit.get("padding") == "reflect" or kit.get("norm", "").startswith("in")
+    least = max(32, (5 if roomy else 2) * reduction) + shaved
     even = 2 if stem in ("unshuffle", "focus") else 1
     height = draw.choice([least, least + 32]) if draw.boolean(0.6) else draw.integer(least, least + 40)
     width = height if draw.boolean(0.7) else draw.integer(least, least + 40)
     return {
         "image": [draw.choice([3, 3, 3, 1, 4]), height // even * even, width // even * even],
         "kit": kit,
+        "input": draw.choice(list(INPUTS)) if draw.boolean(0.2) else "",
         "stem": [stem, draw.choice([8, 12, 16, 7])],
         "levels": levels,
         "head": draw.choice(HEADS),
@@ -185,7 +202,7 @@ def _shaves(options: dict[str, Any]) -> int:
 
 def ladder(spec: Spec) -> tuple[int, ...]:
     """The reductions of a network of this spec, coarse to fine."""
-    strides = [1 if level["down"] == "none" else 2 for level in spec["levels"]]
+    strides = [FACTORS.get(level["down"], 2) for level in spec["levels"]]
     stem = STEMS[spec["stem"][0]][0]
     steps = [stem] if spec["stem"][0] not in TWICE else [2, 2]
     found = {1, *itertools.accumulate([*steps, *strides], operator.mul)}
@@ -206,6 +223,29 @@ class Call(nn.Module):
         return self.function(x)
 
 
+class Standardise(nn.Module):
+    """Subtract a mean and divide by a deviation per channel of the image."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.45))
+        self.register_buffer("deviation", torch.full((1, channels, 1, 1), 0.22))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
+class Skip(nn.Module):
+    """A shortcut around a whole block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
 class Network(nn.Module):
     """Stem, levels and head; ``writing`` says in which structure."""
 
@@ -215,18 +255,25 @@ class Network(nn.Module):
         kit = Kit(**spec["kit"])
         channels, height, width = spec["image"]
         name, widest = spec["stem"]
-        self.stem = STEMS[name][1](kit, channels, widest)
+        stem = STEMS[name][1](kit, channels, widest)
+        self.stem = nn.Sequential(INPUTS[spec["input"]](channels), stem) if spec["input"] else stem
         self.levels = nn.ModuleList()
         at = widest if name else channels
         for level in spec["levels"]:
             parts: list[nn.Module] = []
+            inside: list[tuple[int, int]] = []
             stride = 2 if level["down"] == "" else 1
             if level["down"] in DOWN:
                 parts.append(DOWN[level["down"]](kit, at))
                 at = max(at // 2, 3) if "transition" in level["down"] else at
             for family, wanted, options in level["blocks"]:
                 parts.append(BLOCKS[family](kit, at, wanted, stride, **options))
+                inside.append((at, parts[-1].width))
                 at, stride = parts[-1].width, 1
+            if level.get("twice") and len(parts) > 1:
+                parts += parts[-1:] if inside[-1][0] == inside[-1][1] else []
+            if level.get("skip") and len(parts) > 1 and inside[-1][0] == inside[-1][1]:
+                parts[-1] = Skip(parts[-1])
             self.levels.append(nn.Sequential(*parts))
         self.body = _written(spec["writing"], self.stem, self.levels)
         del self.stem, self.levels
@@ -275,6 +322,22 @@ class Loop(nn.Module):
         return x
 
 
+#: Ways of writing a global pool.
+POOLS: dict[str, Any] = {
+    "max": lambda x: F.adaptive_max_pool2d(x, 1).reshape(x.shape[0], -1),
+    "pooled2": lambda x: torch.flatten(F.adaptive_avg_pool2d(x, 2), 1),
+    "keepdim": lambda x: x.mean(-1, keepdim=True).mean(-2, keepdim=True)[:, :, 0, 0],
+    "view": lambda x: F.adaptive_avg_pool2d(x, 1).view(x.size(0), -1),
+    "flat": lambda x: F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1),
+    "tokens": lambda x: x.flatten(2).mean(-1),
+    "whole": lambda x: F.avg_pool2d(x, kernel_size=x.size()[2:]).flatten(1),
+    "power": lambda x: F.avg_pool2d(x.clamp(min=1e-6).pow(3), (x.size(-2), x.size(-1))).pow(1 / 3).flatten(1),
+    "sum": lambda x: x.sum((2, 3)) / (x.shape[2] * x.shape[3]),
+    "squeeze": lambda x: torch.squeeze(F.adaptive_avg_pool2d(x, 1)),
+    "unit": lambda x: F.normalize(x.mean((2, 3)), dim=1),
+}
+
+
 class Head(nn.Module):
     """From the last map to ten logits."""
 
@@ -299,6 +362,10 @@ class Head(nn.Module):
             self.fc: nn.Module = nn.Conv2d(width, classes, 1)
         elif kind == "map":
             self.fc = nn.Conv2d(width, classes, size)
+        elif kind == "norm1d":
+            self.fc = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(0.2), nn.Linear(width, classes))
+        elif kind == "softmax":
+            self.fc = nn.Sequential(nn.Linear(width, classes), nn.LogSoftmax(dim=1))
         elif kind == "mlp":
             self.fc = nn.Sequential(nn.Linear(inputs, 2 * width), nn.Hardswish(), nn.Dropout(0.2),
                                     nn.Linear(2 * width, classes))  # fmt: skip
@@ -327,16 +394,8 @@ class Head(nn.Module):
         return self.fc(self._pooled(x))
 
     def _pooled(self, x: Tensor) -> Tensor:
-        if self.kind == "max":
-            return F.adaptive_max_pool2d(x, 1).reshape(x.shape[0], -1)
-        if self.kind == "pooled2":
-            return torch.flatten(F.adaptive_avg_pool2d(x, 2), 1)
-        if self.kind == "keepdim":
-            return x.mean(-1, keepdim=True).mean(-2, keepdim=True)[:, :, 0, 0]
-        if self.kind == "view":
-            return nn.functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)
-        if self.kind == "flat":
-            return F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)
+        if self.kind in POOLS:
+            return POOLS[self.kind](x)
         return x.mean((2, 3))
 
 

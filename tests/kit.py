@@ -6,7 +6,7 @@ A part is ``Part(kit, inputs, outputs, stride, **options)``; the default of ever
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -83,6 +83,24 @@ class DropPath(nn.Module):
         return x * keep / (1 - self.rate)
 
 
+class StandardConv(nn.Conv2d):
+    """A convolution with standardised weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+        return F.conv2d(x, w, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class PaddedConv(nn.Conv2d):
+    """A convolution that pads what it reads itself, to the right and below where it strides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = tuple((k - 1) * d // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        h, w = before
+        return super().forward(F.pad(x, (0, 2 * w, 0, 2 * h) if self.stride[0] > 1 else (w, w, h, h)))
+
+
 @dataclass(frozen=True)
 class Kit:
     """What the parts of one network have in common; the defaults are the usual choices."""
@@ -97,6 +115,10 @@ class Kit:
     shortcut: str = "conv"
     padding: str = "number"
     drop: str = ""
+    order: str = "norm"
+    shared: bool = False
+    standard: bool = False
+    one: dict[str, nn.Module] = field(default_factory=dict, compare=False)
 
     choices = {
         "norm": ("bn", "gn", "gn1", "ln", "ln_manual", "in", "in_affine", "none", "bn_plain"),
@@ -107,13 +129,16 @@ class Kit:
         "add": ("+=", "torch", "method", "swapped"),
         "cat": ("concat", "keyword"),
         "shortcut": ("bare", "average", "max", "pad", "raw"),
-        "padding": ("word", "reflect"),
+        "padding": ("word", "reflect", "layer", "class"),
         "drop": ("path", "dropout", "functional"),
+        "order": ("act",),
+        "shared": (True,),
+        "standard": (True,),
     }
 
     def conv(
         self, i: int, o: int, kernel: Any = 3, stride: int = 1, groups: int = 1, dilation: int = 1
-    ) -> nn.Conv2d:
+    ) -> nn.Module:
         """A convolution that keeps the size, or divides it by its stride."""
         k = kernel if isinstance(kernel, tuple) else (kernel, kernel)
         padding: Any = tuple(dilation * (n - 1) // 2 for n in k)
@@ -122,7 +147,15 @@ class Kit:
         mode = "reflect" if self.padding == "reflect" and padding != "same" else "zeros"
         bias = self.bias or self.norm == "none"
         groups = math.gcd(groups, i, o)
-        return nn.Conv2d(i, o, kernel, stride, padding, dilation, groups, bias, mode)
+        odd = all(n % 2 for n in k)
+        if odd and self.padding == "class":
+            return PaddedConv(i, o, kernel, stride, 0, dilation, groups, bias)
+        if odd and self.padding == "layer" and max(k) > 1:
+            h, w = padding
+            pad = nn.ZeroPad2d((0, 2 * w, 0, 2 * h) if stride > 1 else (w, w, h, h))
+            return nn.Sequential(pad, nn.Conv2d(i, o, kernel, stride, 0, dilation, groups, bias))
+        cls = StandardConv if self.standard and mode == "zeros" and padding != "same" else nn.Conv2d
+        return cls(i, o, kernel, stride, padding, dilation, groups, bias, mode)
 
     def normed(self, width: int) -> nn.Module:
         return NORMS[self.norm](width)
@@ -132,7 +165,9 @@ class Kit:
         if self.act.startswith("prelu"):
             return nn.PReLU(width if self.act == "prelu" and width else 1)
         module, function = ACTS[self.act]
-        return function if self.functional else module()
+        if self.functional:
+            return function
+        return self.one.setdefault("act", module()) if self.shared else module()
 
     def unit(self, i: int, o: int, kernel: Any = 3, stride: int = 1, act: bool = True, **conv: int) -> nn.Module:
         """A convolution with norm and activation, in the network's order and writing."""
@@ -140,8 +175,9 @@ class Kit:
         norm = self.normed(i if self.preact else o)
         acting = self.acting(i if self.preact else o) if act else None
         if self.functional:
-            return Unit(layer, norm, acting, self.preact)
-        parts = [norm, acting, layer] if self.preact else [layer, norm, acting]
+            return Unit(layer, norm, acting, self.preact, self.order == "act")
+        norm_act = [acting, norm] if self.order == "act" else [norm, acting]
+        parts = [*norm_act, layer] if self.preact else [layer, *norm_act]
         return nn.Sequential(*(p for p in parts if p is not None and not isinstance(p, nn.Identity)))
 
     def sum(self, x: Tensor, y: Tensor) -> Tensor:
@@ -161,15 +197,17 @@ class Kit:
 class Unit(nn.Module):
     """A conv unit in functional code."""
 
-    def __init__(self, conv: nn.Module, norm: nn.Module, act: Any, preact: bool) -> None:
+    def __init__(self, conv: nn.Module, norm: nn.Module, act: Any, preact: bool, act_first: bool) -> None:
         super().__init__()
-        self.norm, self.conv, self.act, self.preact = norm, conv, act, preact
+        self.norm, self.conv, self.act, self.preact, self.act_first = norm, conv, act, preact, act_first
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.preact:
             x = self.conv(x)
+        if self.act is not None and self.act_first:
+            x = self.act(x)
         x = self.norm(x)
-        if self.act is not None:
+        if self.act is not None and not self.act_first:
             x = self.act(x)
         return self.conv(x) if self.preact else x
 

@@ -278,7 +278,7 @@ def test_every_cause_has_its_type() -> None:
     causes = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert all(issubclass(e, errors.Bu2tdError) for e in causes)
     assert all(e.__doc__ for e in causes)
-    assert len(causes) == 23
+    assert len(causes) == 24
 
 
 def test_bottom_up_network_survives_a_failure() -> None:

@@ -77,7 +77,7 @@ def test_squeeze_to_one_channel_stays_at_one() -> None:
 def test_shortcut_of_option_a() -> None:
     """Every second pixel, zeros for new channels (He et al., 2016): both go with the stride."""
 
-    class Block(nn.Module):
+    class Padded(nn.Module):
         def __init__(self, inputs: int, outputs: int, stride: int) -> None:
             super().__init__()
             self.a, self.b = unit(inputs, outputs, 3, stride), nn.Conv2d(outputs, outputs, 3, padding=1)
@@ -91,7 +91,9 @@ def test_shortcut_of_option_a() -> None:
                 x = F.pad(x, (0, 0, 0, 0, self.added // 2, self.added - self.added // 2))
             return F.relu(x + y)
 
-    model = nn.Sequential(unit(3, 8), Block(8, 8, 1), Block(8, 16, 2), Block(16, 20, 1), Block(20, 32, 2), head(32))
+    model = nn.Sequential(
+        unit(3, 8), Padded(8, 8, 1), Padded(8, 16, 2), Padded(16, 20, 1), Padded(20, 32, 2), head(32)
+    )
     for arrangement, widths in (("td", (32, 20, 8)), ("rev", (8, 20, 32))):
         network = converted(model, arrangement, example_inputs=torch.zeros(1, 3, 32, 32))
         assert network.plan.widths == widths

@@ -221,6 +221,7 @@ def test_relaxations_are_counted_once_a_level() -> None:
         ([(2, 16), (4, 24)], "r4: 32 here, 24 there"),
         ([(2, 16), (4, 32), (8, 64)], "r8: only there"),
         ([(4, 32)], "r2: only here"),
+        ([(2, 16), (4, 96)], "same, head conv counted there"),
         ([(2, 8), (8, 64)], "r2: 16 here, 8 there; r8: only there; r4: only here"),
     ],
 )
@@ -229,7 +230,9 @@ def test_comparison_with_feature_info(info: Any, says: str) -> None:
     if info is not None:
         source.feature_info = [{"reduction": r, "num_chs": width, "module": ""} for r, width in info]
     r4, r2, r1 = (SimpleNamespace(reduction=r, width=width) for r, width in ((4, 32), (2, 16), (1, 16)))
-    analysis: Any = SimpleNamespace(capture=SimpleNamespace(source=source), levels=[r4, r2, r1], bodies=[r4, r2])
+    head = SimpleNamespace(convs=[SimpleNamespace(width=96)])
+    capture = SimpleNamespace(source=source)
+    analysis: Any = SimpleNamespace(capture=capture, levels=[r4, r2, r1], bodies=[r4, r2], head=head)
     assert zoo.compare_feature_info(analysis) == says
 
 
