@@ -3,6 +3,9 @@
 td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
 """
 
+import importlib
+from typing import Any
+
 from bu2td.convert import analyze, convert, load, save, verify
 from bu2td.converter import (
     Change,
@@ -33,9 +36,17 @@ __all__ = [
     "TopDownNetwork",
     "analyze",
     "convert",
+    "erf",
     "load",
     "register_converter",
     "save",
     "unregister_converter",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `bu2td.erf` when it is first asked for."""
+    if name == "erf":
+        return importlib.import_module("bu2td.erf")
+    raise AttributeError(f"module 'bu2td' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``, ``bu2td zoo``.
+"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``, ``bu2td zoo``, ``bu2td erf``.
 
 Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
 command returns its answer as text; until then stdout is closed to everybody else (a model's own code may
@@ -9,36 +9,39 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 import bu2td
-from bu2td.baselines import INPUT_SIZES
+from bu2td.arguments import (
+    Parser,
+    add_input_size,
+    add_json,
+    arrangement_word,
+    check_folder,
+    command,
+    example_inputs,
+    numbers,
+    parse_arrangement,
+    respond,
+)
 from bu2td.draw import check_path, draw
-from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
+from bu2td.erf.command import ABOUT as ERF
+from bu2td.erf.command import add_arguments as add_erf
+from bu2td.errors import OptionError
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
 from bu2td.plan import ARRANGEMENTS, Analysis, Cost, Options, Plan, format_table
 from bu2td.sweep import describe, finish, summarise, sweep
 from bu2td.zoo import list_zoo, select
 
-FAULTS_FOUND, FAILED, INTERRUPTED, PIPE_CLOSED = 1, 2, 130, 141
+FAULTS_FOUND = 1
 _BYTES_PER_VALUE = 4
 _MIB = 2**20
 _DEFAULTS = Options()
-
-_MODEL_HELP = (
-    "timm's NAME, torchvision:NAME, bu2td:NAME (a baseline of the paper), package.module:factory or file.py:factory"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,28 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: by argparse, for ``--help``, ``--version`` (status 0) and malformed arguments (status 2).
     """
-    options = _parser().parse_args(arguments)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")
-            answer = options.run(options)
-        print(answer, flush=True)
-    except Bu2tdError as error:
-        print(f"bu2td: {type(error).__name__}: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        _let_go_of_stdout()
-        return PIPE_CLOSED
-    return options.status
-
-
-def _let_go_of_stdout() -> None:
-    """Point stdout at nothing, so that Python's own flush at exit does not fail once more."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+    return respond(_parser().parse_args(arguments))
 
 
 # --- the commands -------------------------------------------------------------------------------------
@@ -95,14 +77,14 @@ def _inspect(options: argparse.Namespace) -> str:
 
 
 def _convert(options: argparse.Namespace) -> str:
-    _check_folder(options.output)
+    check_folder(options.output)
     if options.seed is not None and 0 <= options.seed < 2**63:
         torch.manual_seed(options.seed)  # a factory's own random weights, which --inherit copies
     model = create_model(options.model, device="cpu")
     network = bu2td.convert(
         model,
         options.arrangement,
-        example_inputs=_example_inputs(options, model),
+        example_inputs=example_inputs(options, model),
         device="cpu",
         inherit=options.inherit,
         seed=options.seed,
@@ -126,7 +108,7 @@ def _draw(options: argparse.Namespace) -> str:
 
 
 def _zoo(options: argparse.Namespace) -> str:
-    _check_folder(options.output)
+    check_folder(options.output)
     models = select(list_zoo(), options.family, options.match, options.shard)
     steps = sweep(
         models,
@@ -148,17 +130,7 @@ def _zoo(options: argparse.Namespace) -> str:
 
 def _analysis(options: argparse.Namespace) -> Analysis:
     model = create_model(options.model, device="meta")
-    return bu2td.analyze(model, example_inputs=_example_inputs(options, model))
-
-
-def _example_inputs(options: argparse.Namespace, model: nn.Module) -> Tensor | None:
-    """The image size asked for, else a baseline's own, else None (bu2td's choice)."""
-    source, _, name = options.model.partition(":")
-    size = options.input_size or (INPUT_SIZES.get(name) if source == "bu2td" else None)
-    if size is None:
-        return None
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return torch.zeros((1, *size), device=device)
+    return bu2td.analyze(model, example_inputs=example_inputs(options, model))
 
 
 def _structure(options: argparse.Namespace) -> dict[str, Any]:
@@ -174,15 +146,6 @@ def _structure(options: argparse.Namespace) -> dict[str, Any]:
         "sigma",
     )
     return {name: getattr(options, name) for name in names}
-
-
-def _check_folder(file: str) -> None:
-    """Fail before a long conversion rather than after it."""
-    path = Path(file)
-    if not path.parent.is_dir():
-        raise FileError(f"{path} cannot be written: there is no folder {path.parent}")
-    if path.is_dir():
-        raise FileError(f"{path} cannot be written: it is a folder")
 
 
 # --- what inspect reports -----------------------------------------------------------------------------
@@ -242,7 +205,7 @@ def _inspection_text(answer: dict[str, Any]) -> str:
         format_table([_summary(network) for network in networks]),
     ]
     for network in answer["arrangements"]:
-        name = _word(network["arrangement"])
+        name = arrangement_word(network["arrangement"])
         lines += [f"{name}: {level}: {what}" for level, what in network["relaxations"]]
         lines += [f"{name}: note: {note}" for note in network["notes"]]
     return "\n".join(lines)
@@ -250,12 +213,12 @@ def _inspection_text(answer: dict[str, Any]) -> str:
 
 def _widths(network: dict[str, Any]) -> dict[str, Any]:
     levels = zip(network["reductions"], network["widths"], strict=True)
-    return {"arrangement": _word(network["arrangement"]), **{f"r{r}": width for r, width in levels}}
+    return {"arrangement": arrangement_word(network["arrangement"]), **{f"r{r}": width for r, width in levels}}
 
 
 def _summary(network: dict[str, Any]) -> dict[str, Any]:
     return {
-        "network": _word(network["arrangement"]),
+        "network": arrangement_word(network["arrangement"]),
         "parameters": network["parameters"],
         "MMACs": round(network["macs"] / 1e6, 1),
         "x bottom-up": round(network["macs_ratio"], 2),
@@ -264,56 +227,27 @@ def _summary(network: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _word(arrangement: str | Sequence[int]) -> str:
-    return arrangement if isinstance(arrangement, str) else ",".join(map(str, arrangement))
-
-
 # --- arguments ----------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser that names what an unknown word may have meant."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse, and let the command that was chosen complain about what is left over."""
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            parser = getattr(parsed, "parser", self)
-            options = [name for action in parser._actions for name in action.option_strings]
-            word = next((w for w in unknown if w.startswith("-")), "").partition("=")[0]
-            hint = nearest(word, options, count=1) if word else ""
-            parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        """Print the usage and one line, and exit with status 2."""
-        unknown = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if unknown:
-            known = [word.strip(" '\"") for word in unknown[2].split(",")]
-            message += nearest(unknown[1], known, count=1)
-        super().error(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="bu2td", description="Turn a bottom-up convolutional network into its top-down network.")
+def _parser() -> Parser:
+    parser = Parser(prog="bu2td", description="Turn a bottom-up convolutional network into its top-down network.")
     parser.add_argument("--version", action="version", version=f"bu2td {bu2td.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_inspect(commands)
     _add_convert(commands)
     _add_draw(commands)
     _add_zoo(commands)
+    add_erf(commands.add_parser("erf", **ERF))
     return parser
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", _inspect, "show the levels of a model and what each arrangement costs")
+    parser = command(commands, "inspect", _inspect, "show the levels of a model and what each arrangement costs")
     parser.add_argument(
         "--arrangement",
         action="append",
-        type=_arrangement,
+        type=parse_arrangement,
         metavar="td|uni|rev|W,W,..",
         help="what to plan; repeatable; default: td, uni and rev",
     )
@@ -324,12 +258,12 @@ def _add_inspect(commands: Any) -> None:
         metavar="N",
         help="of the activation memory; default: %(default)s",
     )
-    _add_common(parser)
-    _add_json(parser)
+    add_input_size(parser)
+    add_json(parser)
 
 
 def _add_convert(commands: Any) -> None:
-    parser = _command(commands, "convert", _convert, "convert a model and save the network (bu2td.load reads it)")
+    parser = command(commands, "convert", _convert, "convert a model and save the network (bu2td.load reads it)")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write")
     _add_structure(parser)
     parser.add_argument(
@@ -345,21 +279,21 @@ def _add_convert(commands: Any) -> None:
         metavar="X|none",
         help="refuse a network that costs more than X times the bottom-up MACs; default: %(default)g",
     )
-    _add_common(parser)
-    _add_json(parser)
+    add_input_size(parser)
+    add_json(parser)
 
 
 def _add_draw(commands: Any) -> None:
-    parser = _command(commands, "draw", _draw, "draw the bottom-up and the top-down network side by side")
+    parser = command(commands, "draw", _draw, "draw the bottom-up and the top-down network side by side")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write, .png or .svg")
     parser.add_argument("--title", metavar="TEXT", help="a line above the figure; default: none")
     _add_structure(parser)
-    _add_common(parser)
+    add_input_size(parser)
 
 
 def _add_zoo(commands: Any) -> None:
     text = "convert every CNN classifier of torchvision and timm, and keep what became of each in a table"
-    parser = _command(commands, "zoo", _zoo, text, model=False)
+    parser = command(commands, "zoo", _zoo, text, model=False)
     parser.epilog = (
         "Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 for an "
         "error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards that run "
@@ -377,28 +311,7 @@ def _add_zoo(commands: Any) -> None:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="keep the rows that FILE has, and do the others")
     existing.add_argument("--fresh", action="store_true", help="replace FILE")
-    _add_json(parser)
-
-
-def _command(commands: Any, name: str, run: Callable[..., str], text: str, model: bool = True) -> Any:
-    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(run=run, parser=parser, status=0)
-    if model:
-        parser.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
-    return parser
-
-
-def _add_common(parser: Any) -> None:
-    parser.add_argument(
-        "--input-size",
-        type=_sizes(3, "C,H,W"),
-        metavar="C,H,W",
-        help="of the images; default: the model's own",
-    )
-
-
-def _add_json(parser: Any) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    add_json(parser)
 
 
 def _add_structure(parser: Any) -> None:
@@ -407,14 +320,14 @@ def _add_structure(parser: Any) -> None:
     add = group.add_argument
     add(
         "--arrangement",
-        type=_arrangement,
+        type=parse_arrangement,
         default=_DEFAULTS.arrangement,
         metavar="td|uni|rev|W,W,..",
         help="which level gets which widths, or the widths, coarse to fine; default: %(default)s",
     )
     add("--width", type=int, metavar="N", help="common width of arrangement uni")
     add("--stem", default=_DEFAULTS.stem, metavar="mirror|coarse", help="default: %(default)s")
-    add("--reductions", type=_sizes(None, "32,16,.."), metavar="32,16,..", help="the reductions to keep")
+    add("--reductions", type=numbers(None, "32,16,.."), metavar="32,16,..", help="the reductions to keep")
     add(
         "--finest-reduction",
         type=int,
@@ -444,27 +357,6 @@ def _add_structure(parser: Any) -> None:
         metavar="S",
         help="blur of the Gaussian pyramid in units of the reduction; default: %(default)s",
     )
-
-
-def _arrangement(text: str) -> str | tuple[int, ...]:
-    """A word (which `bu2td.convert` checks) or level widths."""
-    try:
-        return tuple(int(width) for width in text.split(","))
-    except ValueError:
-        return text
-
-
-def _sizes(count: int | None, form: str) -> Callable[[str], tuple[int, ...]]:
-    def parse(text: str) -> tuple[int, ...]:
-        try:
-            sizes = tuple(int(size) for size in text.split(","))
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1 or (count is not None and len(sizes) != count):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {form} in whole numbers of at least 1")
-        return sizes
-
-    return parse
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.errors import ConverterError
+from bu2td.fields import Field, hull, nothing
 from bu2td.plan import Dim, Value
 
 ENTRY_POINT_GROUP = "bu2td.converters"
@@ -63,11 +64,19 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class Site:
-    """A node of the captured graph as a converter sees it."""
+    """A node of the captured graph as a converter sees it.
+
+    Attributes:
+        dims: dimensions of all values by node name.
+        numbers: values of the nodes that compute sizes, where they are known.
+        virtual: the image is a canvas larger than any receptive field, not one of the model's own size.
+    """
 
     node: fx.Node
     module: nn.Module | None
     dims: Mapping[str, Value]
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    virtual: bool = False
 
     @property
     def value(self) -> Value:
@@ -79,6 +88,10 @@ class Site:
         if position < len(self.node.args):
             return self.node.args[position]
         return self.node.kwargs.get(name, default)
+
+    def literal(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument with the numbers in it that the graph computes."""
+        return fx.map_arg(self.argument(position, name, default), lambda n: self.numbers.get(n.name, n))
 
     @property
     def layer(self) -> Any:
@@ -182,6 +195,65 @@ class Converter:
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Return the operation for other channel counts, another stride and kernel."""
         return Rebuilt()
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """How receptive fields pass through the operation (see `bu2td.fields`).
+
+        Args:
+            site: the node; the sizes of ``site.dims`` are those of the image whose fields are asked for.
+            fields: by node name, the fields of all inputs: a `Field` for a tensor, a tuple of those for several.
+
+        Returns:
+            The field of the value, in the structure of ``site.value``; None if the operation has no rule. By
+            default, operations that are pointwise by their role pass the hull of what they read.
+        """
+        return pointwise(site, fields) if self.role in _POINTWISE else None
+
+
+#: Roles of operations whose elements each depend on the elements at the same place.
+_POINTWISE = ("act", "norm", "norm_act", "dropout", "add", "mul", "pass")
+
+
+def pointwise(site: Site, fields: Mapping[str, Any]) -> Field | None:
+    """The field of an elementwise operation: the hull of all operands, broadcast; None if it is none."""
+    if not site.value or not isinstance(site.value[0], Dim):
+        return None
+    operands = [n for n in site.node.all_input_nodes if isinstance(fields.get(n.name), Field)]
+    rank = len(site.value)
+    for node in operands:
+        dims = site.dims[node.name]
+        aligned = zip(reversed(dims), reversed(site.value), strict=False)
+        if len(dims) > rank or any(d.size not in (1, v.size) for d, v in aligned):
+            return None
+    return hull((fields[n.name] for n in operands), rank) if operands else None
+
+
+def positions(dims: Sequence[Dim]) -> tuple[int, ...]:
+    """The dimensions of a tensor that count positions of the image."""
+    return tuple(i for i, d in enumerate(dims) if d.kind not in ("batch", "channel"))
+
+
+def to_size(field: Field, site: Site, along: Callable[[Field, int, int], Field | None]) -> Field | None:
+    """Bring the last two dimensions of a field to the sizes of the site's value, each by ``along``.
+
+    A fixed number of positions sees the whole of an image that may have any size: that is a gate, but where the
+    image has the model's own size and more than one position is left.
+
+    Args:
+        along: the field, a dimension and its new size -> the new field; None where it has no rule.
+    """
+    for axis in (-2, -1):
+        before, after = site.input_dims()[axis], site.value[axis]
+        if before.kind != "channel" and after.kind == "channel" and (site.virtual or after.size == 1):
+            if field.lo.shape[axis] > 1:
+                return nothing(len(site.value), gated=True)
+            field = Field(field.lo, field.hi, True)
+        else:
+            found = along(field, axis, after.size)
+            if found is None:
+                return None
+            field = found
+    return field
 
 
 class OpaqueConverter(Converter):

@@ -307,7 +307,7 @@ def _short(number: int) -> str:
 def _pyramid(pen: _Pen, plan: Plan) -> None:
     layout = pen.layout
     pen.text(PYRAMID_X, layout.head_y - 0.003, "image pyramid", ha="center")
-    picture = _picture(*plan.image_shape[-2:])
+    picture = landscape(*plan.image_shape[-2:])
     reducer = Pyramid((1,), plan.options.pyramid, plan.options.sigma)
     for row in layout.rows:
         if row.top_down is None and row.reduction > 1:
@@ -332,7 +332,7 @@ def _pyramid(pen: _Pen, plan: Plan) -> None:
     pen.axes.set_ylim(-layout.height, 0)
 
 
-def _picture(height: int, width: int) -> Tensor:
+def landscape(height: int, width: int) -> Tensor:
     """A landscape with a sun, (1, 3, height, width) in [0, 1]."""
     y = (torch.arange(height) + 0.5)[:, None] / height
     x = (torch.arange(width) + 0.5)[None, :] / width

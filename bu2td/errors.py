@@ -84,6 +84,10 @@ class CostError(Bu2tdError):
     """The top-down network would cost more than `max_macs_ratio` allows."""
 
 
+class NonFiniteError(Bu2tdError):
+    """Weights, images or gradients are not finite numbers where gradients are measured."""
+
+
 class VerificationError(Bu2tdError):
     """A network does not satisfy the invariants of a top-down network."""
 

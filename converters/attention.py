@@ -7,9 +7,12 @@ embeddings follow the map.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
+import numpy as np
 from bu2td_converters.conv import ConvConverter
 from torch import Tensor, nn
 
@@ -23,6 +26,7 @@ from bu2td.converter import (
     register_converter,
     resized,
 )
+from bu2td.fields import mix, nothing, tapped, windows
 
 _CONV = ConvConverter()
 
@@ -59,6 +63,13 @@ class _Attention(Converter):
     def stride(self, site: Site) -> tuple[int, int]:
         """2 where the layer pools its output."""
         return (2, 2) if _pools(site.module) else (1, 1)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Its own place; the rest of the map is a gate."""
+        field = mix(fields[site.source()], [1], ())
+        for axis, step in zip((-2, -1), self.stride(site), strict=True):
+            field = windows(field, axis, site.value[axis].size, step, step)
+        return replace(field, gated=True)
 
 
 def _pools(attention: Any) -> bool:
@@ -140,6 +151,18 @@ class HaloAttnConverter(_HeadedAttention):
     def stride(self, site: Site) -> tuple[int, int]:
         """2 where queries are strided or the output is pooled."""
         return (2, 2) if site.layer.block_stride > 1 else super().stride(site)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """All of the block and of the halo around it."""
+        field, layer = mix(fields[site.source()], [1], ()), site.layer
+        pooled = 2 if _pools(layer) else 1
+        for axis in (-2, -1):
+            blocks = site.input_dims()[axis].size // layer.block_size
+            field = windows(field, axis, blocks, layer.win_size, layer.block_size, layer.halo_size)
+            per_block = np.arange(blocks * layer.block_size_ds) // layer.block_size_ds
+            field = tapped(field, axis, [per_block])
+            field = windows(field, axis, site.value[axis].size, pooled, pooled)
+        return field
 
     def grid(self, module: Any) -> int | None:
         """The map is cut into whole blocks."""
@@ -265,6 +288,10 @@ class AttentionPoolConverter(Converter):
 
     role = "head"
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The whole map."""
+        return nothing(len(site.value), gated=True)
+
     def kernel(self, site: Site) -> tuple[int, int]:
         """The whole map: as large as its position embedding, or as it is for the model's own images."""
         height, width = getattr(site.layer, "feat_size", None) or (d.size for d in site.input_dims()[2:])
@@ -310,6 +337,10 @@ class FourierPositionsConverter(Converter):
         """A width of its own, which the reader ties."""
         width = system.fresh(site.layer.token_projection.out_channels, site.node.name)
         return tuple(width if d.kind == "channel" else None for d in site.value)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """No pixel at all."""
+        return nothing(len(site.value))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the projection for another width."""

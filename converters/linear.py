@@ -1,10 +1,12 @@
 """Linear layers, over the last dimension."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
+from bu2td.converter import Change, Converter, Rebuilt, Site, System, positions, register_converter, resized
+from bu2td.fields import mix
 
 
 @register_converter(nn.Linear)
@@ -20,6 +22,10 @@ class LinearConverter(Converter):
         if entry[-1] is None:
             return (*(None for _ in entry[:-1]), out)
         return (*entry[:-1], out)
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The last dimension mixes."""
+        return mix(fields[site.source()], [-1], positions(site.input_dims()))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the layer for other widths."""

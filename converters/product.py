@@ -1,10 +1,13 @@
 """Matrix products of activations: attention written out."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from bu2td.converter import Converter, Expr, Site, System, register_converter
+from bu2td.converter import Converter, Expr, Site, System, positions, register_converter
+from bu2td.fields import hull, lift, mix
 from bu2td.plan import Dim
 
 
@@ -32,6 +35,20 @@ class MatmulConverter(Converter):
             leading.append((exprs[0] if exprs else system.constant(dim.size)) if dim.kind == "channel" else None)
         return (*leading, a[-2], b[-1])
 
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Rows of a and columns of b; what is summed over all positions of the image is a gate.
+
+        A matrix of positions by positions (attention weights) keeps the fields of its rows, the queries.
+        """
+        nodes: list[Any] = list(site.node.args[:2])
+        a, b = (
+            mix(fields[n.name], [k], positions(site.dims[n.name])) for n, k in zip(nodes, (-1, -2), strict=True)
+        )
+        rank = len(site.value)
+        if rank - 2 in positions(site.value) and rank - 1 in positions(site.value):
+            b = replace(mix(b, [-1], positions(site.dims[nodes[1].name])), gated=True)
+        return hull([lift(a, rank), lift(b, rank)], rank)
+
 
 def _at(exprs: tuple[Expr | None, ...], dims: tuple[Dim, ...], offset: int) -> Expr | None:
     """The size of a dimension from the right; None where it is not there or broadcasts."""
@@ -58,3 +75,11 @@ class AttentionConverter(Converter):
             dim = site.value[-offset]
             leading.append((exprs[0] if exprs else system.constant(dim.size)) if dim.kind == "channel" else None)
         return (*leading, query[-2], value[-1])
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The query's own place; keys and values of all positions are a gate, those of a window mix."""
+        query, key, value = (site.source(i) for i in range(3))
+        found = [mix(fields[query], [-1], ())]
+        found.append(mix(mix(fields[key], [-2], positions(site.dims[key])), [-1], ()))
+        found.append(mix(fields[value], [-2], positions(site.dims[value])))
+        return hull(found, len(site.value))

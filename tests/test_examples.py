@@ -136,3 +136,12 @@ def test_custom_converter(tmp_path: Path) -> None:
     assert "without a converter" not in after
     assert "relaxations 0\n" in after
     assert after.rstrip().endswith("7 activations, 7 of them with a gradient")
+
+
+def test_receptive_fields(tmp_path: Path) -> None:
+    done = run("receptive_fields.py", cwd=tmp_path)
+    bottom_up, default, paper = done.stdout.split("\n\n")
+    sizes = [int(line.split()[2]) for line in bottom_up.splitlines() if line.startswith("  ")]
+    assert sizes == [3, 4, 8, 10, 18]
+    assert "fields of 3 and 24 pixels" in default
+    assert "fields of 3 and 22 pixels" in paper
