@@ -18,6 +18,7 @@ import sys
 import time
 import warnings
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,10 @@ def main() -> None:
     done = {row["seed"] for row in rows}
     todo = [seed for seed in seeds if seed not in done]
     written = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-        for row in tqdm(pool.imap_unordered(partial(check, real=args.real), todo), total=len(todo)):
-            rows.append(row)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(check, seed, args.real) for seed in todo]
+        for job in tqdm(as_completed(jobs), total=len(jobs)):
+            rows.append(job.result())
             if time.monotonic() - written > PERIOD:
                 _results.write(args.out, sorted(rows, key=lambda r: r["seed"]), **about)
                 written = time.monotonic()

@@ -270,10 +270,11 @@ class Network(nn.Module):
                 parts.append(BLOCKS[family](kit, at, wanted, stride, **options))
                 inside.append((at, parts[-1].width))
                 at, stride = parts[-1].width, 1
-            if level.get("twice") and len(parts) > 1:
-                parts += parts[-1:] if inside[-1][0] == inside[-1][1] else []
-            if level.get("skip") and len(parts) > 1 and inside[-1][0] == inside[-1][1]:
-                parts[-1] = Skip(parts[-1])
+            if len(parts) > 1 and inside[-1][0] == inside[-1][1] and not _shaves(level["blocks"][-1][2]):
+                if level.get("skip"):
+                    parts[-1] = Skip(parts[-1])
+                if level.get("twice"):
+                    parts.append(parts[-1])
             self.levels.append(nn.Sequential(*parts))
         self.body = _written(spec["writing"], self.stem, self.levels)
         del self.stem, self.levels

@@ -85,8 +85,6 @@ SMALLEST = {
 REFUSED = {
     "convmixer": "NoReductionError",  # one resolution throughout
     "hrnet": "TopologyError",  # several resolutions side by side, and no trunk
-    "nasnet": "TopologyError",
-    "pnasnet": "TopologyError",
 }
 
 
