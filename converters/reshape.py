@@ -224,7 +224,13 @@ class ExpandConverter(Converter):
         """Expanded dimensions follow their partner, or stay at their written size."""
         other = site.node.args[1] if len(site.node.args) > 1 else None
         if site.node.target == "expand_as" and isinstance(other, fx.Node):
-            return system.of(other)
+            follows = list(system.of(other))
+            own, before = system.of(site.node.args[0]), site.input_dims()
+            for offset in range(1, len(own) + 1):
+                mine, theirs = own[-offset], follows[-offset]
+                if mine is not None and theirs is not None and before[-offset].size > 1:
+                    follows[-offset] = system.equal(theirs, mine)
+            return tuple(follows)
         entry, before = system.of(site.node.args[0]), site.input_dims()
         shift = len(site.value) - len(entry)
         result: list[Expr | None] = list(constants(site.value, system))
