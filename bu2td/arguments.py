@@ -137,8 +137,7 @@ def numbers(count: int | None, form: str) -> Callable[[str], tuple[int, ...]]:
 
 def example_inputs(options: argparse.Namespace, model: nn.Module) -> Tensor | None:
     """The image size asked for, else a baseline's own, else None (bu2td's choice)."""
-    source, _, name = options.model.partition(":")
-    size = options.input_size or (INPUT_SIZES.get(name) if source == "bu2td" else None)
+    size = options.input_size or INPUT_SIZES.get(options.model.removeprefix("bu2td:"))
     if size is None:
         return None
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -5,7 +5,7 @@ word                        model
 ==========================  =====================================================================
 ``resnet18``                timm's model of that name (``timm.create_model``)
 ``torchvision:resnet18``    torchvision's (``torchvision.models.get_model``)
-``bu2td:lenet_fc``          one of the paper's baselines (`bu2td.baselines`)
+``bu2td:lenet_fc``          one of the paper's baselines (`bu2td.baselines`); ``lenet_fc`` alone means the same
 ``package.module:factory``  what ``factory()`` of an importable module returns
 ``path/to/file.py:factory`` what ``factory()`` of a Python file returns
 ==========================  =====================================================================
@@ -14,6 +14,7 @@ Weights are random in every case; nothing is downloaded.
 """
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -37,19 +38,28 @@ from torch.overrides import TorchFunctionMode
 from bu2td import baselines
 from bu2td.errors import MissingPackageError, OptionError, UnknownModelError, nearest
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["check_device", "create_model", "list_models"]
 
 _FORMS = "A model is written NAME (timm), torchvision:NAME, bu2td:NAME, package.module:factory or file.py:factory."
 
 
-def create_model(word: str, *, device: str | None = None) -> nn.Module:
+def create_model(
+    word: str,
+    *,
+    device: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+) -> nn.Module:
     """Build the model that a MODEL word names, with random weights.
 
     Args:
         word: ``NAME`` (timm), ``torchvision:NAME``, ``bu2td:NAME``, ``package.module:factory`` or
-            ``file.py:factory``. A factory is called without arguments.
+            ``file.py:factory``; a baseline's bare name where timm has none of this name. A factory is called
+            without arguments, but for the two below.
         device: Where the parameters are: None leaves them where the constructor puts them, 'meta'
             allocates nothing (shapes only), any other device moves the finished model there.
+        num_classes, in_channels: handed on to a constructor that takes arguments of these names (``in_chans``
+            in timm); one that does not builds what it always builds.
 
     Returns:
         The live model, in the mode (train or eval) that its constructor leaves it in. Its attribute
@@ -63,9 +73,10 @@ def create_model(word: str, *, device: str | None = None) -> nn.Module:
     """
     if not isinstance(word, str):
         raise UnknownModelError(f"Expected a model's name, got {_describe(word)}. {_FORMS}")
-    target = None if device is None else _device(device)
-    model = _build(_constructor(word), target)
-    vars(model)["bu2td_factory"] = word
+    target = None if device is None else check_device(device)
+    model = _build(_constructor(word, {"num_classes": num_classes, "in_channels": in_channels}), target)
+    if num_classes is None and in_channels is None:
+        vars(model)["bu2td_factory"] = word
     return model
 
 
@@ -113,28 +124,41 @@ class _ParametersOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _constructor(word: str) -> Callable[[], nn.Module]:
+def _constructor(word: str, wishes: dict[str, int | None]) -> Callable[[], nn.Module]:
     """Return the function that builds the model; everything but the model's own code is checked."""
+    given = {name: value for name, value in wishes.items() if value is not None}
     source, colon, name = word.rpartition(":")
     if not colon:
         if word.endswith(".py"):
             raise UnknownModelError(f"{word!r} names a file but no factory in it: write {word}:FACTORY.")
-        return _timm(word)
+        return _baseline(word, given) if word in baselines.INPUT_SIZES else _timm(word, given)
     if not source or not name:
         raise UnknownModelError(f"{word!r} is not a model: nothing stands before or after ':'. {_FORMS}")
     if source == "torchvision":
-        return _torchvision(name)
+        return _torchvision(name, given)
     if source == "bu2td":
-        return _baseline(name)
+        return _baseline(name, given)
     if source.endswith(".py"):
-        return _from_file(source, name)
-    return _from_module(source, name)
+        return _from_file(source, name, given)
+    return _from_module(source, name, given)
+
+
+def _granted(factory: Callable[..., Any], wishes: dict[str, int]) -> dict[str, int]:
+    """The arguments among the wishes that a factory takes; ``in_chans`` is ``in_channels``."""
+    try:
+        taken = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    granted = {name: value for name, value in wishes.items() if name in taken}
+    if "in_channels" in wishes and "in_channels" not in taken and "in_chans" in taken:
+        granted["in_chans"] = wishes["in_channels"]
+    return granted
 
 
 # ----------------------------------------------------------------------------- named models
 
 
-def _timm(word: str) -> Callable[[], nn.Module]:
+def _timm(word: str, wishes: dict[str, int]) -> Callable[[], nn.Module]:
     if not word.strip():
         raise UnknownModelError(f"The model's name is empty. {_FORMS}")
     if "/" in word or "\\" in word:
@@ -153,10 +177,11 @@ def _timm(word: str) -> Callable[[], nn.Module]:
             raise UnknownModelError(
                 f"timm's {name!r} has no weights tagged {tag!r}: write {name!r} alone (no weights are loaded)."
             )
-    return lambda: _built(word, lambda: timm.create_model(word, pretrained=False))
+    options = {"in_chans" if name == "in_channels" else name: value for name, value in wishes.items()}
+    return lambda: _built(word, lambda: timm.create_model(word, pretrained=False, **options))
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _torchvision(name: str, wishes: dict[str, int]) -> Callable[[], nn.Module]:
     torchvision = _package("torchvision", f"Model 'torchvision:{name}' is torchvision's to build.")
     models = importlib.import_module("torchvision.models")
     if name not in models.list_models():
@@ -164,7 +189,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
             f"torchvision {torchvision.__version__} has no model {name!r}."
             f"{_nearest_of('torchvision', name, models.list_models()) or ' ' + _FORMS}"
         )
-    options: dict[str, Any] = {"weights": None}
+    options: dict[str, Any] = {"weights": None, **{k: v for k, v in wishes.items() if k == "num_classes"}}
     accepted = inspect.signature(models.get_model_builder(name)).parameters
     if "weights_backbone" in accepted:  # segmentation and detection: a download by default
         options["weights_backbone"] = None
@@ -176,14 +201,14 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
     return lambda: _built(f"torchvision:{name}", lambda: models.get_model(name, **options))
 
 
-def _baseline(name: str) -> Callable[[], nn.Module]:
+def _baseline(name: str, wishes: dict[str, int]) -> Callable[[], nn.Module]:
     if name not in baselines.INPUT_SIZES:
         words = [f"bu2td:{known}" for known in baselines.INPUT_SIZES]
         raise UnknownModelError(
             f"bu2td has no baseline {name!r}.{_nearest_of('bu2td', name, baselines.INPUT_SIZES)} "
             f"The baselines are {', '.join(words)}."
         )
-    return getattr(baselines, name)
+    return functools.partial(getattr(baselines, name), **wishes)
 
 
 def _is_named(word: str) -> bool:
@@ -218,7 +243,7 @@ def _package(name: str, reason: str = "") -> Any:
 # --------------------------------------------------------------------------- user's factories
 
 
-def _from_module(source: str, name: str) -> Callable[[], nn.Module]:
+def _from_module(source: str, name: str, wishes: dict[str, int]) -> Callable[[], nn.Module]:
     if not all(part.isidentifier() for part in source.split(".")):
         raise UnknownModelError(f"{source!r} is neither a known source nor the name of a Python module. {_FORMS}")
     with _importable(Path.cwd()):
@@ -232,11 +257,11 @@ def _from_module(source: str, name: str) -> Callable[[], nn.Module]:
             else:
                 message = f"Importing {source!r} failed: {_reason(error, own=True)}"
         else:
-            return _factory(module, name, f"module {source!r}", f"{source}:{name}", Path.cwd())
+            return _factory(module, name, f"module {source!r}", f"{source}:{name}", Path.cwd(), wishes)
     raise UnknownModelError(message)
 
 
-def _from_file(source: str, name: str) -> Callable[[], nn.Module]:
+def _from_file(source: str, name: str, wishes: dict[str, int]) -> Callable[[], nn.Module]:
     path = Path(source).expanduser()
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
@@ -248,7 +273,7 @@ def _from_file(source: str, name: str) -> Callable[[], nn.Module]:
     path = path.resolve()
     with _importable(path.parent):
         module = _load_file(path, source)
-        return _factory(module, name, f"file {source!r}", f"{source}:{name}", path.parent)
+        return _factory(module, name, f"file {source!r}", f"{source}:{name}", path.parent, wishes)
 
 
 def _load_file(path: Path, source: str) -> ModuleType:
@@ -274,7 +299,9 @@ def _load_file(path: Path, source: str) -> ModuleType:
     raise UnknownModelError(message)
 
 
-def _factory(module: ModuleType, name: str, where: str, word: str, folder: Path) -> Callable[[], nn.Module]:
+def _factory(
+    module: ModuleType, name: str, where: str, word: str, folder: Path, wishes: dict[str, int]
+) -> Callable[[], nn.Module]:
     try:
         factory = operator.attrgetter(name)(module)
     except AttributeError:
@@ -289,7 +316,7 @@ def _factory(module: ModuleType, name: str, where: str, word: str, folder: Path)
 
     def build() -> nn.Module:
         with _importable(folder):
-            return _built(word, factory)
+            return _built(word, functools.partial(factory, **_granted(factory, wishes)))
 
     return build
 
@@ -325,7 +352,12 @@ def _importable(folder: Path) -> Iterator[None]:
 # ------------------------------------------------------------------------------------ wording
 
 
-def _device(device: str) -> torch.device:
+def check_device(device: str) -> torch.device:
+    """The device of a word.
+
+    Raises:
+        OptionError: torch knows no such device, or this machine has none.
+    """
     try:
         target = torch.device(device)
     except (RuntimeError, TypeError):

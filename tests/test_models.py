@@ -146,6 +146,27 @@ def test_baselines(name: str) -> None:
     assert model(torch.rand(1, *baselines.INPUT_SIZES[name])).shape == (1, 10)
 
 
+@pytest.mark.parametrize("name", baselines.INPUT_SIZES)
+def test_a_baseline_needs_no_prefix(name: str) -> None:
+    assert type(create_model(name)) is type(create_model(f"bu2td:{name}"))
+
+
+@pytest.mark.parametrize(
+    ("word", "channels", "classes"),
+    [
+        ("bu2td:nin_light", 2, 7),
+        pytest.param("resnet18", 2, 7, marks=needs_timm),
+        pytest.param("torchvision:resnet18", 3, 7, marks=needs_torchvision),  # takes no other channels
+        ("bu2td.baselines:lenet_fc", 2, 7),
+    ],
+)
+def test_classes_and_channels_go_to_those_who_take_them(word: str, channels: int, classes: int) -> None:
+    model = create_model(word, device="meta", num_classes=7, in_channels=2)
+    images = torch.empty(2, channels, 64, 64, device="meta")
+    assert model(images).shape == (2, classes)
+    assert not hasattr(model, "bu2td_factory")  # its word alone would build another
+
+
 def test_a_model_knows_its_word() -> None:
     for device in (None, "cpu", "meta"):
         assert create_model("bu2td:lenet_fc", device=device).bu2td_factory == "bu2td:lenet_fc"
@@ -298,7 +319,7 @@ def test_bad_words(folder: Path, word: str, message: str, device: str | None) ->
         ("zzzzzzzzzz", "has no model 'zzzzzzzzzz'. A model is written NAME (timm), torchvision:"),
         ("resnet18.no_such_tag", "write 'resnet18' alone"),
         ("timm:resnet18", "written without 'timm:'"),
-        ("lenet_fc", "Did you mean 'bu2td:lenet_fc'?"),
+        ("lenet_fd", "has no model 'lenet_fd'. Did you mean"),
         pytest.param("alexnet", "Did you mean 'torchvision:alexnet'?", marks=needs_torchvision),
     ],
 )
