@@ -92,8 +92,24 @@ class VerificationError(Bu2tdError):
     """A network does not satisfy the invariants of a top-down network."""
 
 
+class OptimizeError(Bu2tdError):
+    """A network cannot be optimised: its device or dtype is not supported, or it is fused already."""
+
+
+class FusedNetworkError(Bu2tdError):
+    """A network that is optimised for inference is asked to train."""
+
+
 class FileError(Bu2tdError):
     """A file is missing, unreadable or not what it should be."""
+
+
+class DataError(Bu2tdError):
+    """A data set's files are missing, damaged or of another form, or its labels do not fit the network."""
+
+
+class RunFolderError(Bu2tdError):
+    """A folder of results belongs to another run, or lacks what a command needs."""
 
 
 class UnknownModelError(Bu2tdError):

@@ -1,0 +1,229 @@
+"""``bu2td evaluate STAGE``, also ``python -m bu2td.evaluate STAGE``: the paper's experiments on any model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bu2td.arguments import Parser, add_json, respond
+from bu2td.errors import OptionError
+from bu2td.evaluate.settings import FIELDS, check, flag_type, list_presets, read_settings, to_yaml
+from bu2td.plan import format_table
+
+#: Settings of the parser, here and in ``bu2td evaluate``.
+ABOUT: dict[str, Any] = {
+    "help": "train and compare bottom-up and top-down networks: accuracy, robustness, explanation",
+    "description": "Train and compare bottom-up and top-down networks: accuracy, robustness, explanation.",
+    "epilog": "Settings come from --preset, then --config, then flags. Under torchrun, trainings share their "
+    "batches and attacks their images among the processes.",
+}
+
+_STAGES = {
+    "all": "train, attack, corrupt, explain, and write the report",
+    "train": "train every network, several times, and measure its test accuracy (experiment 1)",
+    "search": "search learning rate, batch size and weight decay on the validation images, one after the other",
+    "robustness": "attack trained networks, and find which pyramid branch is vulnerable (experiment 2)",
+    "corruptions": "measure accuracy under noise, blur, contrast loss and pixelation",
+    "explain": "Grad-CAM, localisation, pointing game, deletion and insertion of trained networks (experiment 3)",
+    "report": "write report.html, report.md and report.json of what there is",
+    "presets": "list the presets, or print one as a configuration file",
+}
+_MAKES = ("all", "train", "search")  # stages that make a folder
+_GROUPS = {
+    "all": ("data", "training", "robustness", "corruptions", "explain", "machine"),
+    "train": ("data", "training", "machine"),
+    "search": ("data", "training", "machine"),
+    "robustness": ("robustness", "machine"),
+    "corruptions": ("corruptions", "robustness", "machine"),
+    "explain": ("explain", "robustness", "machine"),
+}
+_TITLES = {
+    "data": "what is compared",
+    "training": "training",
+    "robustness": "robustness",
+    "corruptions": "corruptions",
+    "explain": "explanation",
+    "machine": "machine",
+}
+_VARIED = ("lr", "batch_size", "weight_decay")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; see `bu2td.cli.main`."""
+    parser = Parser(prog="python -m bu2td.evaluate", **{k: v for k, v in ABOUT.items() if k != "help"})
+    add_arguments(parser)
+    return respond(parser.parse_args(arguments))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The stages and their arguments."""
+    stages = parser.add_subparsers(title="stages", metavar="STAGE", required=True, parser_class=Parser)
+    for stage, text in _STAGES.items():
+        own = stages.add_parser(stage, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        own.set_defaults(run=_RUN.get(stage, _run), parser=own, status=0, stage=stage)
+        if stage == "presets":
+            own.add_argument("name", nargs="?", metavar="NAME", help="the preset to print")
+            continue
+        own.add_argument("-o", "--output", default="out/evaluate", metavar="FOLDER", help="default: %(default)s")
+        if stage != "report":
+            _add_settings(own, stage)
+        add_json(own)
+
+
+def _add_settings(parser: Any, stage: str) -> None:
+    if stage in _MAKES:
+        parser.add_argument("--preset", metavar="NAME", help="bu2td evaluate presets lists them")
+    parser.add_argument("-c", "--config", metavar="FILE", help="settings as YAML")
+    if stage != "search":
+        existing = parser.add_mutually_exclusive_group()
+        existing.add_argument("--resume", action="store_true", help="go on where the run in FOLDER stopped")
+        existing.add_argument("--overwrite", action="store_true", help="move earlier results aside, and start anew")
+    else:
+        parser.set_defaults(overwrite=False)
+        parser.add_argument("--resume", action="store_true", help="go on where the search in FOLDER stopped")
+    if stage in ("all", "train", "search"):
+        parser.add_argument("--download", action="store_true", help="fetch torchvision's data sets where missing")
+    else:
+        parser.set_defaults(download=False)
+    for group in _GROUPS[stage]:
+        section = parser.add_argument_group(_TITLES[group])
+        for name, field in FIELDS.items():
+            if field.metadata["group"] == group:
+                _add_field(section, name, several=stage == "search" and name in _VARIED)
+
+
+def _add_field(section: Any, name: str, several: bool) -> None:
+    """A flag of a setting; it is absent from the answer where it was not given."""
+    meta, kind = FIELDS[name].metadata, flag_type(name)
+    words = [*meta.get("flags", ()), "--" + name.replace("_", "-")]
+    if name.endswith("arrangements") or name == "attacks":
+        words.append(words[-1].removesuffix("s"))
+    common: dict[str, Any] = {"dest": f"set_{name}", "default": argparse.SUPPRESS, "help": meta["help"]}
+    if kind == "bool":
+        section.add_argument(*words, action=argparse.BooleanOptionalAction, **common)
+    elif kind in ("list", "mapping") or several:
+        metavar = "KEY=VALUE" if kind == "mapping" else "VALUE" if several else "X"
+        section.add_argument(*words, nargs="+", metavar=metavar, **common)
+    else:
+        choices = meta.get("choices")
+        section.add_argument(*words, metavar="|".join(choices) if choices else "X", **common)
+
+
+def _flags(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    found: dict[str, Any] = {}
+    for key, value in vars(options).items():
+        name = key.removeprefix("set_")
+        if key != name:
+            found[name] = _pairs(name, value) if flag_type(name) == "mapping" else value
+    return found
+
+
+def _pairs(name: str, words: Sequence[str]) -> Mapping[str, Any]:
+    pairs = [word.partition("=") for word in words]
+    bad = next((word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals), None)
+    if bad is not None:
+        raise OptionError(f"--{name.replace('_', '-')} {bad}: expected KEY=VALUE")
+    return {key: _literal(value) for key, _, value in pairs}
+
+
+def _literal(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
+
+
+# --- the stages ---------------------------------------------------------------------------------------
+
+
+def _run(options: argparse.Namespace) -> str:
+    from bu2td.evaluate.experiment import evaluate
+
+    flags = _flags(options)
+    if options.stage in _MAKES:
+        changes: Any = read_settings(options.preset, options.config, flags)
+    else:
+        changes = read_changes(options.config, flags)
+    answer = evaluate(
+        options.stage,
+        changes,
+        Path(options.output),
+        resume=options.resume,
+        overwrite=options.overwrite,
+        download=options.download,
+        preset=getattr(options, "preset", None),
+    )
+    return _respond(options, answer)
+
+
+def read_changes(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that were given, checked, without defaults for those that were not."""
+    from bu2td.evaluate.settings import given_settings
+
+    names = given_settings(config, flags)
+    settings = check(read_settings(None, config, flags))
+    return {name: getattr(settings, name) for name in names}
+
+
+def _search(options: argparse.Namespace) -> str:
+    from bu2td.evaluate.experiment import run_search
+    from bu2td.evaluate.settings import converted
+
+    flags = _flags(options)
+    grid = {}
+    for name in _VARIED:
+        values = flags.get(name, [])
+        if len(values) > 1:
+            grid[name] = tuple(converted(name, value) for value in flags.pop(name))
+        elif values:
+            flags[name] = values[0]
+    settings = read_settings(options.preset, options.config, flags)
+    answer = run_search(settings, grid, Path(options.output), resume=options.resume, download=options.download)
+    return _respond(options, answer)
+
+
+def _report(options: argparse.Namespace) -> str:
+    from bu2td.evaluate.report import write_report
+
+    path = write_report(Path(options.output))
+    return json.dumps({"report": str(path)}) if options.json else f"written to {path}"
+
+
+def _presets(options: argparse.Namespace) -> str:
+    if options.name is not None:
+        return to_yaml(read_settings(options.name)).rstrip()
+    rows = []
+    for name in list_presets():
+        settings = read_settings(name)
+        top_down = settings.for_arrangement("td")
+        epochs, lr = (
+            f"{a:g}" if a == b else f"{a:g} / {b:g}"
+            for a, b in ((settings.epochs, top_down.epochs), (settings.lr, top_down.lr))
+        )
+        rows.append({"preset": name, "model": settings.model, "data": settings.data, "epochs": epochs, "lr": lr,
+                     "weight decay": f"{settings.weight_decay:g}"})  # fmt: skip
+    return format_table(rows)
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], str]] = {
+    "search": _search,
+    "report": _report,
+    "presets": _presets,
+}
+
+
+def _respond(options: argparse.Namespace, answer: dict[str, Any]) -> str:
+    """What the first process prints; the others are silent."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        raise SystemExit(0)
+    if options.json:
+        return json.dumps(answer, indent=2)
+    lines = []
+    for title, rows in answer["tables"].items():
+        lines += [title, format_table(rows), ""]
+    return "\n".join([*lines, *answer["written"]])
