@@ -165,6 +165,53 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert load_data(f"folder:{tmp_path}").shape == (3, 128, 128)
 
 
+def _boxes(root: Path, *rows: str) -> None:
+    (root / "boxes.csv").write_text("\n".join(["file,left,top,right,bottom", *rows]) + "\n")
+
+
+def test_boxes_move_with_their_images(tmp_path: Path) -> None:
+    """A bright rectangle is where its box says, after resizing and cropping."""
+    from PIL import Image
+
+    _folders(tmp_path, classes="a")
+    picture = Image.new("L", (60, 30))
+    picture.paste(255, (24, 6, 36, 18))
+    picture.save(tmp_path / "val" / "a" / "1.png")
+    _boxes(tmp_path, "a/1.png,24,6,36,18", "a/1.png,0,0,60,30")
+    data = load_data(f"folder:{tmp_path}", input_size=(1, 60, 60))  # 60 x 120, the middle 60 x 60
+    assert data.boxes is not None
+    (first, second), image = data.boxes[0], data.test[0][0][0]
+    assert first == (18, 12, 42, 36)
+    assert second == (0, 0, 60, 60)
+    rows, columns = (image > 0.5).nonzero(as_tuple=True)
+    assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == first
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["a/2.png,0,0,5,5"], "line 2: there is no image 'a/2.png' in .* Did you mean"),
+        (["a/1.png,0,0,five,5"], "line 2: left, top, right, bottom must be numbers"),
+        (["a/1.png,5,5,5,9"], "is empty or leaves its image of 40 x 30"),
+        (["a/1.png,0,0,41,9"], "is empty or leaves its image of 40 x 30"),
+        (["a/1.png,0,0,1,30"], "nothing of the box is left"),
+        (["a/1.png,0,0,40,30"], "has no box of b/1.png"),
+    ],
+)
+def test_boxes_that_do_not_fit(tmp_path: Path, rows: list[str], message: str) -> None:
+    _folders(tmp_path)
+    _boxes(tmp_path, *rows)
+    with pytest.raises(DataError, match=message):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_boxes_without_a_column(tmp_path: Path) -> None:
+    _folders(tmp_path)
+    (tmp_path / "boxes.csv").write_text("file,left,top,right\n")
+    with pytest.raises(DataError, match="bottom is missing"):
+        load_data(f"folder:{tmp_path}")
+
+
 def test_imagenette_files(tmp_path: Path) -> None:
     from torchvision.datasets import Imagenette
 

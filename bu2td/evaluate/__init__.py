@@ -1,7 +1,7 @@
 """The evaluation suite: accuracy, robustness and explanation of bottom-up and top-down networks.
 
-``bu2td evaluate STAGE`` runs the paper's experiments; here they are as functions. A classifier is any module that maps
-images (N, C, H, W) in [0, 1] to logits (N, K).
+``bu2td evaluate STAGE`` runs the paper's experiments; here they are as functions. A classifier is any module that
+maps images (N, C, H, W) in [0, 1] to logits (N, K).
 """
 
 from bu2td.evaluate.attacks import ATTACKS, find_attack

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bu2td.errors import DataError, MissingPackageError, OptionError, nearest
+from bu2td.evaluate.boxes import FILE as BOXES
+from bu2td.evaluate.boxes import Box, fitted_sides, read_boxes
 
 _FOLDER = "folder:"
 _FORMS = "Data are digits, digits-padded, mnist, fashion-mnist, cifar10, imagenette or folder:PATH."
@@ -96,6 +98,7 @@ class Data:
         test: images that training never sees.
         classes: their names, by label.
         shape: of an image, (C, H, W).
+        boxes: per test image its boxes (left, top, right, bottom) in pixels; None where the data have none.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Data:
     test: Images = field(repr=False)
     classes: tuple[str, ...]
     shape: tuple[int, int, int]
+    boxes: tuple[list[Box], ...] | None = field(default=None, repr=False)
 
 
 def list_data() -> list[str]:
@@ -122,7 +126,8 @@ def load_data(
     Args:
         name: ``digits`` (scikit-learn's 8 x 8 digits enlarged to 32 x 32), ``digits-padded`` (20 x 20 in the middle
             of 32 x 32, so that most of an image is background, as in MNIST), ``mnist``, ``fashion-mnist``,
-            ``cifar10``, ``imagenette``, or ``folder:PATH`` with PATH/train/CLASS/* and PATH/val/CLASS/* (or test).
+            ``cifar10``, ``imagenette``, or ``folder:PATH`` with PATH/train/CLASS/*, PATH/val/CLASS/* (or test) and,
+            where objects have boxes, PATH/boxes.csv (`bu2td.evaluate.boxes`).
         root: the folder of torchvision's data sets.
         input_size: (C, H, W) of the images; by default the data set's own (128 x 128 for imagenette and folders).
         download: fetch torchvision's data sets where they are missing.
@@ -258,7 +263,10 @@ def _folder(name: str, size: tuple[int, int, int] | None) -> Data:
     if sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))
         raise DataError(f"{place}: train and {tests[-1].name} differ in classes ({', '.join(odd[:8])})")
-    return Data(name, FileImages(sets[0], shape), FileImages(sets[1], shape), tuple(sets[0].classes), shape)
+    boxes = None
+    if (place / BOXES).is_file():
+        boxes = read_boxes(place / BOXES, tests[-1], [file for file, _ in sets[1].samples], (shape[1], shape[2]))
+    return Data(name, FileImages(sets[0], shape), FileImages(sets[1], shape), tuple(sets[0].classes), shape, boxes)
 
 
 _LOADERS: dict[str, Callable[..., Data]] = {
@@ -320,9 +328,8 @@ def _fitted(picture: Any, shape: tuple[int, int, int]) -> Tensor:
     functional = _package("torchvision.transforms.v2.functional", "torchvision")
     channels, height, width = shape
     image = functional.pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
-    scale = max(height / image.shape[1], width / image.shape[2])
-    sides = [max(round(image.shape[1] * scale), height), max(round(image.shape[2] * scale), width)]
-    image = functional.center_crop(functional.resize(image, sides, antialias=True), [height, width])
+    *sides, top, left = fitted_sides((image.shape[1], image.shape[2]), (height, width))
+    image = functional.resize(image, sides, antialias=True)[:, top : top + height, left : left + width]
     return image.float() / 255
 
 

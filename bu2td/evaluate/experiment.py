@@ -257,7 +257,10 @@ def _explain(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
     if not engine.is_global_zero:
         return {}
     images, labels = sample(data.test, settings.explain_samples, settings.seed)
-    tables: dict[str, list[dict[str, Any]]] = {"localisation": [], "faithfulness": []}
+    boxes = None
+    if data.boxes is not None:
+        boxes = [data.boxes[i] for i in _drawn(len(data.test), settings.explain_samples, settings.seed)]
+    tables: dict[str, list[dict[str, Any]]] = {"localisation": [], "faithfulness": [], "boxes": []}
     left_out: list[dict[str, Any]] = []
     arrangements = [a for a in settings.attack_arrangements if a in settings.arrangements]
     repeats = range(settings.repeats)
@@ -266,12 +269,13 @@ def _explain(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
         pictures = 0 if (run.path / _MAPS).exists() and tables["localisation"] else _PICTURES
         options: dict[str, Any] = {"threshold": settings.threshold, "repeat": repeat, "seed": settings.seed}
         try:
-            found = explain(pair, images, labels, pictures=pictures, **options)
+            found = explain(pair, images, labels, pictures=pictures, boxes=boxes, **options)
         except DataError as error:  # networks that share no image: the others are still compared
             left_out.append({"repeat": repeat, "left out": str(error).partition(":")[0]})
             continue
         tables["localisation"] += found.localisation
         tables["faithfulness"] += found.faithfulness
+        tables["boxes"] += found.boxes
         if pictures:
             save_explanations(run.path / _MAPS, found.arrays)
     answer = {"explanations that could not be made": left_out} if left_out else {}
@@ -279,7 +283,8 @@ def _explain(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
     if not rows:
         return answer
     for name, own in tables.items():
-        _write(run.path / f"{name}.csv", own)
+        if own:
+            _write(run.path / f"{name}.csv", own)
     means = {key: aggregate(rows, ["arrangement", "normalisation"], key) for key in ("precision", "recall")}
     table = [
         {"network": a, "heat map": n, **{key: f"{means[key][a, n].mean:.3f}" for key in means}}
@@ -301,8 +306,11 @@ _STAGE: dict[str, Callable[[RunFolder, Data, Any], dict[str, Any]]] = {
 
 def sample(images: Images, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Some images, drawn at random: (N, C, H, W) in [0, 1], labels (N,)."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    return first_images(Part(images, order[:count]))
+    return first_images(Part(images, _drawn(len(images), count, seed)))
+
+
+def _drawn(size: int, count: int, seed: int) -> list[int]:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()[:count]
 
 
 def _attack_names(settings: Settings) -> list[str]:

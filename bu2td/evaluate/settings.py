@@ -165,8 +165,8 @@ def check(settings: Settings) -> Settings:
     Raises:
         OptionError: names the first such value.
     """
-    counts = ("repeats", "epochs", "batch_size", "attack_samples", "attack_repeats", "attack_runs", "attack_batch_size",
-              "corruption_samples", "explain_samples")  # fmt: skip
+    counts = ("repeats", "epochs", "batch_size", "attack_samples", "attack_repeats", "attack_runs",
+              "attack_batch_size", "corruption_samples", "explain_samples")  # fmt: skip
     for name in counts:
         _require(getattr(settings, name) >= 1, settings, name, "at least 1")
     for name in ("weight_decay", "momentum", "pca_color", "workers", "seed"):
