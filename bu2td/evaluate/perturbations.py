@@ -1,0 +1,150 @@
+"""The smallest perturbation of every image, and what it says about a classifier: curves, medians, areas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bu2td.erf.table import write_csv
+from bu2td.errors import OptionError
+
+#: Points of a curve, l2 = 0 and the limit included.
+POINTS = 101
+
+
+@dataclass(frozen=True)
+class Perturbations:
+    """The smallest perturbation that one attack found for every image.
+
+    Attributes:
+        distance: (N,) float64, its L2 norm over all pixel values of the image in [0, 1]; inf where none was found,
+            0 where the classifier is wrong without any.
+        clean: (N,) bool, whether the classifier is right about the image itself.
+        images: (N, C, H, W) float32, the perturbed images; the image itself where there is none.
+        dropped: (N,) int64, how often the attack claimed success (over the repeats) and a second look did not
+            confirm it.
+    """
+
+    distance: np.ndarray
+    clean: np.ndarray
+    images: np.ndarray
+    dropped: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.distance)
+
+
+def join(parts: Sequence[Perturbations]) -> Perturbations:
+    """Perturbations of several batches, one after the other."""
+    names = ("distance", "clean", "images", "dropped")
+    return Perturbations(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def accuracy_curve(perturbations: Perturbations, grid: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Accuracy against the size of the perturbation (the paper's figure 6).
+
+    Args:
+        perturbations: of N images.
+        grid: L2 norms, from 0 up.
+
+    Returns:
+        For every norm r: the share of ALL N images that are still classified correctly when their smallest
+        perturbation is applied wherever its norm is at most r. At r = 0 that is the clean accuracy.
+
+    Raises:
+        OptionError: the grid is empty, or has a negative or non-finite norm.
+    """
+    radii = np.asarray(grid, dtype=np.float64)
+    if radii.ndim != 1 or not len(radii) or not (np.isfinite(radii) & (radii >= 0)).all():
+        raise OptionError(f"grid must be a list of finite L2 norms from 0 up, found {grid!r}")
+    ordered = np.sort(perturbations.distance)
+    return (len(ordered) - np.searchsorted(ordered, radii, side="right")) / len(ordered)
+
+
+def summarise(perturbations: Perturbations, limit: float) -> dict[str, float | int | None]:
+    """What one row of robustness.csv says of an attack.
+
+    Args:
+        perturbations: of N images.
+        limit: L2 norm up to which the curve is integrated.
+
+    Returns:
+        samples (N); clean_accuracy (of all N); success_rate (of the images that are classified correctly without
+        perturbation); median_l2 (over the same images, those without adversarial image counted as inf); auc, the
+        area under `accuracy_curve` from 0 to limit divided by the limit; limit. success_rate and median_l2 are None
+        where no image is classified correctly.
+
+        The curve falls by 1/N at the distance d_i of every image, so its integral is the sum of
+        min(d_i, limit) / N, exactly.
+
+    Raises:
+        OptionError: the limit is not a positive number.
+    """
+    if not (math.isfinite(limit) and limit > 0):
+        raise OptionError(f"limit must be a positive L2 norm, found {limit!r}")
+    distance = perturbations.distance[perturbations.clean]
+    any_right = bool(len(distance))
+    return {
+        "samples": len(perturbations),
+        "clean_accuracy": float(perturbations.clean.mean()),
+        "success_rate": float(np.isfinite(distance).mean()) if any_right else None,
+        "median_l2": float(np.median(distance)) if any_right else None,
+        "auc": float(np.minimum(perturbations.distance, limit).mean() / limit),
+        "limit": float(limit),
+    }
+
+
+def shared_limit(perturbations: Sequence[Perturbations]) -> float:
+    """The greatest finite distance of several classifiers under one attack; 1 where nothing was found at all."""
+    finite = [p.distance[np.isfinite(p.distance)] for p in perturbations]
+    greatest = max((float(d.max()) for d in finite if len(d)), default=0.0)
+    return greatest or 1.0
+
+
+Results = Mapping[tuple[str, int], Mapping[str, Perturbations]]
+
+
+def robustness_rows(results: Results, points: int = POINTS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of robustness.csv and curves.csv for several classifiers.
+
+    Args:
+        results: (arrangement, repeat) -> attack -> perturbations.
+        points: of a curve.
+
+    Returns:
+        (rows of the table, rows of the curves). All classifiers share one limit and one grid per attack, from 0 to
+        the greatest finite distance of any of them, so that their areas can be compared.
+
+    Raises:
+        OptionError: fewer than two points.
+    """
+    if points < 2:
+        raise OptionError(f"a curve needs at least 2 points, found {points}")
+    attacks = list(dict.fromkeys(name for found in results.values() for name in found))
+    limits = {name: shared_limit([found[name] for found in results.values() if name in found]) for name in attacks}
+    table, curves = [], []
+    for (arrangement, repeat), found in results.items():
+        for name in (name for name in attacks if name in found):
+            key = {"arrangement": arrangement, "repeat": repeat, "attack": name}
+            table.append({**key, **summarise(found[name], limits[name])})
+            grid = np.linspace(0, limits[name], points)
+            for radius, accuracy in zip(grid, accuracy_curve(found[name], grid), strict=True):
+                curves.append({**key, "l2": float(radius), "accuracy": float(accuracy)})
+    return table, curves
+
+
+def write_robustness(results: Results, folder: str | Path, points: int = POINTS) -> None:
+    """Write robustness.csv and curves.csv; arguments as `robustness_rows`.
+
+    Raises:
+        FileError: a file cannot be written.
+        OptionError: fewer than two points.
+    """
+    table, curves = robustness_rows(results, points)
+    write_csv(table, Path(folder) / "robustness.csv")
+    write_csv(curves, Path(folder) / "curves.csv")
