@@ -34,7 +34,9 @@ def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
     capture, dims = expose_maps(capture, dims, logits)
     view = GraphView(capture, dims)
     found = find_regions(view, logits)
-    analysis = _assemble(view, capture, find_blocks(view, found.regions), found.tail, logits)
+    weights_behind = any(view.role(n) in ("conv", "linear", "head") for n in found.tail)
+    classes = 0 if weights_behind else view.dims[logits][1].size
+    analysis = _assemble(view, capture, find_blocks(view, found.regions, classes), found.tail, logits, classes)
     leading = tuple(n for region in found.leading for n in region.nodes)
     prepared = found.leading[-1].exit if leading else ""
     return replace(analysis, aside=found.aside, input_nodes=leading, input_exit=prepared)
@@ -53,7 +55,9 @@ def _logits(view: GraphView) -> str:
     return node.name
 
 
-def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str], logits: str) -> Analysis:
+def _assemble(
+    view: GraphView, capture: Capture, found: Blocks, tail: list[str], logits: str, classes: int
+) -> Analysis:
     blocks, pools = list(found.blocks), found.pools
     notes: list[str] = []
     for a, b in pairwise(blocks):
@@ -72,12 +76,14 @@ def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str],
     split = 0
     if not found.plain:
         split = next((i for i, b in enumerate(blocks) if b.kind == "block"), len(blocks))
+        if len({b.reduction for b in blocks[split:]}) == 1 < len({b.reduction for b in blocks}):
+            split = 0  # all that reduces are plain conv units: they are the levels
     stem_blocks, body = blocks[:split], blocks[split:]
     if not body:
         raise TopologyError("the network has no block behind its stem")
     stem = _stem(view, stem_blocks, pools, body[0])
     head_nodes = [n for r in found.waiting for n in r.nodes] + tail
-    body, head_convs, classifier = _head_convs(view, body, stem_blocks, tail, logits, found.plain)
+    body, head_convs, classifier = _head_convs(view, body, stem_blocks, classes, found.plain)
     head_entry = body[-1].exit if body else ""
     if head_convs:
         head_entry = head_convs[-1].exit
@@ -100,8 +106,8 @@ def _assemble(view: GraphView, capture: Capture, found: Blocks, tail: list[str],
     bodies = [level for level in levels if level.blocks]
     if len(bodies) < 2:
         raise NoReductionError(
-            f"all blocks behind the stem of this network end at one resolution (1/{bodies[0].reduction} of the "
-            f"image): they are isotropic, and there is nothing to turn upside down"
+            f"all blocks of this network end at one resolution (1/{bodies[0].reduction} of the image): they are "
+            f"isotropic, and there is nothing to turn upside down"
         )
     head = Head(
         nodes=tuple(sorted(set(head_nodes), key=order)),
@@ -142,11 +148,9 @@ def _stem(view: GraphView, blocks: list[Block], pools: Sequence[ConvUnit], first
 
 
 def _head_convs(
-    view: GraphView, body: list[Block], stem: list[Block], tail: list[str], logits: str, plain: bool
+    view: GraphView, body: list[Block], stem: list[Block], classes: int, plain: bool
 ) -> tuple[list[Block], list[Block], list[Block]]:
     """Split trailing 1x1 conv units off: (body, head convs, classifier convs)."""
-    classes = view.dims[logits][1].size
-    weights_behind = any(view.role(n) in ("conv", "linear", "head") for n in tail)
     convs: list[Block] = []
     classifier: list[Block] = []
     body = list(body)
@@ -155,7 +159,7 @@ def _head_convs(
         node = next((n for n in last.nodes if view.role(n) == "conv"), None)
         if last.kind != "conv" or last.strides or node is None or view.kernel(node) != (1, 1):
             break
-        if last.width == classes and not convs and not classifier and not weights_behind:
+        if last.width == classes and not convs and not classifier:
             classifier.append(body.pop())
             continue
         shared = _common_path(view.path(node), before.name)

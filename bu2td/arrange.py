@@ -76,14 +76,12 @@ class _Arranger:
         self.image_width = analysis.capture.image_shape[1]
 
     def run(self) -> Plan:
-        slots = self._slots()
-        levels: list[LevelPlan] = []
+        slots, levels = self._slots(), list[LevelPlan]()
         for i, slot in enumerate(slots):
             factor = slots[i - 1].reduction // slot.reduction if i else 1
             levels.append(self._level(slot, levels[-1] if levels else None, factor, slots[i - 1] if i else None))
         head = self._head(levels[-1].width, any(self._carries_head_convs(slot) for slot in slots))
-        shared = [str(t) for t, count in self._calls().items() if count > 1]
-        if shared:
+        if shared := self._shared():
             self.notes.append(
                 f"weights that the bottom-up network uses in several places are separate in each: "
                 f"{', '.join(shared)}"
@@ -102,10 +100,14 @@ class _Arranger:
             notes=(*self.analysis.notes, *self.notes),
         )
 
-    def _calls(self) -> Counter[str]:
-        """How often each module with parameters is called."""
-        called = [str(n.target) for n in self.view.nodes.values() if n.op == "call_module"]
-        return Counter(t for t in called if next(self.view.modules[t].parameters(), None) is not None)
+    def _shared(self) -> list[str]:
+        """Modules with parameters that are called more than once, and parameters that several levels read."""
+        view, levels = self.view, self.analysis.levels
+        used = [str(n.target) for n in view.nodes.values() if n.op == "call_module"]
+        for part in [*({n for b in level.blocks for n in b.nodes} for level in levels), self.analysis.head.nodes]:
+            used += {str(view.nodes[n].target) for n in part if view.role(n) == "attribute"}
+        owned = [f"{name}." for name, _ in view.graph_module.named_parameters()]
+        return [n for n, count in Counter(used).items() if count > 1 and any(o.startswith(f"{n}.") for o in owned)]
 
     # -- which level gets what ---------------------------------------------------------------------
 
@@ -381,7 +383,7 @@ class _Arranger:
         )
         return Request(
             name=f"r{level.slot.reduction}",
-            nodes=tuple(n for b in blocks for n in b.nodes),
+            nodes=tuple(dict.fromkeys(n for b in blocks for n in b.nodes)),
             entry=first.entry,
             exit=last.exit,
             entry_width=entry_width,
@@ -412,7 +414,7 @@ class _Arranger:
         nodes, entry = head.nodes, head.entry
         pools: dict[str, tuple[int, int]] = {}
         if head.convs and not convs_placed:
-            nodes = tuple(n for b in head.convs for n in b.nodes) + nodes
+            nodes = tuple(dict.fromkeys((*(n for b in head.convs for n in b.nodes), *nodes)))
             entry = head.convs[0].entry
             if not any(self.view.converter(n).needs_map for n in nodes):
                 pools[nodes[0]] = (1, 1)

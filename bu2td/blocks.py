@@ -1,45 +1,22 @@
-"""Part of analyse: regions -> conv units -> the blocks of the bottom-up network.
+"""Part of analyse: regions -> conv units (`bu2td.units`) -> the blocks of the bottom-up network.
 
-Regions are read like a sentence: a conv takes the norm and activation behind it; a norm or activation that
-follows anything else waits for the next conv or branching region (pre-activation), and what still waits at
-the end belongs to the head. Units are then grouped into blocks, see `bu2td.plan.Block`.
+Units are grouped into blocks, see `bu2td.plan.Block`.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from bu2td.errors import TopologyError
 from bu2td.plan import Block
 from bu2td.probe import is_spatial
 from bu2td.regions import Region
+from bu2td.units import ConvUnit, read_units
 from bu2td.view import GraphView, follows_entry, residual_join, shortcut_of
 
 #: Roles of operations with weights that work on a map.
 LAYERS = ("conv", "linear", "attention", "opaque")
-
-
-@dataclass
-class ConvUnit:
-    """A conv unit, branching region or pool in the making."""
-
-    kind: str
-    nodes: list[str]
-    entry: str
-    exit: str
-    conv: str | None = None
-    prefix: list[str] = field(default_factory=list)
-    roles: set[str] = field(default_factory=set)
-    closed: bool = False
-    dropouts: list[str] = field(default_factory=list)
-
-    def append(self, region: Region) -> None:
-        """Take a region that follows into the unit."""
-        self.nodes += region.nodes
-        self.exit = region.exit
-        self.roles |= region.roles
 
 
 @dataclass(frozen=True)
@@ -53,10 +30,11 @@ class Blocks:
     plain: bool
 
 
-def find_blocks(view: GraphView, regions: list[Region]) -> Blocks:
+def find_blocks(view: GraphView, regions: list[Region], classes: int = 0) -> Blocks:
     """Read regions into blocks.
 
-    Needs: the regions of `find_regions`.
+    Needs: the regions of `find_regions`; the number of classes if the head has no weights, so that a last 1x1
+        conv unit of this width is the classifier, and part of no block.
     Returns: `Blocks`; ``plain`` means that no block has more than one path and none is depthwise-separable.
     Guarantees: every node of the regions is in one block, one downsampler, or waits for the head. The same net
         written flat or nested gives the same blocks.
@@ -64,10 +42,12 @@ def find_blocks(view: GraphView, regions: list[Region]) -> Blocks:
     Raises:
         TopologyError: there is no convolution on the trunk, or a reduction is no whole number.
     """
-    units, waiting = _parse(view, regions)
+    units, waiting = read_units(view, regions)
     plain = not any(u.kind == "multi" or (u.conv and view.depthwise(u.conv)) for u in units)
-    units = _steal_preactivation(view, units)
-    grouped, pools = _group(view, units, plain)
+    last = units[-1] if units else None
+    classifies = last is not None and _pointwise(view, last) and view.width(last.exit) == classes
+    grouped, pools = _group(view, units[:-1] if classifies else units, plain)
+    grouped += [(last, True)] if classifies and last else []
     if not grouped:
         raise TopologyError(
             "the network has no convolution on its trunk between image and head; a chain of blocks is needed"
@@ -77,104 +57,6 @@ def find_blocks(view: GraphView, regions: list[Region]) -> Blocks:
     if first is None:
         raise TopologyError("the blocks of this network have no convolution with a converter")
     return Blocks(tuple(blocks), tuple(pools), tuple(waiting), first, plain)
-
-
-def _parse(view: GraphView, regions: list[Region]) -> tuple[list[ConvUnit], list[Region]]:
-    """Read the regions into units; returns them and the regions that still wait at the end."""
-    units: list[ConvUnit] = []
-    waiting: list[Region] = []
-    act_first = any(_starts_with_act(view, r) for r in regions if r.kind == "multi")
-
-    def attach(region: Region) -> None:
-        if units and not waiting:
-            units[-1].append(region)
-        else:
-            waiting.append(region)
-
-    for region in regions:
-        last = units[-1] if units else None
-        if region.kind in ("conv", "multi"):
-            unit = ConvUnit(region.kind, [], region.entry, region.exit, conv=region.conv)
-            unit.entry = waiting[0].entry if waiting else region.entry
-            for before in waiting:
-                unit.nodes += before.nodes
-                if before.kind in ("norm", "act"):
-                    unit.prefix += before.nodes
-            unit.nodes += region.nodes
-            unit.roles = set(region.roles)
-            waiting = []
-            units.append(unit)
-        elif region.kind == "pool":
-            reduces = view.reduction(region.entry) != view.reduction(region.exit)
-            if reduces:
-                if waiting and last:
-                    for before in waiting:
-                        last.append(before)
-                    waiting = []
-                units.append(ConvUnit("pool", list(region.nodes), region.entry, region.exit, closed=True))
-            else:
-                attach(region)
-        elif region.kind == "norm":
-            open_conv = last and last.kind == "conv" and not {"norm", "norm_act"} & last.roles
-            if open_conv and not waiting and "act" not in last.roles:  # type: ignore[union-attr]
-                last.append(region)  # type: ignore[union-attr]
-            else:
-                waiting.append(region)
-        elif region.kind == "dropout":
-            if last and last.kind == "pool" and not waiting:
-                last.append(region)
-                last.dropouts += region.nodes
-            else:
-                waiting.append(region)
-        elif region.kind == "act" and last and (last.closed or (act_first and last.kind == "multi")):
-            waiting.append(region)
-        else:
-            attach(region)
-    return units, waiting
-
-
-def _starts_with_act(view: GraphView, region: Region) -> bool:
-    """Whether a residual region activates its entry on the main path and adds it raw (norm-free nets).
-
-    In such a net the activation between two blocks belongs to the second.
-    """
-    join = residual_join(view, region.exit, region.nodes)
-    if join is None or region.entry not in view.inputs(join):
-        return False
-    readers = [u.name for u in view.nodes[region.entry].users if u.name in region.nodes]
-    return any(view.role(r) == "act" for r in readers if r != join)
-
-
-def _steal_preactivation(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
-    """Give the norm-act behind a conv to the pre-activation block that follows without a border.
-
-    In ``conv, norm, act, (conv, norm, act, conv) + projection`` the first norm-act belongs to the block:
-    its main path ends on a bare convolution, so the block's own order is norm-act-conv.
-    """
-    for before, unit in itertools.pairwise(units):
-        if unit.kind != "multi" or unit.prefix or before.kind != "conv" or before.exit != unit.entry:
-            continue
-        if not {"norm", "norm_act"} & before.roles or before.conv is None:
-            continue
-        if not _ends_on_bare_conv(view, unit):
-            continue
-        at = before.nodes.index(before.conv) + 1
-        stolen = before.nodes[at:]
-        before.nodes, before.exit = before.nodes[:at], before.conv
-        before.roles = {"conv"}
-        unit.prefix = [n for n in stolen if view.role(n) in ("norm", "act", "norm_act")]
-        unit.nodes, unit.entry = stolen + unit.nodes, before.exit
-    return units
-
-
-def _ends_on_bare_conv(view: GraphView, unit: ConvUnit) -> bool:
-    join = residual_join(view, unit.exit, unit.nodes)
-    if join != unit.exit or not {"norm", "norm_act"} & unit.roles:
-        return False
-    operands = view.inputs(join)
-    bare = [view.role(o) in ("conv", "dropout") for o in operands]
-    direct = [o for o in operands if view.role(o) == "conv" and view.kernel(o) == (1, 1)]
-    return all(bare) and bool(direct)
 
 
 def _appends(view: GraphView, unit: ConvUnit) -> bool:
@@ -334,40 +216,48 @@ def _under(view: GraphView, unit: ConvUnit, path: str) -> bool:
 def _group_aggregations(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     """Put a region that appends to its entry together with the 1x1 convs that aggregate right behind.
 
-    These are all that the smallest submodule holds beside it; in a net written flat, the next unit, unless a
-    pool follows (that is a transition).
+    These are all that the smallest submodule holds beside it and one 1x1 conv that it may begin with; in a net
+    written flat, the next unit, unless a pool follows (that is a transition).
     """
     result: list[ConvUnit] = []
-    end = 0
+    end = joined = 0
     for i, unit in enumerate(units):
         if i < end:
             continue
-        end = _aggregation_end(view, units, i) if unit.kind == "multi" and _appends(view, unit) else i + 1
-        result.append(_join(units[i:end]) if end > i + 1 else unit)
+        appends = unit.kind == "multi" and _appends(view, unit)
+        first, end = _aggregation(view, units, i, joined) if appends else (i, i + 1)
+        del result[len(result) - (i - first) :]
+        joined = end if end > first + 1 else joined
+        result.append(_join(units[first:end]) if joined == end else unit)
     return result
 
 
-def _aggregation_end(view: GraphView, units: list[ConvUnit], at: int) -> int:
-    """Behind the last unit that aggregates what the region at a place appends."""
+def _aggregation(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
+    """From where (``low`` at least) to where units belong to the region at a place, which appends to its entry."""
 
-    def aggregates(i: int) -> bool:
+    def chained(i: int) -> bool:
         unit = units[i]
         reduces = view.reduction(unit.exit) != view.reduction(unit.entry)
-        return _pointwise(view, unit) and not unit.prefix and units[i - 1].exit == unit.entry and not reduces
+        follows = i == 0 or units[i - 1].exit == unit.entry
+        return _pointwise(view, unit) and not unit.prefix and follows and not reduces
+
+    def expands(i: int) -> bool:
+        return i >= low and chained(i) and units[i].exit == units[at].entry
 
     own = path = _block_name(view, units[at])
     while path:
         inside = [i for i, u in enumerate(units) if _under(view, u, path)]
-        if inside != list(range(at, at + len(inside))):
+        first = at - 1 if inside[:1] == [at - 1] and expands(at - 1) else at
+        if not inside or inside != list(range(first, first + len(inside))):
             break
-        if len(inside) > 1:
-            return inside[-1] + 1 if all(map(aggregates, inside[1:])) else at + 1
+        if inside[-1] > at:
+            return (first, inside[-1] + 1) if all(map(chained, range(at + 1, inside[-1] + 1))) else (at, at + 1)
         path = path.rpartition(".")[0]
-    if at + 1 == len(units) or not aggregates(at + 1):
-        return at + 1
+    if at + 1 == len(units) or not chained(at + 1):
+        return at, at + 1
     pooled = at + 2 < len(units) and units[at + 2].kind == "pool"
     flat = not own or view.path(str(units[at + 1].conv)).startswith(f"{own}.")
-    return at + 2 if flat and not pooled else at + 1
+    return at, at + 2 if flat and not pooled else at + 1
 
 
 def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
@@ -425,7 +315,7 @@ def _block(view: GraphView, unit: ConvUnit, plain_conv: bool) -> Block:
     shortcut = join is not None and (shortcut_of(view, join, unit.entry, unit.nodes, unit.prefix) is not None)
     return Block(
         name=_block_name(view, unit),
-        nodes=tuple(sorted(unit.nodes, key=view.order.__getitem__)),
+        nodes=tuple(sorted(set(unit.nodes), key=view.order.__getitem__)),
         entry=unit.entry,
         exit=unit.exit,
         kind="conv" if plain_conv else "block",

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.errors import CaptureError, ModelOutputError
+from bu2td.nn import ScaledSiLU
 
 _ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
     "relu": lambda inplace=False: nn.ReLU(inplace),
@@ -48,6 +49,9 @@ _POOLS: dict[str, Callable[..., nn.Module]] = {
     "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
     "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
 }
+
+#: Activations that people write as clamps, by their bounds.
+_CLAMPS: dict[Any, type[nn.Module]] = {(0, None): nn.ReLU, (0, 6): nn.ReLU6}
 
 _VALUE_BY_VALUE = ("clamp", "pow", "abs", "relu")
 
@@ -137,8 +141,9 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
             kept[target] = module
             new = graph.call_module(target, args, kwargs)
         else:
-            if _is_identity(node, args):
-                env[node] = args[0] if isinstance(args[0], fx.Node) else args[0][0]
+            same = _identity(node, args)
+            if same is not None:
+                env[node] = same
                 continue
             new = _canonical_call(graph, node, args, kwargs, kept)
             if node.op == "call_method" and node.target in _METHODS_OUT_OF_PLACE:
@@ -148,6 +153,7 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
         if "line" in node.meta:
             new.meta["line"] = node.meta["line"]
     _name_activations(graph, kept)
+    _flatten_growing_concats(graph)
     graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
     used = {str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")}
     module = fx.GraphModule({k: v for k, v in kept.items() if k in used}, graph)
@@ -156,39 +162,109 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
 
 
 def _name_activations(graph: fx.Graph, kept: dict[str, Any]) -> None:
-    """Make modules of activations written by hand: x sigmoid(x), and x relu6(x + 3) / 6."""
+    """Make modules of activations written by hand, ``x * sigmoid(x)`` say."""
     for node in list(graph.nodes):
-        source, kind = _self_gated(node, kept)
-        if source is not None:
-            target = _free_name(f"{node.meta.get('path', '')}.{kind.__name__.lower()}".strip("."), kept)
-            kept[target] = kind()
+        source, module = _self_gated(node, kept)
+        if module is not None:
+            target = _free_name(f"{node.meta.get('path', '')}.{type(module).__name__.lower()}".strip("."), kept)
+            kept[target] = module
             with graph.inserting_before(node):
                 new = graph.call_module(target, (source,))
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
 
 
-def _self_gated(node: fx.Node, kept: dict[str, Any]) -> tuple[fx.Node | None, type[nn.Module]]:
-    """The x that a product or quotient is an activation of, and which."""
+def _self_gated(node: fx.Node, kept: dict[str, Any]) -> tuple[Any, nn.Module | None]:
+    """The x that a value is an activation of, and which; None where it is none.
 
-    def calls(value: Any, kind: type[nn.Module]) -> bool:
+    x sigmoid(x) is SiLU, x sigmoid(c x) its scaled form, x tanh(softplus(x)) Mish, relu6(x + 3) / 6
+    Hardsigmoid and x relu6(x + 3) / 6 Hardswish.
+    """
+
+    def read_by(value: Any, kind: type[nn.Module]) -> Any:
+        """What a module of this kind reads, if the value is its output."""
         is_call = isinstance(value, fx.Node) and value.op == "call_module"
-        return is_call and isinstance(kept[str(value.target)], kind)
+        return value.args[0] if is_call and isinstance(kept[str(value.target)], kind) else None
 
-    if _function_name(node) in ("mul", "multiply"):
-        for x, gate in (node.args[:2], node.args[1::-1]):
-            if calls(gate, nn.Sigmoid) and gate.args[0] is x:  # type: ignore[union-attr]
-                return x, nn.SiLU  # type: ignore[return-value]
-            if calls(gate, nn.Hardsigmoid) and gate.args[0] is x:  # type: ignore[union-attr]
-                return x, nn.Hardswish  # type: ignore[return-value]
-    if _function_name(node) in ("truediv", "div") and len(node.args) > 1 and node.args[1] == 6:
-        product: Any = node.args[0]
-        if isinstance(product, fx.Node) and _function_name(product) == "mul":
-            for x, gate in (product.args[:2], product.args[1::-1]):
-                shifted: Any = gate.args[0] if calls(gate, nn.ReLU6) else None  # type: ignore[union-attr]
-                if isinstance(shifted, fx.Node) and _function_name(shifted) == "add" and shifted.args == (x, 3):
-                    return x, nn.Hardswish  # type: ignore[return-value]
-    return None, nn.Identity
+    def shifted(value: Any) -> Any:
+        """The x of relu6(x + 3)."""
+        terms = _operands(read_by(value, nn.ReLU6), "add")
+        return next((x for x, three in terms if three == 3 and isinstance(x, fx.Node)), None)
+
+    dividend = _sixfold(node)
+    if shifted(dividend) is not None:
+        return shifted(dividend), nn.Hardsigmoid()
+    for x, gate in _operands(dividend, "mul"):
+        if isinstance(x, fx.Node) and shifted(gate) is x:
+            return x, nn.Hardswish()
+    for x, gate in _operands(node, "mul"):
+        if not isinstance(x, fx.Node):
+            continue
+        if read_by(gate, nn.Sigmoid) is x:
+            return x, nn.SiLU()
+        if read_by(gate, nn.Hardsigmoid) is x:
+            return x, nn.Hardswish()
+        if read_by(read_by(gate, nn.Tanh), nn.Softplus) is x:
+            return x, nn.Mish()
+        for inner, scale in _operands(read_by(gate, nn.Sigmoid), "mul"):
+            if inner is x and isinstance(scale, int | float):
+                return x, ScaledSiLU(scale)
+    return None, None
+
+
+def _operands(value: Any, name: str) -> list[tuple[Any, Any]]:
+    """Both orders of the operands of a sum or product; none if the value is not one."""
+    is_call = isinstance(value, fx.Node) and value.op in ("call_function", "call_method")
+    if is_call and _function_name(value) in (name, f"{name}tiply") and len(value.args) == 2 and not value.kwargs:
+        return [(value.args[0], value.args[1]), (value.args[1], value.args[0])]
+    return []
+
+
+def _sixfold(node: fx.Node) -> Any:
+    """The v of v / 6 or v * (1 / 6)."""
+    if _function_name(node) in ("truediv", "div") and len(node.args) == 2 and node.args[1] == 6:
+        return node.args[0]
+    return next((v for v, sixth in _operands(node, "mul") if sixth == 1 / 6), None)
+
+
+def _flatten_growing_concats(graph: fx.Graph) -> None:
+    """Write ``x = cat([x, f(x)])``, repeated, as the concat of all parts that it is.
+
+    Only where every part is computed from one of them: what parallel branches join stays a value.
+    """
+    growing: set[fx.Node] = set()
+    for node in graph.nodes:
+        parts = _concatenated(node)
+        if not any(map(_concatenated, [*parts, *node.users])):
+            continue
+        first = next((p for p in parts if _all_computed_from(p, parts, node)), None)
+        if first is None or len(parts) < 2:
+            continue
+        growing.add(node)
+        if first in growing and _dimension(first) == _dimension(node):
+            flat = [inner for p in parts for inner in (_concatenated(p) if p is first else [p])]
+            node.args, node.kwargs = (flat, _dimension(node)), {}
+
+
+def _concatenated(node: fx.Node) -> list[fx.Node]:
+    """The parts of a concat; none for other operations."""
+    parts = node.args[0] if node.args and _function_name(node) in ("cat", "concat") else ()
+    is_list = isinstance(parts, list | tuple) and all(isinstance(p, fx.Node) for p in parts)
+    return list(parts) if is_list else []  # type: ignore[arg-type]
+
+
+def _dimension(node: fx.Node) -> Any:
+    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+
+
+def _all_computed_from(source: fx.Node, parts: list[fx.Node], end: fx.Node) -> bool:
+    """Whether all parts are a value or computed from it, in a graph that is in order."""
+    reached, node = {source}, source.next
+    while node is not end:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+        node = node.next
+    return reached.issuperset(parts)
 
 
 def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept: dict[str, Any]) -> fx.Node:
@@ -202,6 +278,13 @@ def _canonical_call(graph: fx.Graph, node: fx.Node, args: Any, kwargs: Any, kept
         if module is not None and not _nodes_in((args[1:], settings)):
             target = _free_name(f"{_path(node)}.{name}".strip("."), kept)
             kept[target] = module
+            return graph.call_module(target, (args[0],))
+    if name in ("clamp", "clamp_min") and not _nodes_in((args[1:], kwargs)):
+        bounds = {**dict(zip(("min", "max"), args[1:], strict=False)), **kwargs}
+        act = _CLAMPS.get((bounds.get("min"), bounds.get("max")))
+        if act is not None:
+            target = _free_name(f"{_path(node)}.{name}".strip("."), kept)
+            kept[target] = act()
             return graph.call_module(target, (args[0],))
     if name in _WHOLE and _is_own_size(node, args, kwargs):
         target = _free_name(f"{_path(node)}.{name}".strip("."), kept)
@@ -246,12 +329,16 @@ def _is_own_size(node: fx.Node, args: Any, kwargs: Any) -> bool:
     return plain and all(source in own for source in sizes)
 
 
-def _is_identity(node: fx.Node, args: Any) -> bool:
+def _identity(node: fx.Node, args: Any) -> Any:
+    """The value that a node hands on as it is; None if it computes something."""
     name = _function_name(node)
     if name == "contiguous":
-        return True
-    single = name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1
-    return bool(single)
+        return args[0]
+    if name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1:
+        return args[0][0]
+    if name == "add" and args[:1] == (0,) and isinstance(args[1], fx.Node):
+        return args[1]  # sum() starts with 0
+    return None
 
 
 def _single_output(output: Any, training: bool) -> Any:

@@ -64,9 +64,10 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     model, notes = _checked(model)
     _check_images(example_inputs)
     twin = meta_copy(model)
-    evaluated = canonicalise(*_trace(twin, training=False), training=False)
+    images = _likely_images(model, example_inputs)
+    evaluated = canonicalise(*_trace(twin, images, training=False), training=False)
     try:
-        trained: fx.GraphModule | None = canonicalise(*_trace(twin, training=True), training=True)
+        trained: fx.GraphModule | None = canonicalise(*_trace(twin, images, training=True), training=True)
     except (CaptureError, ModelOutputError):
         trained = None
     if trained is not None and _same_but_dropout(trained, evaluated):
@@ -180,6 +181,18 @@ def _image_shape(
     return (1, channels, 224, 224), [note]
 
 
+def _likely_images(model: nn.Module, example_inputs: Tensor | None) -> Tensor:
+    """Meta images (2, C, H, W) of the size that the model most likely takes, for what tracing must know."""
+    size: Any = example_inputs.shape[1:] if example_inputs is not None else None
+    config: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if size is None and hasattr(config, "get"):
+        size = config.get("input_size")
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    channels = first.in_channels if first is not None else 3
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    return torch.empty((2, *(size or (channels, 224, 224))), device="meta", dtype=dtype)
+
+
 def _image_channels(graph_module: fx.GraphModule) -> int | None:
     """Input channels of the convolution that reads the image itself, if there is one."""
     image = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
@@ -225,11 +238,24 @@ class _Root(nn.Module):
         return self.model(x)
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that knows its length where the tracer does, as ``list(proxy)`` asks for it."""
+
+    def __len__(self) -> int:
+        tracer: Any = self.tracer
+        count = tracer.count(self)
+        return super().__len__() if count is None else count  # the first raises
+
+
 class _Tracer(fx.Tracer):
+    """Traces a model; ``images`` are what it most likely takes."""
+
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, images: Tensor) -> None:
         super().__init__()
+        self.images = images
+        self.measuring = False
         registry = getattr(sys.modules.get("timm.layers"), "get_notrace_modules", None)
         self.kept = tuple(
             cls
@@ -260,7 +286,53 @@ class _Tracer(fx.Tracer):
             or isinstance(module, self.kept)
         )
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A proxy for a node."""
+        return _Proxy(node, self)
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """The parts of a value of several, ``for part in x.chunk(4, 1)``; their number is part of the graph."""
+        count = self.count(obj)
+        return super().iter(obj) if count is None else iter([obj[i] for i in range(count)])
+
+    def count(self, obj: fx.Proxy) -> int | None:
+        """How many tensors or numbers a value consists of, whatever the image size; None where it is one tensor."""
+        larger = self.images.new_empty((*self.images.shape[:2], *(2 * n for n in self.images.shape[2:])))
+        counts: set[int | None] = set()
+        self.measuring = True
+        try:
+            for images in (self.images, larger):
+                value = self._measure(obj.node, images)
+                counts.add(len(value) if isinstance(value, tuple | list) else None)
+        except Exception:  # whatever the model's own code raises on such images
+            return None
+        finally:
+            self.measuring = False
+        return counts.pop() if len(counts) == 1 else None
+
+    def _measure(self, node: fx.Node, images: Tensor) -> Any:
+        """Run what has been traced so far, as far as a node needs it."""
+        needed, stack = {node}, [node]
+        while stack:
+            before = set(stack.pop().all_input_nodes) - needed
+            needed |= before
+            stack += before
+        interpreter = fx.Interpreter(self.root, graph=self.graph)
+        interpreter.args_iter = iter([images])
+        with torch.no_grad():
+            for each in self.graph.nodes:
+                if each in needed:
+                    interpreter.env[each] = interpreter.run_node(each)
+        return interpreter.env[node]
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """An attribute that the forward reads, as a proxy if it is a parameter."""
+        return attr_val if self.measuring else super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace a module's call, noting where it fails."""
+        if self.measuring:
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception as error:
@@ -269,14 +341,14 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _trace(model: nn.Module, training: bool) -> tuple[nn.Module, fx.Graph]:
+def _trace(model: nn.Module, images: Tensor, training: bool) -> tuple[nn.Module, fx.Graph]:
     _check_signature(model)
     model.train(training)
     root = _Root(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return root, _Tracer().trace(root)
+            return root, _Tracer(images).trace(root)
     except Exception as error:
         raise _capture_error(model, error) from error
 

@@ -5,7 +5,9 @@ Derivation. The graph runs four times on meta tensors, at (B, H, W), (B+1, H, W)
 that moves with both H and W counts tokens, one that never moves counts channels. A height of cumulative
 stride s is ``floor((H + c) / s) + d`` for constants c and d, so it grows by exactly D / s where s divides
 D: the stride is D / growth, whatever the padding, ceil mode, layout or view arithmetic on the way. D is a
-highly composite number, large enough for every stride, and meta tensors make its size free.
+highly composite number, large enough for every stride, and meta tensors make its size free. Where s does not
+divide D, growth is D / s rounded up or down; D / growth is then no whole number t while s and t stay below
+sqrt(D), since D / s and D / t lie more than 1 apart. So a fraction tells that a D of other factors is needed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bu2td.canonical import source_line
 from bu2td.converter import Site, converter_for
 from bu2td.errors import (
     Bu2tdError,
+    CaptureError,
     ExampleInputError,
     ModelInputError,
     NoReductionError,
@@ -31,8 +34,10 @@ from bu2td.errors import (
 from bu2td.nn import Pyramid
 from bu2td.plan import Capture, Dim, Value
 
-#: 2^7 * 3^3 * 5 * 7. Layers that are bound to multiples of a block size need the larger steps.
-_STEPS = (120960, 64 * 120960)
+#: 2^7 * 3^3 * 5 * 7; 2^13 * 3^3 * 5 * 7 for layers that are bound to multiples of a block size; and
+#: 2^10 * 3^6 * 5^3 * 7^2 for strides with other factors. The first are small, so that products of whole maps
+#: (attention over all positions) keep fewer than 2^63 elements.
+_STEPS = (120960, 64 * 120960, 2**10 * 3**6 * 5**3 * 7**2)
 
 
 def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str, Value]:
@@ -45,6 +50,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     Raises:
         ExampleInputError: the graph does not run on the image size.
         ModelInputError: the graph does not read an image.
+        CaptureError: it makes tensors on a device of its own choice.
         NoReductionError, TopologyError: it runs at one image size only.
     """
     n, channels, height, width = capture.image_shape
@@ -52,19 +58,32 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     graph_module = capture.graph_module
     shapes = shapes or shapes_of(graph_module, base)
     pooled = pooled_maps(graph_module, shapes)
+    found: dict[str, Value] | None = None
     try:
         more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
         for step in _STEPS:
             try:
                 taller = shapes_of(graph_module, (*base[:2], height + step, width), pooled, quick=True)
                 wider = shapes_of(graph_module, (*base[:3], width + step), pooled, quick=True)
-                break
             except ExampleInputError:
-                if step == _STEPS[-1]:
+                if step == _STEPS[-1] and found is None:
                     raise
+                continue
+            finer = {n: _dims(shape, more[n], taller[n], wider[n], step) for n, shape in shapes.items()}
+            found = finer if found is None or _all_whole(finer.values()) else found
+            if _all_whole(found.values()):
+                break
     except ExampleInputError as error:
         raise _bound_to_size(graph_module, shapes, base, error) from error
-    return {name: _dims(shape, more[name], taller[name], wider[name], step) for name, shape in shapes.items()}
+    assert found is not None
+    return found
+
+
+def _all_whole(values: Any) -> bool:
+    """Whether every stride among the dimensions is a whole number, or one over a whole number."""
+    if isinstance(values, Dim):
+        return values.stride is None or 1 in (values.stride.numerator, values.stride.denominator)
+    return values is None or all(map(_all_whole, values))
 
 
 def pooled_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -239,6 +258,11 @@ class _ShapeRecorder(fx.Interpreter):
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             what = f"{n.name} ({n.target})"
             reads_image = any(i.op == "placeholder" for i in n.all_input_nodes)
+            if "expected device meta" in reason:
+                raise CaptureError(
+                    f"the forward makes a tensor on a device of its own choice, which {what} at {source_line(n)} "
+                    f"reads; make it where the image is (device=x.device), or register it as a buffer"
+                ) from error
             if reads_image and isinstance(self.modules.get(str(n.target)), nn.Embedding):
                 raise ModelInputError(
                     f"{what} at {source_line(n)} looks indices up in a table; the input must be an image "

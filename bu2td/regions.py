@@ -15,7 +15,7 @@ from types import MappingProxyType
 import networkx as nx
 
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
-from bu2td.probe import is_feature_map, is_spatial
+from bu2td.probe import is_feature_map, is_spatial, is_tensor
 from bu2td.severed import set_aside_reads
 from bu2td.view import GraphView
 
@@ -60,7 +60,8 @@ def find_regions(view: GraphView, logits: str) -> Regions:
 
     Needs: a probed graph and the node of its logits.
     Returns: `Regions`: classified, in order, with the tail behind the last trunk tensor.
-    Guarantees: every node but image and output is in exactly one region or in the tail.
+    Guarantees: every node but image and output is in exactly one region or in the tail; parameters that are read
+        in several places are in each.
 
     Raises:
         ModelOutputError: the logits do not depend on the image.
@@ -123,11 +124,32 @@ def _trunk(view: GraphView, logits: str, aside: Mapping[tuple[str, str], str]) -
             trunk.append(name)
     reductions = [view.reduction(name) for name in trunk]
     if not trunk or max(reductions) == 1:
-        raise NoReductionError(
-            "nothing in this network reduces resolution before its head: the features keep the size "
-            "of the image, and there is nothing to turn upside down"
-        )
+        raise NoReductionError(_why_no_reduction(view, chain))
     return trunk
+
+
+def _why_no_reduction(view: GraphView, chain: list[str]) -> str:
+    """What to say of a network whose trunk keeps the resolution of the image."""
+    for name in chain:
+        value = view.dims[name]
+        if not is_tensor(value) or len(value) != 4:
+            continue
+        strides = {d.kind: d.stride for d in value if d.kind in ("height", "width")}
+        if len(set(strides.values())) > 1:
+            return (
+                f"height and width are reduced by different factors, {strides['height']} and {strides['width']} at "
+                f"{view.where(name)}; levels need maps that are reduced alike in both"
+            )
+        fixed = [d.size for d in value[2:] if d.kind == "channel"]
+        if len(fixed) == 2 and min(fixed) > 1:
+            return (
+                f"from {view.where(name)} on the maps have a fixed size, {fixed[0]}x{fixed[1]}, whatever the size "
+                f"of the image, and before it nothing reduces resolution; levels need maps that follow the image"
+            )
+    return (
+        "nothing in this network reduces resolution before its head: the features keep the size "
+        "of the image, and there is nothing to turn upside down"
+    )
 
 
 def covers_map(view: GraphView, name: str) -> bool:
@@ -147,24 +169,27 @@ def covers_map(view: GraphView, name: str) -> bool:
 def _regions(
     view: GraphView, trunk: list[str], aside: Mapping[tuple[str, str], str]
 ) -> tuple[list[Region], list[str]]:
-    """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail."""
+    """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail.
+
+    What is computed from parameters alone goes to every place that reads it.
+    """
     index = {name: i for i, name in enumerate(trunk)}
-    place: dict[str, int] = {}
+    places: dict[str, set[int]] = {}
     for name, node in view.nodes.items():
         read = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
         read = [aside.get((source, name), source) for source in read]
-        place[name] = max((index.get(n, place.get(n, -1)) for n in read), default=-1)
+        places[name] = {max((index[n] if n in index else max(places[n], default=-1) for n in read), default=-1)}
     for name in reversed(view.nodes):
         node = view.nodes[name]
-        if node.op == "get_attr" or (place[name] < 0 and node.op not in ("placeholder", "output")):
-            place[name] = min((place[user.name] for user in node.users), default=-1)
+        if node.op == "get_attr" or (places[name] == {-1} and node.op not in ("placeholder", "output")):
+            places[name] = {at for user in node.users for at in places[user.name]}
     regions = [Region(a, b, []) for a, b in itertools.pairwise(trunk)]
     tail: list[str] = []
     for name, node in view.nodes.items():
         if node.op in ("placeholder", "output"):
             continue
-        at = place[name]
-        (regions[at].nodes if 0 <= at < len(regions) else tail).append(name)
+        for at in sorted(places[name]):
+            (regions[at].nodes if 0 <= at < len(regions) else tail).append(name)
     return [r for r in regions if r.nodes], tail
 
 

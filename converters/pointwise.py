@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from bu2td_converters.join import broadcast
 from torch import nn
 
 from bu2td.converter import (
@@ -32,7 +33,7 @@ _ACTIVATIONS = (
     "timm.layers.activations_me.SwishMe", "timm.layers.activations_me.HardSwishMe",
     "timm.layers.activations_me.HardSigmoidMe", "timm.layers.activations_me.HardMishMe",
     "timm.layers.gather_excite.GammaAct", "timm.models.nfnet.GammaAct",
-    "timm.layers.create_act.GammaAct",
+    "timm.layers.create_act.GammaAct", "bu2td.nn.act.ScaledSiLU",
 )  # fmt: skip
 
 
@@ -100,16 +101,23 @@ class DropoutConverter(_PassThrough):
 @register_converter(
     nn.Softmax, nn.Softmax2d, nn.Identity,
     torch.softmax, torch.nn.functional.softmax, torch.sqrt, torch.rsqrt, torch.exp, torch.square,
-    torch.clamp, torch.abs, torch.neg, torch.pow, torch.nn.functional.normalize,
+    torch.clamp, torch.abs, torch.neg, torch.pow, torch.log, torch.log1p, torch.reciprocal, torch.sin, torch.cos,
+    torch.erf, torch.sign, torch.nn.functional.normalize,
     "_operator.neg", "_operator.pow", "builtins.float",
     "method:softmax", "method:clamp", "method:sqrt", "method:pow", "method:abs", "method:square",
     "method:float", "method:to", "method:type_as", "method:neg", "method:exp", "method:detach",
-    "method:clone", "method:rsqrt", nn.LocalResponseNorm,
+    "method:clone", "method:rsqrt", "method:log", "method:log1p", "method:reciprocal", "method:sin", "method:cos",
+    "method:sign", nn.LocalResponseNorm,
 )  # fmt: skip
 class PassConverter(_PassThrough):
     """Pointwise functions and casts that leave channels where they are; or those that share out one dimension."""
 
     role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; an exponent may have a value per channel."""
+        name = getattr(site.node.target, "__name__", site.node.target)
+        return broadcast(site, system) if name == "pow" else super().tie(site, system)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Pointwise, but for softmax and normalisations, along whose dimension elements mix."""

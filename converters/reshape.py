@@ -41,8 +41,27 @@ class AttributeConverter(Converter):
         return Rebuilt(parameter=torch.empty(change.sizes[site.node.name], device="meta"))
 
 
-@register_converter("method:size", "method:dim", "builtins.getattr", "builtins.len", "method:numel",
-                    "method:item", "builtins.int")  # fmt: skip
+@register_converter("builtins.getattr")
+class FieldConverter(Converter):
+    """An attribute: a size or type, or the field of a named tuple, ``x.max(1).values``."""
+
+    role = "pass"
+
+    def tie(self, site: Site, system: System) -> Any:
+        """A field is the tensor at its place in the tuple."""
+        return None if site.value is None else system.of(site.node.args[0])[_place(site)]
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Likewise."""
+        return None if site.value is None else fields[site.source()][_place(site)]
+
+
+def _place(site: Site) -> int:
+    """Where the results of torch's reductions have a field."""
+    return ("values", "indices").index(str(site.node.args[1]))
+
+
+@register_converter("method:size", "method:dim", "builtins.len", "method:numel", "method:item", "builtins.int")
 class ShapeConverter(Converter):
     """Sizes read at run time: they follow by themselves."""
 
@@ -148,7 +167,11 @@ class ViewConverter(Converter):
         """Dimensions are grouped, split and merged."""
         before, after = ([d.size for d in dims] for dims in (site.input_dims(), site.value))
         field = viewed(fields[site.source()], before, after)
-        return compressed(field, [i for i, d in enumerate(site.value) if d.kind == "channel"])
+        field = compressed(field, [i for i, d in enumerate(site.value) if d.kind == "channel"])
+        # Rows and columns that come out of tokens are written out, though a field changes along one of them only.
+        rows_and_columns = [i for i, d in enumerate(site.value) if d.kind in ("height", "width")]
+        shorter = compressed(field, rows_and_columns)
+        return shorter if any(shorter.lo.shape[i] > 1 for i in rows_and_columns) else field
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the literals that name channel dimensions."""

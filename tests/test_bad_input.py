@@ -111,6 +111,19 @@ class OpaqueReduction(nn.Module):
         return self.head(self.c(x))
 
 
+class OwnDevice(nn.Module):
+    """Joins its features with a map of rows that it makes on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = unit(3, 8), unit(9, 8, stride=2), head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        rows = torch.linspace(0, 1, x.shape[2]).view(1, 1, -1, 1).expand(x.shape[0], 1, x.shape[2], x.shape[3])
+        return self.head(self.b(torch.cat([x, rows], 1)))
+
+
 def parametrised(how: Callable[[nn.Module], nn.Module]) -> nn.Module:
     model = _Net()
     how(model.a[0])
@@ -132,6 +145,19 @@ MODELS: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
     ("3-d", sequential(nn.Conv3d(3, 8, 3)), errors.DimensionalityError, "Conv3d"),
     ("isotropic", sequential(unit(3, 8), unit(8, 8), head(8)), errors.NoReductionError, "size of the image"),
     ("patches", sequential(unit(3, 8, 4, 4), unit(8, 8), head(8)), errors.NoReductionError, "isotropic"),
+    (
+        "height alone",
+        sequential(nn.Conv2d(3, 8, 3, (2, 1), 1), head(8)),
+        errors.NoReductionError,
+        "factors, 2 and 1",
+    ),
+    (
+        "fixed",
+        sequential(unit(3, 8), nn.AdaptiveAvgPool2d(32), unit(8, 8), head(8)),
+        errors.NoReductionError,
+        "32x32",
+    ),
+    ("own device", OwnDevice, errors.CaptureError, r"device of its own choice[\s\S]*device=x\.device"),
     ("control flow", ControlFlow, errors.CaptureError, r"ControlFlow.*control flow[\s\S]*test_bad_input\.py:\d+"),
     ("inner flow", InnerControlFlow, errors.CaptureError, r"forward of inner \(ControlFlow\)[\s\S]*mean\(\) > 0"),
     ("two inputs", TwoInputs, errors.ModelInputError, r"needs 2 inputs \(x, y\)"),
@@ -278,7 +304,7 @@ def test_every_cause_has_its_type() -> None:
     causes = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
     assert all(issubclass(e, errors.Bu2tdError) for e in causes)
     assert all(e.__doc__ for e in causes)
-    assert len(causes) == 24
+    assert len(causes) == 26
 
 
 def test_bottom_up_network_survives_a_failure() -> None:

@@ -12,10 +12,22 @@ ROOT = Path(__file__).parents[1]
 #: Floors, lowest first; a module imports only from modules above it in this list.
 FLOORS = [
     *("errors", "files", "nn", "plan", "options", "fields", "converter"),
-    *("canonical", "capture", "probe", "intervals", "view", "severed", "regions", "layout", "blocks", "analyse"),
+    *(
+        "canonical",
+        "capture",
+        "probe",
+        "intervals",
+        "view",
+        "severed",
+        "regions",
+        "layout",
+        "units",
+        "blocks",
+        "analyse",
+    ),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
     *("cost", "verify", "network", "initialise", "baselines", "models", "convert", "arguments"),
-    *("zoo", "sweep", "draw", "erf", "cli"),
+    *("zoo", "sweep", "draw", "erf", "evaluate", "cli"),
 ]
 
 PASSES = {
@@ -25,6 +37,7 @@ PASSES = {
     "severed": "set_aside_reads",
     "regions": "find_regions",
     "layout": "expose_maps",
+    "units": "read_units",
     "blocks": "find_blocks",
     "analyse": "analyse",
     "channels": "solve_widths",
@@ -60,7 +73,7 @@ def test_floors_import_only_from_below(floor: str) -> None:
 
 
 def test_every_module_has_a_floor() -> None:
-    modules = {p.stem for p in (ROOT / "bu2td").glob("*.py")} | {"nn", "erf"}
+    modules = {p.stem for p in (ROOT / "bu2td").glob("*.py")} | {"nn", "erf", "evaluate"}
     assert modules - {"__init__", "__main__"} == set(FLOORS)
 
 
@@ -100,7 +113,7 @@ import sys, torch
 before = set(sys.modules)
 import bu2td
 loaded = {m.partition('.')[0] for m in set(sys.modules) - before}
-optional = 'timm torchvision matplotlib sklearn foolbox onnx tqdm captum pandas'.split()
+optional = 'timm torchvision matplotlib sklearn foolbox lightning_fabric yaml onnx tqdm captum pandas'.split()
 print(sorted(loaded & set(optional)))
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

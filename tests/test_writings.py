@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import UnsupportedOperationError
+from bu2td.nn import ScaledSiLU
 
 
 def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
@@ -28,6 +29,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.shortcut(x) + self.b(self.a(x)))
+
+
+class Formula(nn.Module):
+    """An activation of one's own."""
+
+    def __init__(self, formula: Any) -> None:
+        super().__init__()
+        self.formula = formula
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.formula(x)
 
 
 class Prepared(nn.Module):
@@ -81,9 +93,88 @@ def test_global_pools_written_by_hand(pool: Any) -> None:
     assert network.eval()(torch.rand(2, 3, 37, 32)).shape == (2, 10)
 
 
-def test_strides_of_three() -> None:
-    model = nn.Sequential(unit(3, 8), Block(8, 16, 3), Block(16, 24, 3), Block(24, 32, 3), head(32))
-    assert converted(model, example_inputs=torch.zeros(1, 3, 81, 90)).plan.ladder == (27, 9, 3, 1)
+class Mean(nn.Module):
+    """A generalised mean over the map."""
+
+    def __init__(self, learned: int) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((learned,) if learned < 2 else (learned, 1, 1), 3.0)) if learned else 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clamp(min=1e-6).pow(self.p)
+        return F.avg_pool2d(x, (x.size(-2), x.size(-1))).pow(1.0 / self.p).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        Mean(0),
+        Mean(1),
+        Formula(lambda x: (x * 0.5).mean((2, 3))),
+        Formula(lambda x: (x**2 + 0.1).mean((2, 3)).sqrt()),
+        Formula(lambda x: torch.log(torch.exp(2 * x).mean((2, 3))) / 2),
+    ],
+    ids=["power", "learned power", "scaled", "quadratic", "exponential"],
+)
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+def test_arithmetic_in_front_of_the_global_pool_belongs_to_the_head(pool: nn.Module, arrangement: str) -> None:
+    """The logits are the classifier's of the pooled last features, as in the bottom-up network."""
+    model = nn.Sequential(unit(3, 8), Block(8, 16, 2), Block(16, 24, 2), pool, nn.Linear(24, 10))
+    images = torch.rand(2, 3, 32, 32)
+    network = bu2td.convert(model, arrangement, example_inputs=images, seed=0, max_macs_ratio=None).eval()
+    last = network.features(images)[-1]
+    [classifier] = modules(network.head, "Linear")
+    torch.testing.assert_close(network(images), classifier(pool(last)))
+    network(images).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    assert network.plan.relaxations == ()
+
+
+def test_a_generalised_mean_with_an_exponent_per_channel() -> None:
+    model = nn.Sequential(unit(3, 8), Block(8, 16, 2), Block(16, 24, 2), Mean(24), nn.Linear(24, 10))
+    network = converted(model, example_inputs=torch.zeros(1, 3, 32, 32))
+    assert {n: tuple(p.shape) for n, p in network.named_parameters() if n.endswith(".p")} == {"head.3.p": (8, 1, 1)}
+
+
+def test_an_activation_of_two_operations_stays_with_its_unit() -> None:
+    """The square of ReLU follows every unit, so the last one is no part of the head."""
+
+    def part(inputs: int, outputs: int) -> nn.Module:
+        square = Formula(lambda x: F.relu(x).square())
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 2, 1), nn.BatchNorm2d(outputs), square)
+
+    model = nn.Sequential(part(3, 8), part(8, 16), part(16, 24), head(24))
+    network = converted(model, example_inputs=torch.zeros(1, 3, 32, 32))
+    assert "square" in network.r8.code
+    assert "square" not in network.head.code
+
+
+def test_a_parameter_that_several_levels_read() -> None:
+    class Tempered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.stages = nn.ModuleList([unit(3, 8), Block(8, 16, 2), Block(16, 24, 2)])
+            self.head = head(24)
+
+        def forward(self, x: Tensor) -> Tensor:
+            factor = self.scale.exp()
+            for stage in self.stages:
+                x = stage(x) * factor
+            return self.head(x)
+
+    network = converted(Tempered(), example_inputs=torch.zeros(1, 3, 32, 32))
+    assert [n for n, _ in network.named_parameters() if n.endswith("scale")] == ["r4.scale", "r2_up.scale"]
+    assert any("separate in each: scale" in note for note in network.plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("factor", "steps", "size"), [(3, 3, (81, 90)), (3, 5, (243, 250)), (5, 2, (100, 75)), (7, 2, (98, 98))]
+)
+def test_strides_of_odd_factors(factor: int, steps: int, size: tuple[int, int]) -> None:
+    model = nn.Sequential(unit(3, 8), *(Block(8, 8, factor) for _ in range(steps)), head(8))
+    ladder = tuple(factor**i for i in range(steps, -1, -1))
+    assert converted(model, example_inputs=torch.zeros(1, 3, *size)).plan.ladder == ladder
 
 
 def test_resampling_that_reduces_is_a_downsampler() -> None:
@@ -140,12 +231,22 @@ class Swish(nn.Module):
         return x * torch.sigmoid(x)
 
 
-class HardSwish(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * F.relu6(x + 3) / 6
-
-
-@pytest.mark.parametrize(("own", "kind"), [(Swish, nn.SiLU), (HardSwish, nn.Hardswish)])
+@pytest.mark.parametrize(
+    ("own", "kind"),
+    [
+        (Swish, nn.SiLU),
+        (lambda: Formula(lambda x: x.mul(x.sigmoid())), nn.SiLU),
+        (lambda: Formula(lambda x: x * F.relu6(x + 3) / 6), nn.Hardswish),
+        (lambda: Formula(lambda x: x * (F.relu6(x + 3.0, inplace=True) / 6.0)), nn.Hardswish),
+        (lambda: Formula(lambda x: F.relu6(3 + x) * (1 / 6) * x), nn.Hardswish),
+        (lambda: Formula(lambda x: x * torch.clamp(x + 3, 0, 6) / 6), nn.Hardswish),
+        (lambda: Formula(lambda x: x * torch.tanh(F.softplus(x))), nn.Mish),
+        (lambda: Formula(lambda x: x * torch.sigmoid(1.702 * x)), lambda: ScaledSiLU(1.702)),
+        (lambda: Formula(lambda x: x.clamp(min=0)), nn.ReLU),
+        (lambda: Formula(lambda x: torch.clamp(x, min=0, max=6)), nn.ReLU6),
+    ],
+    ids=["swish", "method", "hard", "quotient first", "product", "clamp", "mish", "scaled", "relu", "relu6"],
+)
 def test_activations_written_by_hand(own: Any, kind: Any) -> None:
     """They are the module of that name: an activation, not a block with two paths."""
 
@@ -162,6 +263,17 @@ def test_activations_written_by_hand(own: Any, kind: Any) -> None:
     expected = bu2td.convert(model(kind), example_inputs=images, seed=0, max_macs_ratio=None).eval()
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(found(images), expected(images))
+    by_hand = own()
+    torch.testing.assert_close(by_hand(images.clone()), kind()(images.clone()))
+
+
+def test_a_formula_that_is_no_activation_stays() -> None:
+    """x relu6(x + 2) / 6 is not Hardswish, and x sigmoid(y) gates x with another map."""
+    model = nn.Sequential(
+        unit(3, 8), Block(8, 16, 2), Formula(lambda x: x * F.relu6(x + 2) / 6), Block(16, 24, 2), head(24)
+    )
+    network = converted(model, example_inputs=torch.zeros(1, 3, 32, 32))
+    assert not modules(network, "Hardswish")
 
 
 def test_a_shared_activation_moves_no_border() -> None:
@@ -244,3 +356,16 @@ def test_convolutions_that_pad_in_their_own_forward(conv: Any, kept: bool) -> No
     network = converted(model, example_inputs=torch.zeros(1, 3, 32, 32))
     assert network.plan.ladder == (8, 4, 2, 1)
     assert bool(modules(network, conv.__name__)) == kept
+
+
+@pytest.mark.parametrize("last", [(unit(24, 24, 3, 2, groups=24), unit(24, 32, 1)), (Block(24, 32, 2),)])
+def test_a_plain_network_that_ends_in_one_block_has_no_stem(last: Any) -> None:
+    """Else one level alone would have blocks."""
+    model = nn.Sequential(unit(3, 8, 3, 2), unit(8, 16, 3, 2), unit(16, 24, 3, 2), *last, head(32))
+    for arrangement, widths in (
+        ("td", (32, 24, 16, 8, 8)),
+        ("uni", (16, 16, 16, 16, 8)),
+        ("rev", (8, 16, 24, 32, 8)),
+    ):
+        plan = converted(model, arrangement, example_inputs=torch.zeros(1, 3, 64, 64)).plan
+        assert (plan.ladder, plan.widths, plan.relaxations) == ((16, 8, 4, 2, 1), widths, ())

@@ -1,5 +1,6 @@
 """The modules that converted networks run."""
 
+from bu2td.nn.act import ScaledSiLU
 from bu2td.nn.merge import ConvUnit, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
@@ -14,6 +15,7 @@ __all__ = [
     "Lateral",
     "Merge",
     "Pyramid",
+    "ScaledSiLU",
     "Transition",
     "TransposedUpsample",
     "Upsample",
