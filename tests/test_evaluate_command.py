@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +306,26 @@ def test_unknown_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(Exception, match="there is no stage 'atack'"):
         answer = evaluate("atack", Settings(), tmp_path)
     assert answer is None
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(model: str, tmp_path: Path) -> None:
+    words = ["train", "--model", model, "--arrangement", "bu", "td", *SMALL, "--epochs", "6", "--repeats", "1"]
+    assert main([*words, "-o", str(tmp_path / "whole")]) == 0
+    folder = tmp_path / "killed"
+    for place in ("bu-0", "td-0"):
+        resume = ["--resume"] if folder.exists() else []
+        command = [sys.executable, "-m", "bu2td.evaluate", *words, "-o", str(folder), *resume]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log = folder / "runs" / place / "log.csv"
+        while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        assert not (log.parent / "result.json").exists()
+    assert main([*words, "-o", str(folder), "--resume"]) == 0
+    for name in ("bu-0", "td-0"):
+        whole, killed = (_rows(tmp_path / run / "runs" / name / "log.csv") for run in ("whole", "killed"))
+        assert [{k: v for k, v in r.items() if k != "seconds"} for r in killed] == [
+            {k: v for k, v in r.items() if k != "seconds"} for r in whole
+        ]

@@ -212,7 +212,11 @@ def _robustness(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
             placed = _placed(classifier, engine)
             for name, one in perturbations.items():
                 key = {"arrangement": arrangement, "repeat": repeat, "attack": name}
-                rows += [key | row for row in branch_accuracy(placed, images, torch.as_tensor(one.images), labels)]
+                perturbed = torch.as_tensor(one.images)
+                found_rows = branch_accuracy(
+                    placed, images, perturbed, labels, batch_size=settings.attack_batch_size
+                )
+                rows += [key | row for row in found_rows]
     _write(run.path / "branches.csv", rows)
     run.note(attacks=[find_attack(name).describe(settings.attack_budget) for name in names])
     table = [

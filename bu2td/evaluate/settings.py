@@ -81,7 +81,7 @@ class Settings:
     attacks: tuple[str, ...] = _about(
         ("paper", "gradient"), "attacks, or groups of them (paper, gradient)", "robustness"
     )
-    attack_budget: str = _about("full", "how hard the attacks try", "robustness", choices=BUDGETS)
+    attack_budget: str = _about("quick", "how hard the attacks try", "robustness", choices=BUDGETS)
     attack_samples: int = _about(100, "test images that are attacked", "robustness")
     attack_repeats: int = _about(3, "runs of every attack; the smallest perturbation is kept", "robustness")
     attack_batch_size: int = _about(
