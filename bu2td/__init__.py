@@ -19,6 +19,7 @@ from bu2td.converter import (
 )
 from bu2td.errors import Bu2tdError
 from bu2td.network import TopDownNetwork
+from bu2td.optimize import optimize
 from bu2td.plan import Analysis, Plan
 
 __version__ = "0.1.0"
@@ -37,7 +38,9 @@ __all__ = [
     "analyze",
     "convert",
     "erf",
+    "evaluate",
     "load",
+    "optimize",
     "register_converter",
     "save",
     "unregister_converter",
@@ -46,7 +49,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import `bu2td.erf` when it is first asked for."""
-    if name == "erf":
-        return importlib.import_module("bu2td.erf")
+    """Import `bu2td.erf` and `bu2td.evaluate` when they are first asked for."""
+    if name in ("erf", "evaluate"):
+        return importlib.import_module(f"bu2td.{name}")
     raise AttributeError(f"module 'bu2td' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The command line: ``bu2td inspect``, ``bu2td convert``, ``bu2td draw``, ``bu2td zoo``, ``bu2td erf``.
+"""The command line: ``bu2td`` with `inspect`, `convert`, `draw`, `zoo`, `erf` or `evaluate`.
 
 Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
 command returns its answer as text; until then stdout is closed to everybody else (a model's own code may
@@ -32,6 +32,8 @@ from bu2td.draw import check_path, draw
 from bu2td.erf.command import ABOUT as ERF
 from bu2td.erf.command import add_arguments as add_erf
 from bu2td.errors import OptionError
+from bu2td.evaluate.command import ABOUT as EVALUATE
+from bu2td.evaluate.command import add_arguments as add_evaluate
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
 from bu2td.plan import ARRANGEMENTS, Analysis, Cost, Options, Plan, format_table
@@ -239,6 +241,7 @@ def _parser() -> Parser:
     _add_draw(commands)
     _add_zoo(commands)
     add_erf(commands.add_parser("erf", **ERF))
+    add_evaluate(commands.add_parser("evaluate", **EVALUATE))
     return parser
 
 

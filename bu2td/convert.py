@@ -26,6 +26,7 @@ from bu2td.options import check_options
 from bu2td.plan import Analysis, Cost, Options, Plan, format_table
 from bu2td.probe import probe, shapes_of
 from bu2td.rewrite import Emitted, MapLimit, rewrite
+from bu2td.transform import retransform
 from bu2td.verify import LevelClaim, Report, flatten, owner_of, verify_graph, verify_numbers
 
 _FORMAT = "bu2td.recipe.1"
@@ -425,6 +426,8 @@ def load(
     fill_buffers(network)
     if recipe.get("num_classes") != network.num_classes:
         network.reset_classifier(recipe["num_classes"])
+    if recipe.get("optimize"):
+        _retransform(network, recipe["optimize"], path)
     try:
         network.load_state_dict(content["state_dict"])
     except RuntimeError as error:
@@ -432,6 +435,13 @@ def load(
     network.plan = replace(network.plan, options=options)
     network.recipe = recipe
     return network
+
+
+def _retransform(network: TopDownNetwork, data: Any, path: Path) -> None:
+    try:
+        retransform(network, data)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{path}: what the recipe says about optimisation is incomplete ({error})") from error
 
 
 def _tuple(value: Any) -> Any:

@@ -9,11 +9,11 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from bu2td.converter import converter_for_type
-from bu2td.errors import Bu2tdError, OptionError, ReductionError
+from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError
 from bu2td.nn import Pyramid
 from bu2td.plan import Plan
 
-_EXTRAS = ("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg", "grad_checkpointing")
+_EXTRAS = ("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg", "grad_checkpointing", "optimization")
 
 
 class TopDownNetwork(fx.GraphModule):
@@ -29,6 +29,7 @@ class TopDownNetwork(fx.GraphModule):
         recipe: what `bu2td.load` needs to build it again.
         num_classes: width of the logits.
         pretrained_cfg, default_cfg: those of a timm model, else None.
+        optimization: what `bu2td.optimize` did to it (`bu2td.transform.Optimization`), else None.
     """
 
     plan: Plan
@@ -37,6 +38,7 @@ class TopDownNetwork(fx.GraphModule):
     pretrained_cfg: Any
     default_cfg: Any
     grad_checkpointing: bool
+    optimization: Any = None
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "TopDownNetwork") -> None:
         super().__init__(root, graph, class_name)
@@ -56,6 +58,19 @@ class TopDownNetwork(fx.GraphModule):
             "a top-down network is not pickled; bu2td.save(td, file) writes its recipe and weights, and "
             "torch.save(td.state_dict(), file) the weights alone"
         )
+
+    def train(self, mode: bool = True) -> Any:
+        """Set train or eval mode.
+
+        Raises:
+            FusedNetworkError: the network is optimised for inference, and cannot train.
+        """
+        if mode and self.optimization is not None and self.optimization.mode == "inference":
+            raise FusedNetworkError(
+                "this network is optimised for inference: its norms are folded into its convolutions, so that it "
+                "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
+            )
+        return super().train(mode)
 
     @property
     def code(self) -> str:

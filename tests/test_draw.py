@@ -20,11 +20,11 @@ from bu2td.plan import Analysis, Plan
 
 matplotlib = pytest.importorskip("matplotlib")
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.image import imread  # noqa: E402
-from matplotlib.patches import FancyBboxPatch  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+from matplotlib.patches import FancyBboxPatch
 
-from bu2td.draw import MIN_SIDE, WIDTH, _figure, _Layout, draw  # noqa: E402
+from bu2td.draw import MIN_SIDE, WIDTH, _figure, _Layout, draw
 
 TIMES = " \N{MULTIPLICATION SIGN} "
 ARRANGEMENTS = ("td", "uni", "rev")

@@ -26,7 +26,8 @@ FLOORS = [
         "analyse",
     ),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
-    *("cost", "verify", "network", "initialise", "baselines", "models", "convert", "arguments"),
+    *("cost", "verify", "network", "choose", "simplify", "fuse", "transform"),
+    *("initialise", "baselines", "models", "convert", "optimize", "arguments"),
     *("zoo", "sweep", "draw", "erf", "evaluate", "cli"),
 ]
 

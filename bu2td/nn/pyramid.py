@@ -13,6 +13,7 @@ and the cut-off 1.5 F: 6 taps at F = 2 and 12 at F = 4. Away from the cut-off th
 Both axes are independent, so a level is ``W_h X W_w^T``.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -30,16 +31,32 @@ MIN_SIGMA = 0.125
 REDUCERS = ("gaussian", "strided", "max", "max_blur", "average")
 
 
+@functools.lru_cache(maxsize=256)
+def _kept_weights(size: int, factor: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`_make_weights`, made once; not under inference mode, whose tensors autograd could not use later."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _make_weights(size, factor, sigma, device, dtype)
+
+
 def _gaussian_weights(size: int, factor: int, sigma: float, like: Tensor) -> Tensor:
+    make = _kept_weights if type(like) is Tensor and not _is_traced() else _make_weights
+    return make(size, factor, sigma, like.device, like.dtype)
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
+def _make_weights(size: int, factor: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     out = -(-size // factor)
     scale = size / out
-    centres = scale * (torch.arange(out, device=like.device, dtype=torch.float32) + 0.5)
-    pixels = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
+    centres = scale * (torch.arange(out, device=device, dtype=torch.float32) + 0.5)
+    pixels = torch.arange(size, device=device, dtype=torch.float32) + 0.5
     distance = (pixels[None, :] - centres[:, None]).abs()
     weights = torch.exp(-0.5 * (distance / (sigma * scale)) ** 2)
     # The tolerance keeps a tap exactly on the cut-off out in spite of rounding.
     weights = torch.where(distance < 3 * sigma * scale - 1e-4, weights, torch.zeros_like(weights))
-    return (weights / weights.sum(dim=1, keepdim=True)).to(like.dtype)
+    return (weights / weights.sum(dim=1, keepdim=True)).to(dtype)
 
 
 def gaussian_resample(images: Tensor, factor: int, sigma: float = 0.5) -> Tensor:
@@ -82,10 +99,12 @@ class Pyramid(nn.Module):
     Attributes:
         size: the (H, W) that images must have; None for any.
         multiples: by reduction, what the sides of that level must be multiples of.
+        channels_last: give levels whose channels are last in memory.
     """
 
     size: tuple[int, int] | None
     multiples: dict[int, int]
+    channels_last: bool
 
     def __init__(self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5) -> None:
         super().__init__()
@@ -98,6 +117,7 @@ class Pyramid(nn.Module):
         self.sigma = sigma
         self.size = None
         self.multiples = {}
+        self.channels_last = False
 
     def check(self, images: Tensor) -> None:
         """Refuse images of a size that layers of the network cannot work on.
@@ -123,6 +143,10 @@ class Pyramid(nn.Module):
 
     def reduce(self, images: Tensor, factor: int) -> Tensor:
         """Reduce images (N, C, H, W) by one factor."""
+        level = self._reduce(images, factor)
+        return level.contiguous(memory_format=torch.channels_last) if self.channels_last else level
+
+    def _reduce(self, images: Tensor, factor: int) -> Tensor:
         if factor == 1:
             return images
         if self.reducer == "gaussian":

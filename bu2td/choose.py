@@ -1,0 +1,164 @@
+"""When a rewrite of `bu2td.optimize` is worth it: a cost model per kind of device, and what overrides it.
+
+A form of a computation takes, by the model, ``macs / rate + bytes / bandwidth`` seconds, where bytes are those of
+the intermediate maps and weights that the form writes and reads beside the convolution itself. A rewrite is chosen
+where its form takes less than `MARGIN` of the time of the form that it replaces. Rates are those of one core as
+measured by ``python bench/speed.py --rates``; only their ratio matters. A device without a table gets the
+rewrites that save work on any machine, and no others.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bu2td.errors import OptionError, nearest
+
+MODES = ("training", "inference")
+CHOICES = ("auto", "always", "never")
+
+#: Every rewrite: what it does. Those marked (inference) are never part of a network that trains.
+RULES: Mapping[str, str] = {
+    "schedule": "the lateral of a level is computed right before its merge",
+    "upsample_conv": "a convolution reads a nearest-upsampled map at low resolution",
+    "merge": "a merge in two terms, without sum and concatenation",
+    "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
+    "channels_last": "maps are channels-last from the pyramid to the head",
+    "fold_norm": "a batch norm is folded into the convolution in front of it (inference)",
+    "fuse": "convolution, sum and activation are one call (inference)",
+    "winograd": "a wide 3x3 convolution by minimal filtering, 2.25 times fewer multiplications",
+}
+INFERENCE_ONLY = ("fold_norm", "fuse")
+
+#: A rewrite must take less than this share of the time that it replaces.
+MARGIN = 0.9
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches on the shapes of top-down networks.
+
+    Attributes:
+        macs: multiply-accumulates per second of dense convolutions.
+        bandwidth: bytes per second of what only moves or adds numbers.
+    """
+
+    macs: float
+    bandwidth: float
+
+
+#: Measured on one core of an AMD EPYC 9004 (float32, oneDNN).
+RATES: Mapping[str, Rates] = {"cpu": Rates(macs=48e9, bandwidth=8e9)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a form of a computation costs: multiply-accumulates of one pass, values moved, values of weights."""
+
+    macs: float
+    moved: float = 0.0
+    weights: float = 0.0
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A place where a rewrite was possible.
+
+    Attributes:
+        rule: one of `RULES`.
+        site: the module, by its path in the network.
+        macs: multiply-accumulates for one image before and after.
+        gain: how many times faster the new form is by the model; None where it needs no model.
+        chosen: whether the rewrite was made.
+        reason: what decided.
+    """
+
+    rule: str
+    site: str
+    macs: tuple[int, int] = (0, 0)
+    gain: float | None = None
+    chosen: bool = True
+    reason: str = ""
+
+
+class Chooser:
+    """Decides on every rewrite, and keeps what it decided.
+
+    Args:
+        mode: one of `MODES`.
+        device: type of the device, as in `torch.device`.
+        batch: images at once.
+        rules: rule -> one of `CHOICES`.
+        force: module path, or a pattern of paths -> whether to rewrite there, whatever the rules say.
+        given: (rule, site) pairs that are to be chosen, and no others; from a saved file.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        device: str,
+        batch: int = 1,
+        rules: Mapping[str, str] | None = None,
+        force: Mapping[str, bool] | None = None,
+        given: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        self.mode, self.device, self.batch = mode, device, batch
+        self.rules, self.force = dict(rules or {}), dict(force or {})
+        self.given = None if given is None else {(rule, site) for rule, site in given}
+        self.made: list[Rewrite] = []
+
+    @property
+    def training(self) -> bool:
+        """Whether the network is to be trained."""
+        return self.mode == "training"
+
+    def __call__(self, rule: str, site: str, before: Form | None = None, after: Form | None = None) -> bool:
+        """Whether to make a rewrite; forms are those of one image."""
+        gain = None
+        if before is not None and after is not None and self.device in RATES:
+            gain = self._seconds(before) / self._seconds(after)
+        chosen, reason = self._decide(rule, site, before, after, gain)
+        macs = (int(before.macs), int(after.macs)) if before and after else (0, 0)
+        self.made.append(Rewrite(rule, site, macs, gain, chosen, reason))
+        return chosen
+
+    def _decide(self, rule: str, site: str, before: Any, after: Any, gain: float | None) -> tuple[bool, str]:
+        if self.given is not None:
+            return (rule, site) in self.given, "as saved"
+        if self.training and rule in INFERENCE_ONLY:
+            return False, "not in a network that trains"
+        for pattern, wanted in self.force.items():
+            if fnmatch.fnmatchcase(site, pattern):
+                return wanted, f"force {pattern!r}"
+        choice = self.rules.get(rule, "auto")
+        if choice != "auto":
+            return choice == "always", f"{rule}={choice!r}"
+        if before is None:
+            return True, "saves work everywhere"
+        if gain is None:
+            return after.macs < before.macs, f"no table for {self.device}: fewer multiplications"
+        return gain > 1 / MARGIN, "cost model"
+
+    def _seconds(self, form: Form) -> float:
+        """The model's time of a batch; a training step is three passes over maps and weights."""
+        rates, passes = RATES[self.device], 3 if self.training else 1
+        moved = 4.0 * (self.batch * form.moved + form.weights)
+        return passes * (self.batch * form.macs / rates.macs + moved / rates.bandwidth)
+
+
+def check_choices(rules: Mapping[str, str], force: Mapping[str, bool]) -> None:
+    """Refuse rules and choices that do not exist.
+
+    Raises:
+        OptionError: names them, with the nearest known ones.
+    """
+    for rule, choice in rules.items():
+        if rule not in RULES:
+            raise OptionError(f"there is no rule {rule!r}; known: {', '.join(RULES)}.{nearest(str(rule), RULES)}")
+        if choice not in CHOICES:
+            raise OptionError(f"rules[{rule!r}]={choice!r} must be one of {CHOICES}")
+    for pattern, wanted in force.items():
+        if not isinstance(pattern, str) or not isinstance(wanted, bool):
+            raise OptionError(f"force takes module paths and True or False, found {pattern!r}: {wanted!r}")
