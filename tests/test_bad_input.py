@@ -307,7 +307,7 @@ def test_every_cause_has_its_type() -> None:
     assert all(issubclass(e, errors.Bu2tdError) for e in causes)
     assert all(e.__doc__ for e in causes)
     raised = "".join(file.read_text() for file in Path(bu2td.__file__).parent.rglob("*.py"))
-    used = {name for name in re.findall(r"(\w+Error)\(", raised.replace("Error(Bu2tdError)", ""))}
+    used = set(re.findall(r"(\w+Error)\(", raised.replace("Error(Bu2tdError)", "")))
     assert {e.__name__ for e in causes} - used <= {"Bu2tdError"}  # none is left over
 
 
