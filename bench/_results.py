@@ -1,20 +1,101 @@
-"""Writing results: a CSV and a JSON file with the machine's versions, each whole or not at all."""
+"""What the sweeps have in common: arguments, going on where one was stopped, and writing results whole."""
 
+import argparse
 import csv
+import importlib.metadata
 import io
 import json
+import math
 import platform
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from bu2td.files import replacing
 
 FOLDER = Path(__file__).parent / "results"
 
+Row = dict[str, Any]
 
-def write(stem: Path, rows: list[dict[str, Any]], **about: Any) -> None:
+
+def parser(text: str | None, name: str) -> argparse.ArgumentParser:
+    """Arguments of every sweep over models: --match, --fresh, --out."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--match", default="", help="only models whose name contains this")
+    made.add_argument("--fresh", action="store_true", help="forget earlier results")
+    made.add_argument("--out", type=Path, default=FOLDER / name)
+    return made
+
+
+def sweep(
+    args: argparse.Namespace,
+    columns: Sequence[str],
+    jobs: Sequence[tuple[str, ...]],
+    run: Callable[..., list[Row]],
+    summary: Callable[[list[Row]], Row] = lambda rows: {},
+    **about: Any,
+) -> list[Row]:
+    """Run the jobs that have no rows yet, and write after each.
+
+    Args:
+        args: of `parser`.
+        columns: that hold a job's words in its rows.
+        run: a job's words -> its rows.
+        summary: what else is written beside the rows.
+        about: settings; rows of an earlier run with others are not gone on with.
+    """
+    file = args.out.with_suffix(".json")
+    rows: list[Row] = []
+    if file.exists() and not args.fresh:
+        before = json.loads(file.read_text())
+        if any(before["about"].get(name) != value for name, value in about.items()):
+            raise SystemExit(f"{file} is of other settings; run with --fresh, or with another --out")
+        rows = before["rows"]
+    done = {tuple(row[column] for column in columns) for row in rows}
+    for job in (bar := tqdm([job for job in jobs if job not in done])):
+        bar.set_description(" ".join(job))
+        rows += run(*job)
+        write(args.out, rows, **about, **summary(rows))
+    return rows
+
+
+def cause(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Exponent of the growth of time with size (1 is linear), by least squares on logarithms."""
+    xs, ys = [math.log(size) for size in sizes], [math.log(second) for second in seconds]
+    mx, my = statistics.mean(xs), statistics.mean(ys)
+    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / sum((x - mx) ** 2 for x in xs)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Installed versions; "none" for a package that is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "none"
+    return found
+
+
+def processor() -> str:
+    """The name of the CPU, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"
+
+
+def write(stem: Path, rows: list[Row], **about: Any) -> None:
     """Write ``stem.csv`` and ``stem.json``; the columns are those of all rows in order of appearance."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()

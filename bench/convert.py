@@ -8,7 +8,6 @@ no initialisation), and the initialisation of the converted network apart. Write
 """
 
 import argparse
-import math
 import os
 import statistics
 import time
@@ -79,11 +78,8 @@ def measure(build: Callable[[], nn.Module], repeat: int) -> dict:
 
 
 def slope(rows: list[dict]) -> float:
-    """Exponent of the growth with the number of nodes (1 is linear), by least squares on logarithms."""
-    xs = [math.log(row["nodes"]) for row in rows]
-    ys = [math.log(row["convert_s"]) for row in rows]
-    mx, my = statistics.mean(xs), statistics.mean(ys)
-    return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / sum((x - mx) ** 2 for x in xs)
+    """Exponent of the growth with the number of nodes."""
+    return _results.exponent([row["nodes"] for row in rows], [row["convert_s"] for row in rows])
 
 
 def main() -> None:

@@ -8,17 +8,15 @@ torch.compile(fullgraph, aot_eager) and torch.export against the network; autoca
 ``--onnx`` adds ONNX through onnxruntime. Writes bench/results/real_models.csv and .json.
 """
 
-import argparse
 import io
-import json
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import _results
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import bu2td
 from bu2td.models import create_model
@@ -42,8 +40,8 @@ def onnx_difference(network: bu2td.TopDownNetwork, size: int) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def check(word: str, arrangement: str, size: int, onnx: bool) -> dict:
-    """Convert and verify one network; returns its row."""
+def check(word: str, arrangement: str, size: int, onnx: bool) -> list[_results.Row]:
+    """Convert and verify one network; its row."""
     start = time.perf_counter()
     row = {"model": word, "arrangement": arrangement, "status": "ok", "cause": ""}
     try:
@@ -65,28 +63,20 @@ def check(word: str, arrangement: str, size: int, onnx: bool) -> dict:
             if not difference <= 1e-4:
                 row |= {"status": "failed", "cause": "onnxruntime gives other numbers"}
     except Exception as error:  # a sweep reports what fails and goes on
-        row |= {"status": "failed", "cause": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+        row |= {"status": "failed", "cause": _results.cause(error)}
     row["seconds"] = round(time.perf_counter() - start, 1)
-    return row
+    return [row]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--match", default="", help="only models whose name contains this")
+    parser = _results.parser(__doc__, "real_models")
     parser.add_argument("--size", type=int, default=64, help="image size of the checks on real tensors")
     parser.add_argument("--onnx", action="store_true", help="also compare ONNX through onnxruntime")
-    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
-    parser.add_argument("--out", type=Path, default=_results.FOLDER / "real_models")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    file = args.out.with_suffix(".json")
-    rows = [] if args.fresh or not file.exists() else json.loads(file.read_text())["rows"]
-    done = {(row["model"], row["arrangement"]) for row in rows}
-    jobs = [(m, a) for m in MODELS if args.match in m for a in ARRANGEMENTS if (m, a) not in done]
-    for word, arrangement in (bar := tqdm(jobs)):
-        bar.set_description(f"{word} {arrangement}")
-        rows.append(check(word, arrangement, args.size, args.onnx))
-        _results.write(args.out, rows, device="cpu", seed=0, size=args.size)
+    jobs = [(model, arrangement) for model in MODELS if args.match in model for arrangement in ARRANGEMENTS]
+    run = partial(check, size=args.size, onnx=args.onnx)
+    rows = _results.sweep(args, ("model", "arrangement"), jobs, run, device="cpu", seed=0, size=args.size)
     failed = [row for row in rows if row["status"] != "ok"]
     relaxed = sum(row.get("relaxations", 0) for row in rows)
     print(f"{len(rows) - len(failed)} of {len(rows)} networks verified, {relaxed} relaxations")

@@ -8,7 +8,7 @@ all values, whatever their padding or ceil mode, are therefore the graph's own. 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,8 +37,9 @@ from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.plan import Dim, Value
 from bu2td.probe import is_tensor, pooled_maps, shapes_of
 
-#: Where a virtual canvas starts: 2^6 * 3 * 5 * 7, which common strides divide; half of it for tokens, whose
-#: number is its square.
+#: Where a virtual canvas starts: 2^6 * 3 * 5 * 7, which common strides divide; half of it where tokens are counted,
+#: whose number is its area. There it is only as long as that along one axis at a time, and along the other one as
+#: long as the model's own image: fields along one axis do not depend on the size of the other.
 _CANVAS = 6720
 _DOUBLINGS = 8
 
@@ -66,7 +67,8 @@ class Intervals:
 
     Attributes:
         canvas: (H, W) of the image.
-        dims: dimensions of all values by node name, of their sizes on the canvas.
+        dims: dimensions of all values by node name, of their sizes on the canvas; a number of tokens is that of a
+            canvas that is long along one axis only.
         lines: for "height" and "width", by node name, the field of every value that has one such dimension.
         gated: nodes behind a global gate, values without positions included.
         unknown: node name -> the operation without a rule that it depends on.
@@ -85,13 +87,15 @@ def intervals(
     image_shape: tuple[int, ...],
     *,
     borders: bool = False,
+    gates_aside: bool = False,
     pyramid_field: PyramidField | None = None,
 ) -> Intervals:
     """Propagate receptive fields through a captured or flattened graph.
 
     Needs: a graph on the meta device and its probe at ``image_shape`` (N, C, H, W).
     Returns: `Intervals`, on the image itself with ``borders``, else on a canvas that the fields of all centre
-        positions leave free at its border.
+        positions leave free at its border. On that canvas pools to a fixed number of positions are gates, which
+        see all of it; on the image itself they are windows, unless ``gates_aside``.
     Guarantees: an operation without a rule is named, and whatever depends on it has no field.
 
     Raises:
@@ -103,14 +107,23 @@ def intervals(
     at_image = {name: _sizes(value) for name, value in dims.items()}
     pooled = pooled_maps(graph_module, at_image)
     if borders:
-        return _propagate(graph_module, dims, (batch, channels, height, width), pooled, False, pyramid_field)
+        return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
     kinds = {d.kind for value in dims.values() for d in _flat(value)}
-    side = _CANVAS // 2 if kinds & {"token", "mixed"} else _CANVAS
+    counted = bool(kinds & {"token", "mixed"})
+    side = _CANVAS // 2 if counted else _CANVAS
     found: Intervals | None = None
     failure: ExampleInputError | None = None
     for _ in range(_DOUBLINGS):
         try:
-            found = _propagate(graph_module, dims, (batch, channels, side, side), pooled, True, pyramid_field)
+            if counted:
+                tall, wide = (batch, channels, side, width), (batch, channels, height, side)
+                found = _united(
+                    _propagate(graph_module, dims, tall, pooled, True, pyramid_field, ("height",)),
+                    _propagate(graph_module, dims, wide, pooled, True, pyramid_field, ("width",)),
+                )
+            else:
+                square = (batch, channels, side, side)
+                found = _propagate(graph_module, dims, square, pooled, True, pyramid_field)
         except ExampleInputError as error:
             failure = error
         else:
@@ -165,6 +178,7 @@ def _propagate(
     pooled: Mapping[str, tuple[int, int]],
     virtual: bool,
     pyramid_field: PyramidField | None,
+    kinds: Sequence[str] = ("height", "width"),
 ) -> Intervals:
     numbers: dict[str, Any] = {}
     shapes = shapes_of(graph_module, shape, pooled, quick=True, numbers=numbers)
@@ -177,12 +191,34 @@ def _propagate(
     unknown: dict[str, str] = {}
     gated: set[str] = set()
     lines = {}
-    for axis, kind in ((2, "height"), (3, "width")):
+    for kind in kinds:
+        axis = 2 if kind == "height" else 3
         walk = _Walk(sites, pooled if virtual else {}, axis, kind, pyramid_field)
         lines[kind] = walk.run()
         unknown |= walk.unknown
         gated |= walk.gated
     return Intervals(shape[2:], sized, lines, frozenset(gated), unknown)
+
+
+def _united(tall: Intervals, wide: Intervals) -> Intervals:
+    """Heights of a tall canvas and widths of a wide one."""
+    dims = {name: _heights(value, wide.dims[name]) for name, value in tall.dims.items()}
+    return Intervals(
+        (tall.canvas[0], wide.canvas[1]),
+        dims,
+        {**tall.lines, **wide.lines},
+        tall.gated | wide.gated,
+        {**tall.unknown, **wide.unknown},
+    )
+
+
+def _heights(tall: Value, wide: Value) -> Value:
+    """The dimensions of ``wide``, heights those of ``tall``."""
+    if tall is None or wide is None:
+        return wide
+    if is_tensor(tall):
+        return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
+    return tuple(_heights(a, b) for a, b in zip(tall, wide, strict=True))
 
 
 class _Walk:

@@ -55,10 +55,19 @@ class _Attention(Converter):
 
     role = "attention"
 
+    #: The attribute that counts what divides the width of a layer which is as wide as what it reads.
+    divisor = "num_heads"
+
     def kernel(self, site: Site) -> tuple[int, int]:
         """The whole map."""
         height, width = (d.size for d in site.input_dims()[2:])
         return height, width
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass; heads or groups divide them."""
+        entry = system.of(site.node.args[0])
+        system.divisible(entry[1], getattr(site.layer, self.divisor), site.node.name, relaxable=True)
+        return entry
 
     def stride(self, site: Site) -> tuple[int, int]:
         """2 where the layer pools its output."""
@@ -204,12 +213,6 @@ class LambdaLayerConverter(_Attention):
         step = 2 if _pools(module) else 1
         return inputs[0].new_empty(n, width, *(side // step for side in sides))
 
-    def tie(self, site: Site, system: System) -> Any:
-        """The output is as wide as the input; heads divide it."""
-        entry = system.of(site.node.args[0])
-        system.divisible(entry[1], site.layer.num_heads, site.node.name, relaxable=True)
-        return entry
-
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build projection, norms and positions anew."""
         old: Any = site.module
@@ -240,6 +243,8 @@ class LambdaLayerConverter(_Attention):
 class BilinearAttnConverter(_Attention):
     """Mixes rows and columns of every block position by matrices that are computed from the map."""
 
+    divisor = "groups"
+
     def stride(self, site: Site) -> tuple[int, int]:
         """Stride 1."""
         return (1, 1)
@@ -247,12 +252,6 @@ class BilinearAttnConverter(_Attention):
     def grid(self, module: Any) -> int | None:
         """The map is cut into whole blocks."""
         return int(module.block_size)
-
-    def tie(self, site: Site, system: System) -> Any:
-        """Channels pass; groups divide them."""
-        entry = system.of(site.node.args[0])
-        system.divisible(entry[1], site.layer.groups, site.node.name, relaxable=True)
-        return entry
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build for another width; a block that does not divide its new map shrinks."""

@@ -23,6 +23,17 @@ def make(word: str) -> nn.Module:
     return create_model(word, device="meta")
 
 
+def slim_resnet(depth: int) -> nn.Module:
+    """A ResNet as TensorFlow-Slim strides it: in the last block of a stage, whose shortcut is subsampled."""
+    model: Any = make(f"torchvision:resnet{depth}")
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage[0].conv2.stride = stage[0].downsample[0].stride = (1, 1)
+        if stage is not model.layer4:
+            stage[-1].conv2.stride = (2, 2)
+            stage[-1].downsample = nn.MaxPool2d(1, 2)
+    return model
+
+
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 

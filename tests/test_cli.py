@@ -22,18 +22,9 @@ needs_matplotlib = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is 
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Any:
+def run(call: Any) -> Any:
     """Run the command line; returns (exit status, stdout, stderr)."""
-
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        try:
-            status = main([str(word) for word in words])
-        except SystemExit as end:
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return lambda *words: call(main, *words)
 
 
 # --- inspect ------------------------------------------------------------------------------------------

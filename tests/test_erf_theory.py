@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.erf import Fields, theory
-from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
+from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError, TopologyError
 
 
 def row(fields: Fields, name: str) -> dict[str, Any]:
@@ -84,6 +84,7 @@ PUBLISHED = {
     ("torchvision:inception_v3", "r32"): (1311, 32, None),
     ("inception_v4", "r32"): (2071, 32, None),
     ("inception_resnet_v2", "r32"): (3039, 32, None),
+    ("mobilenetv1_100", "r32"): (315, 32, None),
     ("torchvision:resnet18", "r32"): (435, 32, 217),
     ("torchvision:resnet50", "layer4"): (427, 32, 213),
     ("torchvision:resnet101", "r32"): (971, 32, 485),
@@ -103,6 +104,14 @@ def test_published_fields(word: str, layer: str) -> None:
     assert not found["gated"]
 
 
+@pytest.mark.parametrize(("depth", "size"), [(50, 483), (101, 1027), (152, 1507)])
+def test_published_fields_of_slim_resnets(depth: int, size: int) -> None:
+    """Araujo et al. (2019), resnet_v1."""
+    pytest.importorskip("torchvision")
+    model = nets.slim_resnet(depth)
+    assert row(theory(model, layers=["layer4"]), "layer4")["size"] == (size, size)
+
+
 def test_speed() -> None:
     pytest.importorskip("torchvision")
     model = nets.make("torchvision:resnet152")
@@ -113,6 +122,16 @@ def test_speed() -> None:
         times.append(time.process_time() - start)
     assert len(fields.rows) > 500
     assert min(times) < 2
+
+
+def test_speed_with_attention() -> None:
+    """Maps of thousands of pixels are never written out as tokens times channels."""
+    pytest.importorskip("timm")
+    td = bu2td.convert(nets.make("edgenext_xx_small"), device="meta", max_macs_ratio=None)
+    start = time.process_time()
+    fields = theory(td)
+    assert time.process_time() - start < 5
+    assert [r["size"] for r in fields.rows if r["name"].startswith("r")][-1] == (1472, 1472)
 
 
 # --- what a row says ----------------------------------------------------------------------------------
@@ -212,6 +231,13 @@ def test_a_network_without_a_trunk_has_levels() -> None:
     assert {"r4", "r8", "r16", "r32"} <= set(names)
 
 
+def test_an_encoder_has_levels() -> None:
+    """A network without logits: its output is a level too."""
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
+    rows = theory(encoder, example_inputs=IMAGES).rows
+    assert [(r["name"], r["size"]) for r in rows] == [("0", (3, 3)), ("r2", (3, 3)), ("r4", (7, 7))]
+
+
 def test_the_canvas_grows_with_the_field() -> None:
     layers = [nn.Conv2d(1, 1, 3, 2, 1), *(nn.Conv2d(1, 1, 3, 1, 600, dilation=600) for _ in range(4))]
     fields = theory(nn.Sequential(*layers), example_inputs=IMAGES, layers=["4"])
@@ -233,6 +259,16 @@ def test_table_as_text_and_files(tmp_path: Path) -> None:
     assert [r["size"] for r in rows] == ["3x3", "3x3", "8x8", "18x18", ""]
     with pytest.raises(FileError):
         fields.to_csv(tmp_path / "nowhere" / "fields.csv")
+
+
+def test_pandas() -> None:
+    pytest.importorskip("pandas")
+    fields = theory(chain(), example_inputs=IMAGES)
+    table = fields.to_pandas()
+    assert list(table.columns) == list(fields.rows[0])
+    assert list(table["name"]) == ["0", "r1", "r2", "r4", "head"]
+    assert table.set_index("name").loc["r4", "size"] == (18, 18)
+    assert table["size"].isna().tolist() == [False, False, False, False, True]
 
 
 def test_pandas_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,6 +299,19 @@ def test_bad_input() -> None:
     td = bu2td.convert(chain(), "td", example_inputs=IMAGES, seed=0)
     with pytest.raises(OptionError, match="pyramid_field"):
         theory(td, pyramid_field=lambda factor, sigma: 2.5)  # type: ignore[arg-type, return-value]
+
+
+def test_a_network_of_one_image_size() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 4, 4, 4), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.conv(x).reshape(x.shape[0], 4, 7, 7).mean((2, 3)))
+
+    with pytest.raises(TopologyError, match=r"Fixed runs on images of 28x28 only.*canvas of any size"):
+        theory(Fixed(), example_inputs=IMAGES)
 
 
 def test_import_is_lazy() -> None:

@@ -267,6 +267,36 @@ def test_virtual_canvas_agrees_with_a_large_image(seed: int) -> None:
         assert max(middle[0]) == max(middle[1]), name
 
 
+@pytest.mark.parametrize("name", ["tokens", "windows of tokens", "norm of tokens"])
+def test_tokens_on_canvases_of_one_axis(name: str) -> None:
+    """Tokens are counted on canvases that are long along one axis; the middle of a large image has the same."""
+
+    def windows_of(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = x.reshape(n, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        x = x.mean(1, keepdim=True).expand(-1, 16, -1)
+        return x.reshape(n, h // 4, w // 4, 4, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+
+    def norm_of(x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        x = F.layer_norm(half_way(x).flatten(2).transpose(1, 2), (c,))
+        return x.transpose(1, 2).reshape(n, c, h, w)
+
+    call = {"tokens": tokens, "windows of tokens": windows_of, "norm of tokens": norm_of}[name]
+    seen = looked_at(positive(nn.Sequential(Op(call), nn.Conv2d(4, 3, 3, 2, 1))), (32, 48))
+    assert any(getattr(d, "kind", "") in ("token", "mixed") for value in seen.dims.values() for d in value or ())
+    if name != "norm of tokens":  # whose gradients cancel
+        check(seen)
+    virtual = intervals(seen.graph_module, seen.dims, seen.image_shape)
+    real = intervals(seen.graph_module, seen.dims, (2, 2, 480, 480), borders=True)
+    last = next(n.name for n in reversed(seen.graph_module.graph.nodes) if n.op == "call_module")
+    for kind in ("height", "width"):
+        large, small = (found.lines[kind][last] for found in (virtual, real))
+        sizes = [a.hi - a.lo for a in (large, small)]
+        middle = [a[len(a) // 2 - 8 : len(a) // 2 + 8] for a in sizes]
+        assert middle[0].tolist() == middle[1].tolist()
+
+
 # --- rules --------------------------------------------------------------------------------------------
 
 

@@ -28,7 +28,14 @@ from bu2td.erf.gradient import Gradients, gradient
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import write_csv
 from bu2td.erf.theory import Fields, theory
-from bu2td.errors import OptionError, nearest
+from bu2td.errors import (
+    ModelOutputError,
+    NoReductionError,
+    OptionError,
+    TopologyError,
+    UnsupportedOperationError,
+    nearest,
+)
 from bu2td.models import create_model
 from bu2td.plan import format_table
 
@@ -79,10 +86,8 @@ class _Side:
     """One of the two networks, what is asked of it, and what was found."""
 
     word: str
-    network: Any
     subject: Subject
     layers: Any
-    images: Tensor | None
     fields: Fields | None = None
     gradients: Gradients | None = None
 
@@ -110,22 +115,11 @@ def run(options: argparse.Namespace) -> str:
     measured = options.mode != "theory"
     model = _model(options, measured)
     images = example_inputs(options, model)
-    networks: dict[str, Any] = {"bottom-up": model}
-    if options.topdown:
-        networks["bottom-up"] = bu2td.analyze(model, example_inputs=images)
-        images = None  # the analysis knows them, and so does the top-down network
-        networks["top-down"] = bu2td.convert(
-            networks["bottom-up"],
-            options.arrangement,
-            device="cpu" if measured else "meta",
-            seed=options.seed,
-            max_macs_ratio=None,
-        )
-    subjects = [subject(network, images) for network in networks.values()]
+    subjects = _subjects(options, model, images)
     chosen = _layers(options.layers, subjects)
     sides = [
-        _find(options, _Side(word, networks[word], looked_at, layers, images))
-        for word, looked_at, layers in zip(networks, subjects, chosen, strict=True)
+        _find(options, _Side(word, looked_at, layers))
+        for word, looked_at, layers in zip(SIDES, subjects, chosen, strict=False)
     ]
     if options.csv:
         write_csv([row for side in sides for row in side.rows()], options.csv)
@@ -161,6 +155,26 @@ def _model(options: argparse.Namespace, measured: bool) -> nn.Module:
         return create_model(options.model, device="cpu")
 
 
+def _subjects(options: argparse.Namespace, model: nn.Module, images: Tensor | None) -> list[Subject]:
+    """The bottom-up network, and its top-down network if it is asked for."""
+    if not options.topdown:
+        return [subject(model, images)]
+    try:
+        analysis = bu2td.analyze(model, example_inputs=images)
+        network = bu2td.convert(
+            analysis,
+            options.arrangement,
+            device="cpu" if options.mode != "theory" else "meta",
+            seed=options.seed,
+            max_macs_ratio=None,
+        )
+    except (NoReductionError, TopologyError, ModelOutputError, UnsupportedOperationError) as error:
+        subject(model, images)  # else the cause lies in the bottom-up network
+        hint = "--no-topdown shows the receptive fields of the bottom-up network alone"
+        raise type(error)(f"{error}; {hint}") from error
+    return [subject(analysis), subject(network)]
+
+
 def _layers(text: str, subjects: list[Subject]) -> list[Any]:
     """What each network is asked for; a name need not be in both."""
     if text in ("levels", "all"):
@@ -181,15 +195,10 @@ def _find(options: argparse.Namespace, side: _Side) -> _Side:
     """Theory and gradients of one network."""
     fields, gradients = None, None
     if options.mode != "gradient" and side.layers:
-        fields = theory(side.network, example_inputs=side.images, layers=side.layers)
+        fields = theory(side.subject, layers=side.layers)
     if options.mode != "theory" and side.layers:
         gradients = gradient(
-            side.network,
-            layers=side.layers,
-            example_inputs=side.images,
-            count=options.count,
-            device=options.device,
-            seed=options.seed,
+            side.subject, layers=side.layers, count=options.count, device=options.device, seed=options.seed
         )
     return replace(side, fields=fields, gradients=gradients)
 
@@ -199,7 +208,7 @@ def _draw(options: argparse.Namespace, sides: list[_Side]) -> None:
 
     panels = []
     for side in sides:
-        every = theory(side.network, example_inputs=side.images, layers="all")
+        every = theory(side.subject, layers="all")
         panels.append(Panel.of(side.word, side.subject, every, side.gradients))
     plot(panels, options.plot)
 
@@ -228,8 +237,8 @@ _THEORY = (
     "theory (pixels): size of the field, distance between neighbours (jump), sizes that meet at the last merge"
 )
 _GRADIENT = (
-    "gradients of the centre unit (pixels), {count} images: sides that hold 68 % and 95 % of the mass, sigma of "
-    "the Gaussian,\nshare of the mass inside the theoretical field"
+    "gradients of the centre unit (pixels), {count} images, weights as built (seed {seed}): sides that hold 68 % "
+    "and 95 %\nof the mass, sigma of the Gaussian, share of the mass inside the theoretical field"
 )
 
 
@@ -244,7 +253,7 @@ def _text(options: argparse.Namespace, sides: list[_Side]) -> str:
         tables = [(s.word, getattr(s, kind).rows if getattr(s, kind) else [], cells) for s in sides]
         if not any(rows for _, rows, _ in tables):
             continue
-        lines += ["", about.format(count=options.count)]
+        lines += ["", about.format(count=options.count, seed=options.seed)]
         if together:
             lines.append(format_table(_side_by_side(tables, levels)))
         else:

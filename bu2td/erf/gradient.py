@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from bu2td.convert import _device
 from bu2td.erf.positive import positive_copy, positive_graph
@@ -42,7 +42,7 @@ from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import data_frame, write_csv, write_json
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError, UnsupportedOperationError
 from bu2td.intervals import Line, intervals
-from bu2td.plan import format_table
+from bu2td.plan import Analysis, format_table
 
 __all__ = ["Gradients", "compare_support", "gradient", "input_gradients", "positive_copy"]
 
@@ -138,7 +138,7 @@ def _shown(column: str, value: Any) -> Any:
 
 
 def gradient(
-    model: Any,
+    model: nn.Module | Analysis | Subject,
     *,
     layers: str | Sequence[str] = "levels",
     example_inputs: Tensor | None = None,
@@ -209,7 +209,7 @@ def input_gradients(
     """The mean over images of the absolute input gradients of centre units, summed over the image's channels.
 
     Args:
-        network: a graph with weights, in eval mode.
+        network: a graph, in eval mode; images follow the device and precision of its weights, if it has any.
         axes: the nodes, with the dimensions that count rows and columns in their values.
         batches: image batches (N, C, H, W).
 
@@ -219,13 +219,14 @@ def input_gradients(
     Raises:
         ExampleInputError: the network does not run on the images.
     """
-    weight = next(network.parameters(), torch.zeros(()))
+    weight = next(network.parameters(), None)
     needed = _cut_off(network, set(axes))
     total: dict[str, Tensor] = {}
     seen = 0
     for batch in batches:
         with torch.inference_mode(False), torch.enable_grad():
-            x = batch.detach().clone().to(weight.device, weight.dtype).requires_grad_(True)
+            x = batch.detach().clone()
+            x = (x if weight is None else x.to(weight.device, weight.dtype)).requires_grad_(True)
             try:
                 centres = _Centres(needed, axes).measure(x)
             except (RuntimeError, ValueError, AssertionError) as error:
@@ -300,8 +301,9 @@ def compare_support(model: Any, side: int, *, example_inputs: Tensor | None = No
 
     Returns:
         A dict per level, coarse to fine: name, theory and support, each (top, left, bottom, right) in pixels,
-        ends included; whole: whether the canvas holds the whole field. ``theory`` is None behind an operation
-        without an interval rule, ``support`` behind one that a positive copy has no rule for.
+        ends included; whole: whether the canvas holds the whole field; cause: "", or the operation that a
+        positive copy has no rule for, behind which ``support`` is None. ``theory`` is None behind an operation
+        without an interval rule.
     """
     looked_at = subject(model, example_inputs)
     channels = looked_at.image_shape[1]
@@ -309,18 +311,19 @@ def compare_support(model: Any, side: int, *, example_inputs: Tensor | None = No
     rows = []
     for name, node in looked_at.levels.items():
         box = boxes.get(name)
-        edges = None
+        edges, cause = None, ""
         if box is not None:
             edges = (box.rows.start, box.columns.start, box.rows.stop - 1, box.columns.stop - 1)
         try:
             copied = positive_graph(looked_at, [node])
-        except UnsupportedOperationError:
-            found = None
+        except UnsupportedOperationError as error:
+            found, cause = None, str(error).splitlines()[1].strip()
         else:
-            image = torch.ones(1, channels, side, side)
+            image = torch.ones(1, channels, side, side, dtype=torch.float64)
             at = input_gradients(copied, {node: looked_at.axes(node)}, iter([image]))[node].nonzero()
             found = (*at.min(0).values.tolist(), *at.max(0).values.tolist())
-        rows.append({"name": name, "theory": edges, "support": found, "whole": bool(box and not box.clipped)})
+        whole = bool(box and not box.clipped)
+        rows.append({"name": name, "theory": edges, "support": found, "whole": whole, "cause": cause})
     return rows
 
 
@@ -428,7 +431,7 @@ def _theory(looked_at: Subject, nodes: Mapping[str, str], size: tuple[int, int])
     """The theoretical field of the centre unit of each layer; layers behind an operation without a rule miss."""
     graph, dims = looked_at.graph_module, looked_at.dims
     free = intervals(graph, dims, looked_at.image_shape)
-    inside = intervals(graph, dims, (2, looked_at.image_shape[1], *size), borders=True)
+    inside = intervals(graph, dims, (2, looked_at.image_shape[1], *size), borders=True, gates_aside=True)
     boxes = {}
     for layer, node in nodes.items():
         if node in free.unknown or node in inside.unknown:

@@ -438,7 +438,10 @@ class _Pen:
         rows, columns = mass.shape
         axes = self.axes(left, top, width, height)
         shown = (mass / mass.max().clamp_min(1e-30)).sqrt().numpy()
-        axes.imshow(shown, cmap="cividis", extent=(0, columns, rows, 0), aspect="auto", interpolation="none")
+        place: dict[str, Any] = {"extent": (0, columns, rows, 0), "aspect": "auto", "interpolation": "none"}
+        dimmed = landscape(rows, columns)[0].mean(0).numpy() * 0.55  # of the light, so that the map stands out
+        axes.imshow(dimmed, cmap="gray", vmin=0, vmax=1, **place)
+        axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=shown**0.6, **place)
         axes.set_xlim(0, columns)
         axes.set_ylim(rows, 0)
         axes.set_xticks([])

@@ -8,7 +8,7 @@ in the network                  in the copy
 ==============================  ======================================================================
 convolution, linear layer       all weights are one positive constant, no bias; kernel, stride, padding,
                                 dilation and groups stay
-max pooling                     average pooling over the same windows
+max pooling                     average pooling over the same windows, in the pyramid too
 norm, activation, dropout       identity (statistics over positions are a gate: they see all of the map)
 multiplication, sum             the sum of those operands that are maps. A gate that is pooled over the
                                 map (squeeze-and-excite, global response norm), a layer scale and a
@@ -16,16 +16,20 @@ multiplication, sum             the sum of those operands that are maps. A gate 
 map made from pooled values     detached, which cuts it
 softmax, clamp, power, ...      identity
 maximum, norm over channels     mean over channels
+attention inside blocks (halo)  the sum over a block and the halo around it
 everything else that moves      stays: concat, split, views, padding, resampling, pyramid
 values
 ==============================  ======================================================================
 
 With constant weights a dense convolution is the mean over its input channels, one box filter, and a broadcast to
-its output channels. It is computed so, and a map whose channels are equal stays one channel ("thin") until an
-operation tells channels apart, which makes canvases of thousands of pixels cheap. All is float64, where a path
-through hundreds of windows is still far from underflow.
+its output channels. It is computed so, and a map whose channels are equal stays one channel ("thin"), whichever
+dimension counts them, until an operation tells channels apart; thin maps that are concatenated, and whose channels
+all readers mix, are summed. That makes canvases of thousands of pixels cheap. All is float64, where a path through
+hundreds of windows is still far from underflow. The constant is written into the operations, so that the copy has
+no weights of its own.
 
-Attention (matrix products of positions, softmax over positions) reaches the whole map by design and is refused.
+Other attention (matrix products of positions, softmax over positions) reaches the whole map by design and is
+refused.
 """
 
 from __future__ import annotations
@@ -35,11 +39,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from bu2td.canonical import source_line
 from bu2td.converter import drop_hooks
+from bu2td.erf.boxes import (
+    BlurredPyramid,
+    BoxConv,
+    BoxHalo,
+    BoxPool,
+    BoxTransposed,
+    detached,
+    mixed,
+    passed,
+    summed,
+)
 from bu2td.erf.subject import Subject, subject
 from bu2td.errors import UnsupportedOperationError
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
@@ -54,9 +68,11 @@ _IDENTITIES = ("norm", "act", "norm_act", "dropout")
 
 #: Views among the operations of role "pass"; the others act on every value alone.
 _VIEWS = (
-    *("permute", "transpose", "swapaxes", "flatten", "unflatten", "view", "view_as", "reshape", "reshape_as"),
+    *("flatten", "unflatten", "view", "view_as", "reshape", "reshape_as"),
     *("squeeze", "unsqueeze", "expand", "expand_as", "repeat", "getitem"),
 )
+
+_POOLS = nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d
 
 #: Reductions that are not linear.
 _STATISTICS = ("amax", "std", "var", "norm")
@@ -64,8 +80,8 @@ _STATISTICS = ("amax", "std", "var", "norm")
 #: Ways to resample with positive weights.
 _MODES = ("nearest", "nearest-exact", "bilinear", "area")
 
-#: Pyramid reducers by one with the same taps and positive weights.
-_REDUCERS = {"gaussian": "gaussian", "strided": "strided", "average": "average", "max": "average"}
+#: Pyramid reducers whose taps are not positive weights, by one with the same taps that are.
+_REDUCERS = {"max": "average"}
 
 
 def positive_copy(
@@ -82,8 +98,8 @@ def positive_copy(
         example_inputs: an image batch, which fixes channels and nominal size as in `bu2td.analyze`.
 
     Returns:
-        A graph module in float64 on the CPU, which maps images (N, C, H, W) to a tuple of the layers' outputs.
-        Its nodes have the names that they have in the network.
+        A graph module on the CPU, which maps images (N, C, H, W) to a tuple of the layers' outputs; give it images
+        in float64. Its nodes have the names that they have in the network.
 
     Raises:
         Bu2tdError: as `bu2td.analyze`; `UnsupportedOperationError` where a layer depends on attention or on an
@@ -109,9 +125,11 @@ class _Positive:
         self.env: dict[fx.Node, fx.Node] = {}
         self.thin: set[str] = set()
         self.refused: list[str] = []
+        self.mixing: dict[fx.Node, bool] = {}
 
     def build(self, outputs: Sequence[str]) -> fx.GraphModule:
         needed = self._ancestors(outputs)
+        self.mixing = {self.view.nodes[name]: False for name in outputs}
         for node in self.source.graph.nodes:
             if node in needed:
                 self.env[node] = self._node(node)
@@ -124,9 +142,9 @@ class _Positive:
         network = fx.GraphModule(self.root, self.graph)
         network.to_empty(device="cpu")
         network.requires_grad_(False).double().eval()
-        with torch.no_grad():
+        with torch.no_grad():  # of modules that stay as they are, all of whose output is cut off
             for tensor in [*network.parameters(), *network.buffers()]:
-                tensor.fill_(1 / max(tensor[:1].numel(), 1) ** 0.5 if tensor.is_floating_point() else 0)
+                tensor.fill_(1 if tensor.is_floating_point() else 0)
         return network
 
     def _ancestors(self, outputs: Sequence[str]) -> set[fx.Node]:
@@ -148,7 +166,7 @@ class _Positive:
         if not maps:
             made = self._same(node)
             made.name = f"{node.name}_made"
-            return self._call(node, _detached, made)
+            return self._call(node, detached, made)
         module = self.view.module(node.name)
         role = self.view.role(node.name)
         thin = maps[0].name in self.thin
@@ -156,13 +174,13 @@ class _Positive:
             return self._pyramid(node, module)
         if isinstance(module, TransposedUpsample):
             self.thin.add(node.name)
-            return self._module(node, _BoxTransposed(module.stride[0]), *node.args)
+            return self._module(node, BoxTransposed(module.stride[0]), *node.args)
         if role in _IDENTITIES:
             return self._passed(node, maps[0])
         if role == "conv":
             if thin or self.view.module(node.name).groups == 1:
                 self.thin.add(node.name)
-            return self._module(node, _BoxConv(module), maps[0])
+            return self._module(node, BoxConv(module), maps[0])
         if role in ("add", "mul"):
             return self._sum(node, maps)
         if role == "pool":
@@ -173,11 +191,45 @@ class _Positive:
             return self._pass(node, module)
         if role == "gate":
             return self._reduction(node)
+        if type(module).__name__ == "HaloAttn":
+            self.thin.add(node.name)
+            return self._module(node, BoxHalo(module), maps[0])
         if isinstance(module, Upsample) or (role == "resample" and _mode(node, module) in _MODES):
             return self._same(node, thin)
-        if role in ("concat", "split", "pad"):
+        if role == "concat" and self._joins_channels(node, maps) and self._is_mixed(node):
+            self.thin.add(node.name)
+            return self._call(node, summed, [self.env[source] for source in maps], None)
+        if role == "pad":
+            return self._same(node, thin and self._channels(node) == self._channels(maps[0]))
+        if role in ("concat", "split"):
             return self._same(node)
         return self._refuse(node)
+
+    def _channels(self, node: fx.Node) -> list[int]:
+        return [d.size for d in self.dims[node.name] if d.kind == "channel"]
+
+    def _joins_channels(self, node: fx.Node, maps: list[fx.Node]) -> bool:
+        """Whether a concatenation of thin maps is one of their channels."""
+        thin = len(maps) == len(node.all_input_nodes) and all(source.name in self.thin for source in maps)
+        return thin and self._channels(node) == [sum(n for source in maps for n in self._channels(source))]
+
+    def _is_mixed(self, node: fx.Node) -> bool:
+        """Whether all channels of a value are mixed wherever it is read, so that their sum stands for them."""
+        if node not in self.mixing:
+            self.mixing[node] = False  # until all readers are known
+            self.mixing[node] = all(self._mixes(reader) for reader in node.users)
+        return self.mixing[node]
+
+    def _mixes(self, reader: fx.Node) -> bool:
+        if reader.op == "output" or not _is_map(self.dims.get(reader.name)):
+            return True  # a gate, which is cut off
+        module, role = self.view.module(reader.name), self.view.role(reader.name)
+        if role == "conv":
+            return module.groups == 1 or self._is_mixed(reader)
+        if role == "linear" or isinstance(module, TransposedUpsample):
+            return True
+        per_channel = role in (*_IDENTITIES, "add", "mul") or isinstance(module, _POOLS | Upsample)
+        return (per_channel or (role == "concat" and len(self._channels(reader)) == 1)) and self._is_mixed(reader)
 
     def _same(self, node: fx.Node, thin: bool = False) -> fx.Node:
         """The node as it is; with ``thin``, on maps of one channel."""
@@ -190,19 +242,20 @@ class _Positive:
         """A source with all its channels."""
         if source.name not in self.thin:
             return self.env[source]
-        return self.graph.call_function(_widened, (self.env[source], self.dims[source.name][1].size))
+        sizes = [d.size if d.kind == "channel" else -1 for d in self.dims[source.name]]
+        return self.graph.call_function(Tensor.expand, (self.env[source], sizes))
 
     def _passed(self, node: fx.Node, source: fx.Node) -> fx.Node:
         if source.name in self.thin:
             self.thin.add(node.name)
-        return self._call(node, _passed, self.env[source])
+        return self._call(node, passed, self.env[source])
 
     def _sum(self, node: fx.Node, maps: list[fx.Node]) -> fx.Node:
         if all(source.name in self.thin for source in maps):
             self.thin.add(node.name)
-            return self._call(node, _summed, [self.env[source] for source in maps], None)
+            return self._call(node, summed, [self.env[source] for source in maps], None)
         sizes = [d.size if d.kind == "channel" else -1 for d in self.dims[node.name]]
-        return self._call(node, _summed, [self._full(source) for source in maps], sizes)
+        return self._call(node, summed, [self._full(source) for source in maps], sizes)
 
     def _keep(self, node: fx.Node) -> None:
         target = str(node.target)
@@ -227,40 +280,42 @@ class _Positive:
 
     def _refuse(self, node: fx.Node) -> fx.Node:
         module = self.view.module(node.name)
-        what = f"{node.target} ({type(module).__name__})" if module is not None else str(node.target)
+        what = f"{node.target} ({type(module).__name__})" if module is not None else _name(node)
         self.refused.append(f"{what} at {source_line(node)}")
         return self.graph.node_copy(node, self._full)
 
     def _pyramid(self, node: fx.Node, pyramid: Pyramid) -> fx.Node:
-        if pyramid.reducer not in _REDUCERS:
-            return self._refuse(node)
-        new = Pyramid(pyramid.reductions, _REDUCERS[pyramid.reducer], pyramid.sigma)
-        return self._module(node, new, *node.args)
+        made = BlurredPyramid if pyramid.reducer == "max_blur" else Pyramid
+        reducer = _REDUCERS.get(pyramid.reducer, pyramid.reducer)
+        return self._module(node, made(pyramid.reductions, reducer, pyramid.sigma), *node.args)
 
     def _pool(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
         if module is None or isinstance(module, nn.PixelUnshuffle) or type(module).__name__ == "SpaceToDepth":
             return self._same(node)
         source: Any = node.args[0]
-        if isinstance(module, nn.MaxPool2d | nn.AvgPool2d | nn.LPPool2d) or type(module).__name__ == "BlurPool2d":
+        if isinstance(module, _POOLS) or type(module).__name__ == "BlurPool2d":
             if source.name in self.thin:
                 self.thin.add(node.name)
-            return self._module(node, _BoxPool(module), source)
+            return self._module(node, BoxPool(module), source)
         kernel, stride = self.view.kernel(node.name), self.view.stride(node.name)
         if kernel != stride:
             return self._refuse(node)
         self.thin.add(node.name)
-        return self._module(node, _BoxConv(nn.Conv2d(1, 1, kernel, stride, device="meta")), source)
+        return self._module(node, BoxConv(nn.Conv2d(1, 1, kernel, stride, device="meta")), source)
 
     def _linear(self, node: fx.Node, module: Any) -> fx.Node:
         source: Any = node.args[0]
         if self.dims[source.name][-1].kind != "channel":
             return self._refuse(node)
-        return self._call(node, _mixed, self._full(source), module.out_features)
+        self.thin.add(node.name)
+        return self._call(node, mixed, self.env[source])
 
     def _pass(self, node: fx.Node, module: Any) -> fx.Node:
         source: Any = node.args[0]
         target = _name(node)
-        if isinstance(module, nn.Flatten | nn.Unflatten) or type(module).__name__ == "Permute" or target in _VIEWS:
+        if type(module).__name__ == "Permute" or target in ("permute", "transpose", "swapaxes"):
+            return self._same(node, source.name in self.thin)
+        if isinstance(module, nn.Flatten | nn.Unflatten) or target in _VIEWS:
             return self._same(node)
         if "softmax" in target or isinstance(module, nn.Softmax):
             axis = self.view.site(node.name).argument(1, "dim") if module is None else module.dim
@@ -295,135 +350,3 @@ def _name(node: fx.Node) -> str:
 
 def _mode(node: fx.Node, module: Any) -> str:
     return str(getattr(module, "mode", None) or node.kwargs.get("mode", "nearest"))
-
-
-# --- what the copy runs -------------------------------------------------------------------------------
-
-
-def _passed(x: Tensor) -> Tensor:
-    return x
-
-
-def _detached(x: Tensor) -> Tensor:
-    return x.detach()
-
-
-def _widened(x: Tensor, channels: int) -> Tensor:
-    return x.expand(-1, channels, -1, -1)
-
-
-def _summed(operands: list[Tensor], sizes: list[int] | None) -> Tensor:
-    """The sum of maps; with the sizes of the value that it stands for, if they are not one channel."""
-    total = operands[0]
-    for operand in operands[1:]:
-        total = total + operand
-    return total if sizes is None else total.expand(sizes)
-
-
-def _mixed(x: Tensor, channels: int) -> Tensor:
-    """A linear layer of constant weights over the last dimension."""
-    return x.mean(-1, keepdim=True).expand(*x.shape[:-1], channels)
-
-
-def _same_pad(x: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel behind."""
-    pad: list[int] = []
-    for size, k, s, d in zip(x.shape[-2:], kernel, stride, dilation, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        pad = [total // 2, total - total // 2, *pad]
-    return F.pad(x, pad)
-
-
-def _pads_itself(module: Any) -> bool:
-    """Whether a module of timm pads as TensorFlow does, while it runs."""
-    flags = getattr(module, "same_pad", False) or getattr(module, "dynamic_padding", False)
-    return bool(flags) or type(module).__name__ in ("Conv2dSame", "AvgPool2dSame", "MaxPool2dSame")
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
-
-
-class _BoxConv(nn.Module):
-    """A convolution of constant weights: channels of a group are averaged and filtered by a box.
-
-    Shapes: (N, C, H, W) -> (N, 1, H', W') for one group, else (N, C', H', W'); (N, 1, H, W) -> (N, 1, H', W').
-    """
-
-    def __init__(self, conv: Any) -> None:
-        super().__init__()
-        self.groups, self.out_channels = conv.groups, conv.out_channels
-        self.kernel, self.stride = _pair(conv.kernel_size), _pair(conv.stride)
-        self.dilation = _pair(conv.dilation)
-        self.same = _pads_itself(conv)
-        self.padding = conv.padding if isinstance(conv.padding, str) else _pair(conv.padding)
-        self.weight = nn.Parameter(torch.empty(1, 1, *self.kernel, device="meta"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Filter."""
-        groups = 1 if x.shape[1] == 1 else self.groups
-        x = x.unflatten(1, (groups, -1)).mean(2)
-        if self.same:
-            x = _same_pad(x, self.kernel, self.stride, self.dilation)
-        padding = (0, 0) if self.same else self.padding
-        weight = self.weight.expand(groups, 1, *self.kernel)
-        x = F.conv2d(x, weight, None, self.stride, padding, self.dilation, groups)
-        return x if groups == 1 else x.repeat_interleave(self.out_channels // groups, 1)
-
-
-class _BoxTransposed(nn.Module):
-    """A transposed convolution of constant weights and kernel = stride, cropped as `TransposedUpsample` is.
-
-    Shapes: (N, C, h, w), (N, _, H, W) -> (N, 1, H, W).
-    """
-
-    def __init__(self, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """Upsample."""
-        x = x.mean(1, keepdim=True).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
-        return x[..., : like.shape[-2], : like.shape[-1]]
-
-
-class _BoxPool(nn.Module):
-    """Sum over the windows of a pooling, dilated or not, with its padding and ceil mode.
-
-    Shapes: (N, C, H, W) -> (N, C, H', W').
-    """
-
-    def __init__(self, pool: Any) -> None:
-        super().__init__()
-        self.mode = getattr(pool, "pad_mode", "constant")
-        blur = hasattr(pool, "filt_size")
-        self.kernel = _pair(pool.filt_size if blur else pool.kernel_size)
-        self.stride = _pair(self.kernel if pool.stride is None else pool.stride)
-        self.dilation = _pair(getattr(pool, "dilation", 1))
-        self.padding = (pool.padding[2], pool.padding[0]) if blur else _pair(getattr(pool, "padding", 0))
-        self.same, self.ceil = _pads_itself(pool), bool(getattr(pool, "ceil_mode", False))
-        self.weight = nn.Parameter(torch.empty(1, 1, *self.kernel, device="meta"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sum."""
-        if self.same:
-            x = _same_pad(x, self.kernel, self.stride, self.dilation)
-        else:
-            pad: list[int] = []
-            for size, k, s, d, p in zip(
-                x.shape[-2:], self.kernel, self.stride, self.dilation, self.padding, strict=True
-            ):
-                pad = [p, p + self._more(size + 2 * p - d * (k - 1) - 1, s, size + p), *pad]
-            x = F.pad(x, pad, mode=self.mode)
-        channels = x.shape[1]
-        weight = self.weight.expand(channels, 1, *self.kernel)
-        return F.conv2d(x, weight, None, self.stride, (0, 0), self.dilation, channels)
-
-    def _more(self, span: int, stride: int, end: int) -> int:
-        """Padding that the last, incomplete window needs in ceil mode; one that starts behind the map is none."""
-        if not self.ceil:
-            return 0
-        count = -(-span // stride) + 1
-        if (count - 1) * stride >= end:
-            count -= 1
-        return max((count - 1) * stride - span, 0)

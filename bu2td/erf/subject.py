@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bu2td.analyse import analyse
 from bu2td.blocks import whole_reduction
 from bu2td.capture import capture
-from bu2td.convert import _claims, analyze
+from bu2td.convert import _claims, _paused_collector
 from bu2td.converter import drop_hooks
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
 from bu2td.network import TopDownNetwork
@@ -121,32 +122,56 @@ def subject(model: Any, example_inputs: Tensor | None = None) -> Subject:
     """Look at a network.
 
     Args:
-        model: a live bottom-up network, its analysis, or a `TopDownNetwork`.
-        example_inputs: an image batch, for a bottom-up network; see `bu2td.analyze`.
+        model: a live bottom-up network, its analysis, a `TopDownNetwork`, or a `Subject`, which is returned.
+        example_inputs: an image batch, for a live network; see `bu2td.analyze`.
 
     Raises:
-        Bu2tdError: as `bu2td.analyze`.
+        OptionError: ``example_inputs`` beside what has been looked at already.
+        TopologyError: the network runs at one image size only.
+        Bu2tdError: as `bu2td.analyze`, but that the network needs no trunk and no logits.
     """
+    if isinstance(model, Subject | Analysis) and example_inputs is not None:
+        raise OptionError("example_inputs is given to bu2td.analyze, whose result is looked at here")
+    if isinstance(model, Subject):
+        return model
     if isinstance(model, TopDownNetwork):
         return _top_down(model, example_inputs)
-    try:
-        analysis = model if isinstance(model, Analysis) else analyze(model, example_inputs=example_inputs)
-    except (TopologyError, NoReductionError, ModelOutputError):
-        return _trunkless(capture(model, example_inputs))
-    captured = analysis.capture
-    return Subject(
-        captured.source, captured.graph_module, analysis.dims, _bottom_up_levels(analysis), captured.image_shape
-    )
+    if isinstance(model, Analysis):
+        return _bottom_up(model)
+    with _paused_collector():
+        captured = capture(model, example_inputs)
+        try:
+            dims = probe(captured)
+        except (TopologyError, NoReductionError) as error:
+            height, width = captured.image_shape[2:]
+            raise TopologyError(
+                f"{type(captured.source).__name__} runs on images of {height}x{width} only; receptive fields are "
+                f"computed on a canvas of any size, on which it must run too{_binding(error)}"
+            ) from error
+        try:
+            return _bottom_up(analyse(captured, dims))
+        except (TopologyError, NoReductionError, ModelOutputError):
+            return _trunkless(captured, dims)
 
 
-def _trunkless(captured: Capture) -> Subject:
+def _binding(error: Exception) -> str:
+    """The operation that an error of the probe names."""
+    _, found, where = str(error).partition("the operation that binds the size is ")
+    return f". The operation that binds the size is {where}" if found else ""
+
+
+def _bottom_up(analysis: Analysis) -> Subject:
+    captured, levels = analysis.capture, _bottom_up_levels(analysis)
+    return Subject(captured.source, captured.graph_module, analysis.dims, levels, captured.image_shape)
+
+
+def _trunkless(captured: Capture, dims: Mapping[str, Value]) -> Subject:
     """A network without a trunk, or without logits: its last map of every reduction counts as a level."""
-    dims = probe(captured)
     levels: dict[Fraction, str] = {}
-    for name, value in dims.items():
-        reduction = reduction_of(value)
-        if is_feature_map(value) and reduction is not None and reduction != 1:
-            levels[reduction] = name
+    for node in captured.graph_module.graph.nodes:
+        reduction = reduction_of(dims[node.name])
+        if node.op != "output" and is_feature_map(dims[node.name]) and reduction is not None and reduction != 1:
+            levels[reduction] = node.name
     named = {f"r{reduction}": levels[reduction] for reduction in sorted(levels, reverse=True)}
     return Subject(captured.source, captured.graph_module, dims, named, captured.image_shape)
 

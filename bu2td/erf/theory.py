@@ -22,17 +22,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from bu2td.analyse import analyse
-from bu2td.capture import capture
-from bu2td.convert import _paused_collector
 from bu2td.converter import Site, converter_for
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import data_frame, write_csv, write_json
-from bu2td.errors import ModelOutputError, NoReductionError, OptionError, TopologyError, nearest
+from bu2td.errors import OptionError, TopologyError, nearest
 from bu2td.intervals import Intervals, Line, PyramidField, intervals
-from bu2td.network import TopDownNetwork
 from bu2td.plan import Analysis, format_table
-from bu2td.probe import is_feature_map, is_tensor, probe, reduction_of
+from bu2td.probe import is_tensor, reduction_of
 
 Pair = tuple[Any, Any]
 
@@ -144,12 +140,12 @@ def theory(
         OptionError: a layer is unknown, or has no rows and columns; ``example_inputs`` beside an analysis; or
             ``pyramid_field`` returns no number of pixels.
         NotAModelError: not a network.
-        TopologyError: nothing in the network has rows and columns.
+        TopologyError: nothing in the network has rows and columns, or it runs at one image size only.
         Bu2tdError: as `bu2td.analyze`, but that the network needs no trunk.
 
     Source: Lelekas et al. (2020), equation 1; Araujo et al. (2019).
     """
-    looked_at = _subject(model, example_inputs)
+    looked_at = subject(model, example_inputs)
     graph, dims, shape = looked_at.graph_module, looked_at.dims, looked_at.image_shape
     names = _named(looked_at, layers)
     found = intervals(graph, dims, shape, pyramid_field=pyramid_field)
@@ -165,29 +161,6 @@ def theory(
             for kind in ("height", "width"):
                 row[kind] = _positions(clipped.lines[kind].get(row["node"]))
     return Fields(looked_at.title, rows, (shape[2], shape[3]))
-
-
-def _subject(model: Any, example_inputs: Tensor | None) -> Subject:
-    """The network as a graph; one that has no trunk has its last map of every reduction for levels."""
-    if isinstance(model, Subject | Analysis) and example_inputs is not None:
-        raise OptionError("example_inputs is given to bu2td.analyze, whose result is looked at here")
-    if isinstance(model, Subject):
-        return model
-    if isinstance(model, TopDownNetwork | Analysis):
-        return subject(model, example_inputs)
-    with _paused_collector():
-        captured = capture(model, example_inputs)
-        dims = probe(captured)
-        try:
-            return subject(analyse(captured, dims))
-        except (TopologyError, NoReductionError, ModelOutputError):
-            pass
-    levels: dict[str, str] = {}
-    for name, value in dims.items():
-        if is_feature_map(value) and reduction_of(value) != 1:
-            levels[f"r{reduction_of(value)}"] = name
-    ordered = sorted(levels.items(), key=lambda item: -(reduction_of(dims[item[1]]) or 0))
-    return Subject(captured.source, captured.graph_module, dims, dict(ordered), captured.image_shape)
 
 
 # --- which layers -------------------------------------------------------------------------------------
