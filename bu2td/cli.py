@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import bu2td
 from bu2td.arguments import (
@@ -34,6 +35,7 @@ from bu2td.erf.command import add_arguments as add_erf
 from bu2td.errors import OptionError
 from bu2td.evaluate.command import ABOUT as EVALUATE
 from bu2td.evaluate.command import add_arguments as add_evaluate
+from bu2td.memory import training_memory
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
 from bu2td.plan import ARRANGEMENTS, Analysis, Cost, Options, Plan, format_table
@@ -70,11 +72,17 @@ def _inspect(options: argparse.Namespace) -> str:
         raise OptionError(f"--batch-size {options.batch_size} must be at least 1")
     arrangements = options.arrangement or list(ARRANGEMENTS)
     analysis = _analysis(options)
-    plans = [
-        bu2td.convert(analysis, arrangement, device="meta", max_macs_ratio=None).plan
-        for arrangement in arrangements
+    networks = [
+        bu2td.convert(analysis, arrangement, device="meta", max_macs_ratio=None) for arrangement in arrangements
     ]
-    answer = _inspection(options, analysis, plans)
+    answer = _inspection(options, analysis, [network.plan for network in networks])
+    shape = (options.batch_size, *answer["image_shape"][1:])
+    source = analysis.capture.source
+    answer["bottom_up"] |= {"training_mib": _training_mib(source, shape), "checkpointed_mib": None}
+    for row, network in zip(answer["arrangements"], networks, strict=True):
+        row["training_mib"] = _training_mib(network, shape)
+        network.set_grad_checkpointing(inside=True)
+        row["checkpointed_mib"] = _training_mib(network, shape)
     return json.dumps(answer, indent=2) if options.json else _inspection_text(answer)
 
 
@@ -190,6 +198,14 @@ def _cost(cost: Cost, batch_size: int) -> dict[str, Any]:
     }
 
 
+def _training_mib(network: nn.Module, shape: tuple[int, ...]) -> float | None:
+    """Peak memory of a training step beside weights and images; None where it cannot be predicted."""
+    try:
+        return round(training_memory(network, shape).peak / _MIB, 3)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return None
+
+
 def _inspection_text(answer: dict[str, Any]) -> str:
     before, size = answer["bottom_up"], "x".join(map(str, answer["image_shape"][1:]))
     networks = [{"arrangement": "bottom-up", **before, "macs_ratio": 1.0, "relaxations": []}]
@@ -202,8 +218,9 @@ def _inspection_text(answer: dict[str, Any]) -> str:
         "level widths, coarse to fine",
         format_table([_widths(network) for network in answer["arrangements"]]),
         "",
-        f"cost: parameters, MACs for one image, memory of forward activations, float32, batch size "
-        f"{answer['batch_size']}",
+        f"cost: parameters, MACs for one image; float32, batch size {answer['batch_size']}: memory of forward "
+        f"activations,",
+        "and the peak of a training step beside weights and images, as it is and with levels recomputed",
         format_table([_summary(network) for network in networks]),
     ]
     for network in answer["arrangements"]:
@@ -225,8 +242,14 @@ def _summary(network: dict[str, Any]) -> dict[str, Any]:
         "MMACs": round(network["macs"] / 1e6, 1),
         "x bottom-up": round(network["macs_ratio"], 2),
         "activations MiB": round(network["activation_mib"], 1),
+        "training MiB": _mib(network["training_mib"]),
+        "recomputed MiB": "" if network["arrangement"] == "bottom-up" else _mib(network["checkpointed_mib"]),
         "relaxations": len(network["relaxations"]),
     }
+
+
+def _mib(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.1f}"
 
 
 # --- arguments ----------------------------------------------------------------------------------------
@@ -259,7 +282,7 @@ def _add_inspect(commands: Any) -> None:
         type=int,
         default=32,
         metavar="N",
-        help="of the activation memory; default: %(default)s",
+        help="of the memory; default: %(default)s",
     )
     add_input_size(parser)
     add_json(parser)

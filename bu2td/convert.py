@@ -278,8 +278,9 @@ def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tup
 def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
     targets = {n.name: str(n.target) for n in network.graph.nodes}
     for node in network.graph.nodes:
-        if node.op == "call_function" and node.args and getattr(node.args[0], "op", "") == "get_attr":
-            targets[node.name] = str(node.args[0].target)
+        parts = [arg for arg in node.args if getattr(arg, "op", "") == "get_attr"]
+        if node.op == "call_function" and parts:  # a checkpointed segment of calls
+            targets[node.name] = str(parts[-1].target)
     return tuple(
         LevelClaim(targets[name], level.reduction, level.width)
         for name, level in zip(network._level_nodes(), network.plan.levels, strict=True)

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.utils.checkpoint import checkpoint
 
 from bu2td.converter import converter_for_type
 from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError
 from bu2td.nn import Pyramid
 from bu2td.plan import Plan
+from bu2td.recompute import Piece, pieces, recomputing, whole
 
-_EXTRAS = ("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg", "grad_checkpointing", "optimization")
+_EXTRAS = (
+    *("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg"),
+    *("grad_checkpointing", "checkpointing", "plain_graph", "optimization"),
+)
 
 
 class TopDownNetwork(fx.GraphModule):
@@ -29,6 +32,9 @@ class TopDownNetwork(fx.GraphModule):
         recipe: what `bu2td.load` needs to build it again.
         num_classes: width of the logits.
         pretrained_cfg, default_cfg: those of a timm model, else None.
+        grad_checkpointing: whether levels are computed again in the backward pass.
+        checkpointing: the options of that (see `set_grad_checkpointing`), else None.
+        plain_graph: the graph without that; None where ``graph`` is that graph.
         optimization: what `bu2td.optimize` did to it (`bu2td.transform.Optimization`), else None.
     """
 
@@ -38,6 +44,8 @@ class TopDownNetwork(fx.GraphModule):
     pretrained_cfg: Any
     default_cfg: Any
     grad_checkpointing: bool
+    checkpointing: dict[str, Any] | None = None
+    plain_graph: fx.Graph | None = None
     optimization: Any = None
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "TopDownNetwork") -> None:
@@ -224,23 +232,49 @@ class TopDownNetwork(fx.GraphModule):
         behind = nodes[nodes.index(self._classifier_name()) + 1 :]
         return not any(list(head.get_submodule(n).parameters()) for n in behind)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the inside of every level in the backward pass instead of storing it."""
-        if enable == self.grad_checkpointing:
-            return
-        self.grad_checkpointing = enable
-        for node in list(self.graph.nodes):
-            if enable and node.op == "call_module" and node.target != "pyramid":
-                with self.graph.inserting_before(node):
-                    part = self.graph.get_attr(str(node.target))
-                node.op, node.target = "call_function", checkpoint
-                node.args, node.kwargs = (part, *node.args), {"use_reentrant": False}
-            elif not enable and node.op == "call_function" and node.target is checkpoint:
-                part = node.args[0]
-                node.op, node.target = "call_module", part.target
-                node.args, node.kwargs = node.args[1:], {}
-                self.graph.erase_node(part)
-        self.recompile()
+    def set_grad_checkpointing(
+        self, enable: bool = True, *, levels: Sequence[int] | None = None, inside: bool = False
+    ) -> None:
+        """Compute the inside of levels again in the backward pass instead of storing it.
+
+        Args:
+            enable: whether to.
+            levels: reductions of the levels to do so for; by default all, and the head.
+            inside: also cut the finest of them into its lateral, the two halves of its merge, and its body, each
+                computed again on its own: less memory where that level alone holds most of it. No call runs
+                more than twice.
+
+        Raises:
+            ReductionError: the network has no such level.
+            FusedNetworkError: it is optimised for inference.
+        """
+        if self.plain_graph is not None:
+            plain, self.plain_graph = self.plain_graph, None
+            self.graph = recomputing(plain, [])
+        self.grad_checkpointing, self.checkpointing = False, None
+        if enable:
+            segments = self._segments(levels, inside)
+            self.plain_graph, self.graph = self.graph, recomputing(self.graph, segments)
+            self.grad_checkpointing, self.checkpointing = True, {"levels": levels, "inside": inside}
+
+    def _segments(self, levels: Sequence[int] | None, inside: bool) -> list[list[Piece]]:
+        known = self.plan.ladder
+        if self.optimization is not None and self.optimization.mode == "inference":
+            raise FusedNetworkError(
+                "this network is optimised for inference: there is no backward pass to save memory for. "
+                "Checkpoint the network that it was made of, or bu2td.optimize(td, mode='training')"
+            )
+        wanted = known if levels is None else tuple(levels)
+        if not wanted or not set(wanted) <= set(known):
+            raise ReductionError(f"levels={levels!r} must name some of the network's reductions {list(known)}")
+        calls = [node for node in self.graph.nodes if node.op == "call_module"]
+        found: list[list[Piece]] = []
+        for level in self.plan.levels:
+            nodes = [node for node in calls if node.name.partition("_")[0] == level.name]
+            if level.reduction in wanted and nodes:
+                finest = inside and level.reduction == min(wanted)
+                found += pieces(nodes, self) if finest else whole(nodes)
+        return found + (whole([n for n in calls if n.target == "head"]) if levels is None else [])
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by level for layer-wise learning rates (timm's interface)."""

@@ -59,7 +59,7 @@ def optimize(
     count = _count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
     shape = _shape(network, image_size)
     twin = copy.deepcopy(network)
-    checkpointed = twin.grad_checkpointing
+    checkpointing = twin.checkpointing
     twin.set_grad_checkpointing(False)
     choose = Chooser(mode, device.type, count, rules, force)
     transform(twin, choose, shape)
@@ -74,7 +74,8 @@ def optimize(
     twin.optimization = done
     twin.recipe = {**twin.recipe, "optimize": done.to_dict()}
     if mode == "training":
-        twin.set_grad_checkpointing(checkpointed)
+        if checkpointing is not None:
+            twin.set_grad_checkpointing(True, **checkpointing)
         twin.train(network.training)
     return twin
 

@@ -34,7 +34,7 @@ def test_inspect(run: Any) -> None:
     status, out, err = run("inspect", LENET)
     assert (status, err) == (0, "")
     assert "bottom-up bu2td:lenet_fc (LeNetFC), image 1x28x28" in out
-    assert "forward activations, float32, batch size 32" in out
+    assert "float32, batch size 32: memory of forward activations" in out
     rows = [line.split() for line in out.splitlines()]
     assert ["td", "32", "16", "6"] in rows
     assert ["uni", "16", "16", "16"] in rows

@@ -26,7 +26,7 @@ FLOORS = [
         "analyse",
     ),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
-    *("cost", "verify", "network", "choose", "simplify", "fuse", "transform"),
+    *("cost", "verify", "recompute", "network", "memory", "choose", "simplify", "fuse", "transform"),
     *("initialise", "baselines", "models", "convert", "optimize", "arguments"),
     *("zoo", "sweep", "draw", "erf", "evaluate", "cli"),
 ]

@@ -34,9 +34,24 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the parts in their order."""
-        for part in self.children():
+        return self.rest(self.first(x))
+
+    def first(self, x: Tensor) -> Tensor:
+        """The first half: the convolution, or the norm and activation in front of it."""
+        for part in self._halves()[0]:
             x = part(x)
         return x
+
+    def rest(self, x: Tensor) -> Tensor:
+        """The second half, of what the first returned."""
+        for part in self._halves()[1]:
+            x = part(x)
+        return x
+
+    def _halves(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        parts = list(self.children())
+        cut = 1 if next(iter(self._modules)) == "conv" else len(parts) - 1
+        return parts[:cut], parts[cut:]
 
 
 class Lateral(ConvUnit):
@@ -62,9 +77,13 @@ class Merge(ConvUnit):
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:  # type: ignore[override]
         """Return the merged features."""
+        return self.rest(self.first(x, lateral))
+
+    def first(self, x: Tensor, lateral: Tensor) -> Tensor:  # type: ignore[override]
+        """Join, and the first half of the unit."""
         if self.join != "concat":
             x = x + lateral
-        return super().forward(x if self.join == "add" else torch.cat([x, lateral], dim=1))
+        return super().first(x if self.join == "add" else torch.cat([x, lateral], dim=1))
 
     def extra_repr(self) -> str:
         """Show the configuration when printed."""

@@ -60,13 +60,19 @@ class SplitMerge(nn.Module):
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
         """Return the merged features."""
+        return self.rest(self.first(x, lateral))
+
+    def first(self, x: Tensor, lateral: Tensor) -> Tensor:
+        """The convolutions."""
         of_x, of_lateral = self.kernels()
         padding: Any = self.conv.padding
         merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, self.factor, lateral.shape[-2:])
         if self.winograd and not is_exporting() and not autocasts(lateral):
-            merged = merged + trained_winograd_conv(lateral, of_lateral)
-        else:
-            merged = merged + F.conv2d(lateral, of_lateral, padding=padding)
+            return merged + trained_winograd_conv(lateral, of_lateral)
+        return merged + F.conv2d(lateral, of_lateral, padding=padding)
+
+    def rest(self, merged: Tensor) -> Tensor:
+        """Norm and activation."""
         for name, part in self.named_children():
             if name != "conv":
                 merged = part(merged)

@@ -1,0 +1,146 @@
+"""Segments of a network that are computed again in the backward pass instead of being stored.
+
+Which segments. Let a level's output be kept and its inside be computed again (`whole`): before the backward pass
+only the outputs of the levels are stored. The peak then is the inside of the level that is in its backward pass.
+That is the finest, whose maps are four times those of the next: to store little before its backward pass begins
+buys nothing, as that begins at once. It must be cut itself: into its lateral, the upsampling and the first half of
+the merge, the second half, and its body, each computed again on its own (`pieces`). Every segment runs twice, none
+three times.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from bu2td.nn import Merge, SplitMerge, Upsample
+
+#: A step: index of its module among the values, its method ("" to call it), indices of its arguments.
+Step = tuple[int, str, tuple[int, ...]]
+#: A node's call, or a half of it.
+Piece = tuple[fx.Node, str]
+
+
+def checkpointed(steps: Sequence[Step], *values: Any) -> Any:
+    """Run steps; what they compute is not stored, but computed again in the backward pass.
+
+    Args:
+        steps: each appends its result to the values.
+        values: modules, then what the steps read.
+
+    Returns:
+        The result of the last step.
+    """
+    options: dict[str, Any] = {}
+    if not torch.compiler.is_compiling():
+        modules = [value for value in values if isinstance(value, nn.Module)]
+        options["context_fn"] = lambda: (contextlib.nullcontext(), frozen_statistics(modules))
+    return checkpoint(_run, steps, *values, use_reentrant=False, **options)
+
+
+def _run(steps: Sequence[Step], *values: Any) -> Any:
+    known = list(values)
+    for module, method, arguments in steps:
+        call = getattr(known[module], method) if method else known[module]
+        known.append(call(*(known[i] for i in arguments)))
+    return known[-1]
+
+
+@contextlib.contextmanager
+def frozen_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let batch norms see a batch for the second time without counting it again."""
+    norms: list[Any] = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in kept:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+def whole(nodes: Sequence[fx.Node]) -> list[list[Piece]]:
+    """All calls of a level as one segment."""
+    return [[(node, "") for node in nodes]]
+
+
+def pieces(nodes: Sequence[fx.Node], network: nn.Module) -> list[list[Piece]]:
+    """The calls of a level in several segments, coarse maps and cheap ones together with what reads them."""
+    found: list[list[Piece]] = []
+    waiting: list[Piece] = []
+    for node in nodes:
+        module = network.get_submodule(str(node.target))
+        if isinstance(module, Upsample):
+            waiting.append((node, ""))
+        elif isinstance(module, Merge | SplitMerge):
+            if isinstance(module, SplitMerge) and found and str(found[-1][-1][0].target).endswith("_lateral"):
+                waiting = [*found.pop(), *waiting]  # it builds no larger map, so that the lateral need not be kept
+            found += [[*waiting, (node, "first")], [(node, "rest")]]
+            waiting = []
+        else:
+            found.append([*waiting, (node, "")])
+            waiting = []
+    return found + ([waiting] if waiting else [])
+
+
+def recomputing(graph: fx.Graph, segments: Sequence[Sequence[Piece]]) -> fx.Graph:
+    """A graph that computes segments of another one again in the backward pass.
+
+    Args:
+        graph: of calls of modules; it is not changed.
+        segments: of its nodes, in their order; only the last value of a segment may be read outside of it.
+
+    Returns:
+        The new graph; the node of a segment has the name of its last node.
+    """
+    made = fx.Graph()
+    new: dict[fx.Node, fx.Node] = {}
+    halves: dict[fx.Node, fx.Node] = {}
+    inside = {node: index for index, segment in enumerate(segments) for node, _ in segment}
+    last: dict[fx.Node, list[Sequence[Piece]]] = {segment[-1][0]: [] for segment in segments}
+    for segment in segments:
+        last[segment[-1][0]].append(segment)
+    for node in graph.nodes:
+        if node in last:
+            for segment in last[node]:
+                result = _emit(made, segment, new, halves)
+                if segment[-1][1] == "first":
+                    halves[node] = result
+                else:
+                    new[node] = result
+        elif node.op == "output":
+            made.output(fx.map_arg(node.args[0], lambda n: new[n]))
+        elif node not in inside:
+            new[node] = made.node_copy(node, lambda n: new[n])
+    made.lint()
+    return made
+
+
+def _emit(
+    made: fx.Graph, segment: Sequence[Piece], new: dict[fx.Node, fx.Node], halves: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    modules = [made.create_node("get_attr", str(node.target), name="part") for node, _ in segment]
+    values: list[Any] = list(modules)
+    own = {node for node, _ in segment}
+    for node, half in segment:
+        outside = [halves[node]] if half == "rest" else [new[n] for n in node.args if n not in own]  # type: ignore[index]
+        values += [value for value in outside if value not in values]
+    places: dict[fx.Node, int] = {}
+    steps: list[Step] = []
+    for index, (node, half) in enumerate(segment):
+        if half == "rest":
+            arguments: tuple[int, ...] = (values.index(halves[node]),)
+        else:
+            arguments = tuple(places[n] if n in places else values.index(new[n]) for n in node.args)  # type: ignore[index]
+        steps.append((index, half, arguments))
+        places[node] = len(values) + index
+    name = "half" if segment[-1][1] == "first" else segment[-1][0].name
+    return made.create_node("call_function", checkpointed, (tuple(steps), *values), {}, name=name)
