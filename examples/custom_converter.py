@@ -14,8 +14,8 @@ import bu2td
 from bu2td.converter import resized
 
 
-class ErfUnit(nn.Module):
-    """The activation x * erf(a x) with one learnable slope a per channel."""
+class GaussianUnit(nn.Module):
+    """The activation x * Phi(a x), Phi the normal distribution, with one learnable slope a per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class ErfUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it to (N, C, H, W)."""
-        return x * torch.erf(self.slope * x)
+        return x * torch.special.ndtr(self.slope * x)
 
 
 class Net(nn.Module):
@@ -48,7 +48,7 @@ class Net(nn.Module):
         return nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(out_channels),
-            ErfUnit(out_channels),
+            GaussianUnit(out_channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def main() -> None:
     print("Without a converter:\n")
     print(convert().plan)
 
-    @bu2td.register_converter(ErfUnit)
-    class ErfUnitConverter(bu2td.Converter):
+    @bu2td.register_converter(GaussianUnit)
+    class GaussianUnitConverter(bu2td.Converter):
         role = "act"
 
         def tie(self, site: bu2td.Site, system: bu2td.System) -> Any:
@@ -88,7 +88,7 @@ def main() -> None:
 
     logits = td(torch.rand(2, 3, 32, 32))
     logits.sum().backward()
-    slopes = [module.slope for module in td.modules() if isinstance(module, ErfUnit)]
+    slopes = [module.slope for module in td.modules() if isinstance(module, GaussianUnit)]
     trained = sum(slope.grad is not None for slope in slopes)
     print(f"\n{len(slopes)} activations, {trained} of them with a gradient")
 

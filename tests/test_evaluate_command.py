@@ -79,7 +79,7 @@ def test_everything_is_written(finished: Path) -> None:
 def test_the_record_says_how(finished: Path) -> None:
     record = json.loads((finished / "run.json").read_text())
     assert record["settings"]["epochs"] == 2
-    assert record["data"]["shape"] == [1, 32, 32]
+    assert record["data"]["shape"] == [1, 16, 16]
     assert record["data"]["train"] + record["data"]["validation"] + record["data"]["test"] == 1797
     assert set(record["seconds"]) == {"train", "robustness", "corruptions", "explain"}
     assert record["versions"]["torch"]
