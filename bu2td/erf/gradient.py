@@ -39,7 +39,7 @@ from torch import Tensor, fx, nn
 from bu2td.convert import _device
 from bu2td.erf.positive import positive_copy, positive_graph
 from bu2td.erf.subject import Subject, check_weights, subject
-from bu2td.erf.table import data_frame, write_csv, write_json
+from bu2td.erf.table import Table
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError, UnsupportedOperationError
 from bu2td.intervals import Line, intervals
 from bu2td.plan import Analysis, format_table
@@ -48,7 +48,7 @@ __all__ = ["Gradients", "compare_support", "gradient", "input_gradients", "posit
 
 
 @dataclass(frozen=True)
-class Gradients:
+class Gradients(Table):
     """Effective receptive fields of the layers of one network.
 
     Attributes:
@@ -74,30 +74,6 @@ class Gradients:
         table = [{c: _shown(c, row[c]) for c in columns} for row in self.rows]
         head = f"{self.title}, gradients of the centre unit, {self.count} images of {height}x{width}"
         return f"{head}\n{format_table(table)}"
-
-    def to_pandas(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
-        return data_frame(self.rows)
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        write_csv(self.rows, path)
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as JSON.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        write_json(self.to_dict(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Title, image size, count and rows as JSON-ready data."""

@@ -13,6 +13,44 @@ from bu2td.errors import MissingPackageError
 from bu2td.files import replacing
 
 
+class Table:
+    """What a table of rows can be written as.
+
+    Attributes:
+        rows: a dict per layer.
+    """
+
+    rows: list[dict[str, Any]]
+
+    def to_pandas(self) -> Any:
+        """The rows as a `pandas.DataFrame`.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        return data_frame(self.rows)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the rows as CSV, whole or not at all.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        write_csv(self.rows, path)
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write what `to_dict` returns as JSON, whole or not at all.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        write_json(self.to_dict(), path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON-ready data."""
+        return {"rows": self.rows}
+
+
 def write_csv(rows: list[dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Write rows as CSV, whole or not at all; pairs such as sizes are written 10x12.
 

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.converter import Site, converter_for
 from bu2td.erf.subject import Subject, subject
-from bu2td.erf.table import data_frame, write_csv, write_json
+from bu2td.erf.table import Table
 from bu2td.errors import OptionError, TopologyError, nearest
 from bu2td.intervals import Intervals, Line, PyramidField, intervals
 from bu2td.plan import Analysis, format_table
@@ -34,7 +34,7 @@ Pair = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
-class Fields:
+class Fields(Table):
     """Theoretical receptive fields of the layers of one network. All lengths are pixels of the full-size image.
 
     Pairs are (height, width). Each of ``rows`` is a dict:
@@ -73,30 +73,6 @@ class Fields:
         columns = ("name", "op", "reduction", "size", "jump", "offset", "padding", "merged")
         table = [{**{c: _shown(c, row[c]) for c in columns}, "notes": _notes(row)} for row in self.rows]
         return f"{self.title}, theoretical receptive fields in pixels\n{format_table(table)}"
-
-    def to_pandas(self) -> Any:
-        """The rows as a `pandas.DataFrame`.
-
-        Raises:
-            MissingPackageError: pandas is not installed.
-        """
-        return data_frame(self.rows)
-
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows as CSV, whole or not at all.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        write_csv(self.rows, path)
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write title, image size and rows as JSON, whole or not at all.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
-        write_json(self.to_dict(), path)
 
     def to_dict(self) -> dict[str, Any]:
         """Title, image size and rows, as JSON-ready data."""
