@@ -16,10 +16,11 @@ pytest.importorskip("lightning_fabric")
 
 from bu2td.errors import FileError, ModelOutputError, NonFiniteError, NotAModelError, OptionError, RunFolderError
 from bu2td.evaluate.augment import augment, mix
-from bu2td.evaluate.classifier import Classifier, build_classifier, initialise, normalisation_of, predict
-from bu2td.evaluate.data import Data, TensorImages, load_data
+from bu2td.evaluate.classifier import Classifier, build_classifier, initialise, normalisation_of
+from bu2td.evaluate.data import TensorImages, load_data
 from bu2td.evaluate.engine import peak_memory, start
 from bu2td.evaluate.fit import CHECKPOINT, Batches, fit, learning_rate, measure, read_checkpoint
+from bu2td.evaluate.inputs import logits_of
 from bu2td.evaluate.settings import Settings
 
 SETTINGS = Settings(epochs=4, batch_size=8, lr=0.05, device="cpu")
@@ -327,7 +328,7 @@ def test_grey_images_for_a_model_of_colours() -> None:
     data = load_data("digits", input_size=(1, 64, 64))
     classifier = build_classifier(Settings(model="torchvision:squeezenet1_1"), data, "bu", 0, (None, None))
     assert classifier.channels == 3
-    assert predict(classifier, torch.rand(2, 1, 64, 64)).shape == (2, 10)
+    assert logits_of(classifier, torch.rand(2, 1, 64, 64)).shape == (2, 10)
 
 
 def test_branches_need_a_top_down_network() -> None:
@@ -336,7 +337,7 @@ def test_branches_need_a_top_down_network() -> None:
     x = torch.rand(2, 1, 32, 32)
     with pytest.raises(NotAModelError, match="bottom-up LeNetFC"):
         bottom_up.forward_branches([x, x, x])
-    logits = predict(top_down, x)
+    logits = logits_of(top_down, x)
     branches = top_down.eval().forward_branches(dict.fromkeys(top_down.network.plan.ladder, x))  # type: ignore[union-attr]
     assert torch.allclose(branches, logits, atol=1e-6)
 
@@ -385,7 +386,6 @@ def test_measure_counts_all_images() -> None:
     data = _images(21)
     net = _Net()
     loss, accuracy = measure(net, data, SETTINGS, start(SETTINGS))
-    logits = predict(net, data.images)
+    logits = logits_of(net, data.images)
     assert accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())
     assert loss == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item(), rel=1e-5)
-    assert isinstance(Data("x", data, data, ("a", "b"), (1, 8, 8)).classes, tuple)

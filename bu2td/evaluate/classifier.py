@@ -184,16 +184,4 @@ def normalisation_of(images: Images, kind: str) -> tuple[Tensor | None, Tensor |
     return mean.float(), (square - mean**2).clamp_min(1e-8).sqrt().float()
 
 
-@torch.no_grad()
-def predict(model: nn.Module, images: Tensor, batch_size: int = 256) -> Tensor:
-    """Logits (N, K) of images (N, C, H, W), batch by batch, in eval mode, on the CPU."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    was_training = model.training
-    model.eval()
-    try:
-        return torch.cat([model(batch.to(device)).cpu() for batch in images.split(batch_size)])
-    finally:
-        model.train(was_training)
-
-
-__all__ = ["Classifier", "build_classifier", "initialise", "normalisation_of", "predict"]
+__all__ = ["Classifier", "build_classifier", "initialise", "normalisation_of"]

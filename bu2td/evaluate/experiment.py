@@ -16,7 +16,7 @@ from bu2td.evaluate.attacks import GRADIENT, PAPER, find_attack
 from bu2td.evaluate.classifier import Classifier
 from bu2td.evaluate.compare import aggregate
 from bu2td.evaluate.data import Data, Images, Part, first_images, load_data
-from bu2td.evaluate.engine import choose_device, device_name, start
+from bu2td.evaluate.engine import device_name, start
 from bu2td.evaluate.fit import write_rows
 from bu2td.evaluate.runfolder import RunFolder, create, describe_data, move_aside, open_run
 from bu2td.evaluate.search import search
@@ -348,7 +348,7 @@ def _is_trained(run: RunFolder, arrangements: Iterable[str], repeat: int) -> boo
 
 
 def _placed(classifier: Classifier, engine: Any) -> Classifier:
-    return classifier.to(choose_device(str(engine.device))).eval()
+    return classifier.to(engine.device).eval()
 
 
 def _watched(items: Sequence[Any], title: str) -> Any:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import ModelOutputError, NonFiniteError, NotAModelError, OptionError
+from bu2td.evaluate.inputs import place_of
 
 
 class Checked(nn.Module):
@@ -104,13 +105,6 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     return value
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model is; the CPU where it has neither parameters nor buffers."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
 def as_device(device: str | torch.device) -> torch.device:
     """A device that is there.
 
@@ -138,7 +132,7 @@ def frozen(model: nn.Module, device: str | torch.device | None = None) -> Iterat
     """
     if not isinstance(model, nn.Module):
         raise NotAModelError(f"expected a torch.nn.Module that maps images to logits, found {type(model).__name__}")
-    home = device_of(model)
+    home = place_of(model)
     target = home if device is None else as_device(device)
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
@@ -165,7 +159,7 @@ def predict_classes(model: nn.Module, images: Tensor, labels: Tensor, batch_size
         ModelOutputError, NonFiniteError: as `checked_logits`.
         OptionError: there is no logit for a label.
     """
-    device, found = device_of(model), []
+    device, found = place_of(model), []
     for batch in images.split(batch_size):
         logits = checked_logits(model(batch.to(device)), len(batch))
         check_classes(labels, logits)

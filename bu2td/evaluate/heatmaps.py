@@ -20,7 +20,6 @@ __all__ = ["branches_figure", "images_figure", "levels_figure"]
 
 OBJECT = 0.2  # pixels above it are the object (section 4.3 of the paper)
 CMAP = "magma"
-FRAME = "#FF8A3C"
 
 
 @styled

@@ -19,7 +19,6 @@ from bu2td.files import replacing
 __all__ = ["write_report"]
 
 FIGURES = "figures"
-REPORTS = ("report.html", "report.md", "report.json")
 #: Per table: the columns that group its rows, beside the arrangement, and the columns that are averaged.
 _AVERAGED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "accuracy": (

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.errors import FileError, MissingPackageError, OptionError, nearest
+from bu2td.evaluate.attacks import BUDGETS
+from bu2td.plan import ARRANGEMENTS as TOP_DOWN
 
-ARRANGEMENTS = ("bu", "td", "uni", "rev")
+ARRANGEMENTS = ("bu", *TOP_DOWN)
 INITIALISATIONS = ("default", "glorot_uniform", "he_normal")
 NORMALISATIONS = ("none", "pixel-mean", "mean-std")
-BUDGETS = ("quick", "full")
 AMP_DTYPES = ("float16", "bfloat16")
 
 
@@ -200,7 +201,9 @@ def check(settings: Settings) -> Settings:
     for key in settings.top_down:
         if key not in training:
             raise OptionError(f"top_down may hold training settings only, found {key!r}.{nearest(key, training)}")
-    return check(settings.for_arrangement("td")) and settings if settings.top_down else settings
+    if settings.top_down:
+        check(settings.for_arrangement("td"))
+    return settings
 
 
 def _require(holds: bool, settings: Settings, name: str, expected: str) -> None:
