@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from nets import head, unit
+from nets import Block, head, unit
 from torch import Tensor, nn
 
 import bu2td
@@ -13,16 +12,6 @@ import bu2td
 
 def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
     return bu2td.convert(model, arrangement, device="meta", max_macs_ratio=None, **options)
-
-
-class Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
-        super().__init__()
-        self.a, self.b = unit(inputs, outputs, 3, stride), nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.b(self.a(x)))
 
 
 class Parts(nn.Module):
