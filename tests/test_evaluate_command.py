@@ -174,6 +174,17 @@ def test_another_budget_needs_a_word(copied: Path, capsys: pytest.CaptureFixture
     assert (copied / "robustness.csv.1").is_file()
 
 
+def test_results_of_other_settings_are_kept(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = (copied / "corruptions.csv").read_text()
+    words = ["corruptions", "-o", str(copied), "--corruption-samples", "10"]
+    assert main(words) == 2
+    assert "corruption_samples was 20, is 10" in capsys.readouterr().err
+    assert (copied / "corruptions.csv").read_text() == table
+    assert main([*words, "--overwrite"]) == 0
+    assert (copied / "corruptions.csv.1").read_text() == table
+    assert {r["samples"] for r in _rows(copied / "corruptions.csv")} == {"10"}
+
+
 def test_the_report_alone(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "report.html").unlink()
     (copied / "corruptions.csv").unlink()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bu2td.errors import DataError, OptionError
+from bu2td.errors import DataError, OptionError, RunFolderError
 from bu2td.evaluate.accuracy import RESULT, load_classifier, run_accuracy
 from bu2td.evaluate.attacks import GRADIENT, PAPER, find_attack
 from bu2td.evaluate.classifier import Classifier
@@ -106,8 +106,10 @@ def _stages(stage: str, run: RunFolder, data: Data, engine: Any) -> dict[str, An
         )
     for name in chosen:
         if engine.is_global_zero:
+            _keep_results(run, name)
             with run.timed(name):
                 answer["tables"] |= _STAGE[name](run, data, engine)
+            run.note(stages={**run.record.get("stages", {}), name: run.settings.identity(name)})
         else:
             _STAGE[name](run, data, engine)
         engine.barrier()
@@ -359,6 +361,21 @@ def _watched(items: Sequence[Any], title: str) -> Any:
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_rows(path, [dict(row) for row in rows], list(dict.fromkeys(key for row in rows for key in row)))
+
+
+def _keep_results(run: RunFolder, stage: str) -> None:
+    """Refuse to write over a table that came of other settings (trainings and attacks know their own files)."""
+    done = run.record.get("stages", {}).get(stage)
+    current = run.settings.identity(stage)
+    if stage in ("corruptions", "explain") and done not in (None, current):
+        odd = [
+            f"{key} was {done.get(key)!r}, is {value!r}" for key, value in current.items() if done.get(key) != value
+        ]
+        if any((run.path / name).exists() for name in _TABLES[stage]):
+            raise RunFolderError(
+                f"{run.path} has results of {stage} with other settings ({'; '.join(odd)}); "
+                f"bu2td evaluate {stage} --overwrite moves them aside"
+            )
 
 
 def _move_results(path: Path, stage: str) -> None:
