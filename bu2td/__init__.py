@@ -20,6 +20,7 @@ from bu2td.converter import (
 from bu2td.errors import Bu2tdError
 from bu2td.network import TopDownNetwork
 from bu2td.optimize import optimize
+from bu2td.patches import PatchNetwork
 from bu2td.plan import Analysis, Plan
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Bu2tdError",
     "Change",
     "Converter",
+    "PatchNetwork",
     "Plan",
     "Rebuilt",
     "Site",

@@ -26,7 +26,7 @@ RULES: Mapping[str, str] = {
     "merge": "a merge in two terms, without sum and concatenation",
     "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
     "channels_last": "maps are channels-last from the pyramid to the head",
-    "fold_norm": "a batch norm is folded into the convolution in front of it (inference)",
+    "fold_norm": "a batch norm is part of the convolution in front of it, or one multiply-add (inference)",
     "fuse": "convolution, sum and activation are one call (inference)",
     "winograd": "a wide 3x3 convolution by minimal filtering, 2.25 times fewer multiplications",
 }

@@ -16,7 +16,17 @@ from torch import Tensor, fx, nn
 from bu2td.choose import Chooser
 from bu2td.converter import converter_for
 from bu2td.network import TopDownNetwork
-from bu2td.nn import ConvUnit, FusedConv2d, FusedMerge, SplitMerge, Upsample, UpsampledConv2d, WinogradConv2d
+from bu2td.nn import (
+    ConvUnit,
+    FusedConv2d,
+    FusedMerge,
+    FusedNorm,
+    Merge,
+    SplitMerge,
+    Upsample,
+    UpsampledConv2d,
+    WinogradConv2d,
+)
 from bu2td.nn.fused import activation_of
 from bu2td.nn.lowres import Pair, same_padding, summed_kernel
 from bu2td.simplify import winograd_forms
@@ -51,14 +61,9 @@ class Draft:
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Fold a batch norm in eval mode: its scale into the kernel, its shift into the bias."""
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach()
-        bias = -norm.running_mean if self.bias is None else self.bias - norm.running_mean
-        shift = 0.0 if norm.bias is None else norm.bias.detach()
-        self.weight, self.bias = self.weight * scale[:, None, None, None], bias * scale + shift
+        scale, shift = _scale_and_shift(norm)
+        self.weight = self.weight * scale[:, None, None, None]
+        self.bias = shift if self.bias is None else self.bias * scale + shift
 
     def build(self, form: str = "direct", conv: Any = None, reuse: bool = False) -> FusedConv2d:
         """The fused convolution; for the form "low", ``conv`` is the one that reads at low resolution."""
@@ -76,6 +81,17 @@ class Draft:
         )  # fmt: skip
 
 
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as scale x + shift, each (C,)."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach()
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach()
+
+
 def fuse(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Chooser) -> None:
     """Make the rewrites of inference that a chooser chooses, in place.
 
@@ -88,6 +104,8 @@ def fuse(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Ch
         for name, part in list(network.named_children()):
             if isinstance(part, fx.GraphModule):
                 _Piece(part, name, shapes, choose).fuse()
+            elif _is_split_by_norm(part) and choose("merge", name):
+                network.set_submodule(name, _fused_pre_merge(part))
             elif isinstance(part, ConvUnit | SplitMerge):
                 node = next(n for n in network.graph.nodes if n.op == "call_module" and n.target == name)
                 _fuse_unit(network, name, part, shapes[node.name], choose)
@@ -116,6 +134,28 @@ def _fuse_unit(network: nn.Module, name: str, unit: Any, out: tuple[int, ...], c
     for part_name in gone:
         delattr(unit, part_name)
     unit.conv = draft.build(_form(draft, f"{name}.conv", out, choose))
+
+
+def _is_split_by_norm(merge: nn.Module) -> bool:
+    """Whether a merge has a norm and activation in front of its convolution that work on every channel alone."""
+    if not isinstance(merge, Merge) or merge.join == "add" or list(merge._modules) != ["norm", "act", "conv"]:
+        return False
+    plain = type(merge.norm) is nn.BatchNorm2d and merge.norm.running_mean is not None
+    draft = Draft.of(merge.conv)
+    return plain and activation_of(merge.act) is not None and draft is not None and draft.groups == 1
+
+
+def _fused_pre_merge(merge: Any) -> FusedMerge:
+    act, numbers = activation_of(merge.act) or ("none", ())
+    norms = [
+        FusedNorm(*parts, act, numbers)
+        for parts in zip(*(part.chunk(2) for part in _scale_and_shift(merge.norm)), strict=True)
+    ]
+    drafts = [Draft.of(merge.conv), Draft.of(merge.conv)]
+    for draft, weight in zip(drafts, merge.conv.weight.detach().chunk(2, dim=1), strict=True):
+        draft.weight = weight
+    drafts[1].bias = None
+    return FusedMerge(drafts[0].build(), drafts[1].build(reuse=True), (norms[0], norms[1]), merge.join == "add_concat")
 
 
 def _fused_merge(draft: Draft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Chooser) -> FusedMerge:
@@ -190,9 +230,26 @@ class _Piece:
                 continue
             if draft is not None and self.choose("fuse", f"{self.path}.{node.target}"):
                 self._fuse(node, part, draft)
+        self._scale_norms()
+        self._reuse_sums()
         self.graph.lint()
         self.module.delete_all_unused_submodules()
         self.module.recompile()
+
+    def _scale_norms(self) -> None:
+        """Make every norm that is left, and the activation behind it, one multiplication and addition."""
+        for node in list(self.graph.nodes):
+            norm = self._part(node)
+            own = _own_act(norm) if isinstance(norm, nn.BatchNorm2d) and self._is_only_call(node) else None
+            if own is None or norm.running_mean is None or not self.choose("fold_norm", f"{self.path}.{node.target}"):
+                continue
+            user = next(iter(node.users))
+            act = activation_of(self._part(user)) if own[0] == "none" and len(node.users) == 1 else None
+            if act is not None and user.args == (node,):
+                user.replace_all_uses_with(node)
+                self.graph.erase_node(user)
+                own = act
+            self.module.set_submodule(str(node.target), FusedNorm(*_scale_and_shift(norm), *own))
 
     def _part(self, node: fx.Node) -> Any:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -243,7 +300,7 @@ class _Piece:
         site = f"{self.path}.{node.target}"
         low = isinstance(conv, UpsampledConv2d)
         form = "low" if low else _form(draft, site, out, self.choose)
-        self.module.set_submodule(str(node.target), draft.build(form, conv, self._may_reuse(other, out)))
+        self.module.set_submodule(str(node.target), draft.build(form, conv))
         like = {"like": node.args[1]} if low else {}
         with self.graph.inserting_after(last):
             args = (node.args[0],) if other is None else (node.args[0], other)
@@ -271,8 +328,17 @@ class _Piece:
             and self.shapes[inputs[0]] == self.shapes[inputs[1]]
         )
 
-    def _may_reuse(self, other: fx.Node | None, out: tuple[int, ...]) -> bool:
-        """Whether nobody else needs the memory of what is added."""
-        if other is None or len(other.users) != 1:
-            return False
-        return isinstance(self._part(other), FusedConv2d | Upsample | nn.Conv2d | nn.BatchNorm2d)
+    def _reuse_sums(self) -> None:
+        """Let a convolution write into the map that it adds, where nobody reads that map afterwards."""
+        place = {node: index for index, node in enumerate(self.graph.nodes)}
+        for node in self.graph.nodes:
+            conv = self._part(node)
+            if not isinstance(conv, FusedConv2d) or len(node.args) != 2:
+                continue
+            other = node.args[1]
+            readers = [user for user in other.users if user is not node]
+            last = all(place[user] < place[node] for user in readers)
+            # What the other readers made is memory of its own, not a view.
+            fresh = all(isinstance(self._part(user), FusedConv2d | FusedNorm) for user in readers)
+            made = isinstance(self._part(other), FusedConv2d | FusedNorm | Upsample | nn.Conv2d | nn.BatchNorm2d)
+            conv.reuse = last and fresh and made and other is not node.args[0]

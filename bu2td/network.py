@@ -87,9 +87,13 @@ class TopDownNetwork(fx.GraphModule):
 
     # -- running parts of it -----------------------------------------------------------------------
 
-    def _run(self, values: dict[str, Any], until: str | None = None) -> dict[str, Any]:
-        """Execute the top graph from given values by node name; returns all values."""
-        for node in self.graph.nodes:
+    def _run(
+        self, values: dict[str, Any], until: str | None = None, after: str | None = None
+    ) -> dict[str, Any]:
+        """Execute the top graph, or what is behind a node, from given values by node name; returns all values."""
+        nodes = list(self.graph.nodes)
+        start = 0 if after is None else [node.name for node in nodes].index(after) + 1
+        for node in nodes[start:]:
             if node.name not in values and node.op != "output":
                 args = fx.map_arg(node.args, lambda n: values[n.name])
                 kwargs = fx.map_arg(node.kwargs, lambda n: values[n.name])

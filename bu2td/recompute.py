@@ -11,7 +11,7 @@ three times.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def checkpointed(steps: Sequence[Step], *values: Any) -> Any:
     options: dict[str, Any] = {}
     if not torch.compiler.is_compiling():
         modules = [value for value in values if isinstance(value, nn.Module)]
-        options["context_fn"] = lambda: (contextlib.nullcontext(), frozen_statistics(modules))
+        options["context_fn"] = lambda: (contextlib.nullcontext(), FrozenStatistics(modules))
     return checkpoint(_run, steps, *values, use_reentrant=False, **options)
 
 
@@ -52,18 +52,21 @@ def _run(steps: Sequence[Step], *values: Any) -> Any:
     return known[-1]
 
 
-@contextlib.contextmanager
-def frozen_statistics(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Let batch norms see a batch for the second time without counting it again."""
-    norms: list[Any] = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm, _, count in kept:
-        norm.momentum = 0.0
-        norm.num_batches_tracked = None if count is None else count.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, count in kept:
+class FrozenStatistics:
+    """Let batch norms see a batch again without counting it again; can be entered for every backward pass."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.norms: list[Any] = [m for module in modules for m in module.modules() if isinstance(m, _BatchNorm)]
+        self.kept: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        self.kept = [(norm.momentum, norm.num_batches_tracked) for norm in self.norms]
+        for norm, (_, count) in zip(self.norms, self.kept, strict=True):
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if count is None else count.clone()
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 

@@ -1,7 +1,7 @@
 """The modules that converted networks run."""
 
 from bu2td.nn.act import ScaledSiLU
-from bu2td.nn.fused import FusedConv2d, FusedMerge
+from bu2td.nn.fused import FusedConv2d, FusedMerge, FusedNorm
 from bu2td.nn.lowres import UpsampledConv2d, can_read_low
 from bu2td.nn.merge import ConvUnit, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
@@ -18,6 +18,7 @@ __all__ = [
     "ConvUnit",
     "FusedConv2d",
     "FusedMerge",
+    "FusedNorm",
     "Lateral",
     "Merge",
     "Pyramid",

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bu2td.nn.lowres import Pair, sums_matrix
+from bu2td.nn.lowres import Pair, sums_matrix, transposed_conv
 from bu2td.nn.winograd import is_exporting, plain_kernel, transformed_kernel, winograd_conv
 
 #: Activations that fuse: their name in oneDNN -> the function, of a value and the activation's numbers.
@@ -155,7 +155,7 @@ class FusedConv2d(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         if self.form == "low":
-            return F.conv_transpose2d(x, self.weight, self.bias, self.factor, self.padding, groups=self.groups)
+            return transposed_conv(x, self.weight, self.bias, self.factor, self.padding, self.groups)
         weight = plain_kernel(self.weight) if self.form == "winograd" else self.weight
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -199,7 +199,16 @@ class FusedConv2d(nn.Module):
             self._packed = (key, packed)
         return self._packed[1]
 
+    def _grouped(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """The form "low" of a grouped convolution, for which oneDNN's fused call is slow."""
+        y = transposed_conv(x, self.weight, self.bias, self.factor, self.padding, self.groups)
+        if other is not None:
+            y += other
+        return _IN_PLACE[self.act](y, *self.numbers)
+
     def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+        if self.form == "low" and self.groups > 1:
+            return self._grouped(x, other)
         call = torch.ops.mkldnn
         weight, last = self._weight_for(x), (self.act, list(self.numbers), "")
         if self.form == "low":
@@ -211,12 +220,11 @@ class FusedConv2d(nn.Module):
         sizes = (self.padding, self.stride, self.dilation, self.groups)
         if other is None:
             return call._convolution_pointwise(x, weight, self.bias, *sizes, *last)
+        if not self.reuse or not other.is_contiguous(memory_format=torch.channels_last):
+            y = call._convolution_pointwise(x, weight, self.bias, *sizes, "none", [], "")
+            return _IN_PLACE[self.act](y.add_(other), *self.numbers)  # faster than a sum into a third map
         unary = "relu" if self.act == "relu" else None
-        fused: Any = ("add", 1.0, unary, [], "")
-        if self.reuse and other.is_contiguous(memory_format=torch.channels_last):
-            y = call._convolution_pointwise_(other, x, weight, self.bias, *sizes, *fused)
-        else:
-            y = call._convolution_pointwise(x, other, weight, self.bias, *sizes, *fused)
+        y = call._convolution_pointwise_(other, x, weight, self.bias, *sizes, "add", 1.0, unary, [], "")
         return y if unary else _IN_PLACE[self.act](y, *self.numbers)
 
     def extra_repr(self) -> str:
@@ -226,20 +234,67 @@ class FusedConv2d(nn.Module):
         return f"{shape}, {self.form}{f' x{self.factor[0]}' if self.form == 'low' else ''}{act}"
 
 
+class FusedNorm(nn.Module):
+    """act(scale x + shift) per channel: a batch norm in eval mode that no convolution takes in.
+
+    One pass over the map and one in its place, where a norm and an activation take three.
+
+    Args:
+        scale, shift: (C,).
+        act: a name of `ACTIVATIONS`.
+        numbers: of the activation.
+
+    Shapes: (N, C, H, W) -> (N, C, H, W).
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, act: str = "none", numbers: tuple[float, ...] = ()) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale[:, None, None], requires_grad=False)
+        self.shift = nn.Parameter(shift[:, None, None], requires_grad=False)
+        self.act, self.numbers = act, numbers
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised map."""
+        y = torch.addcmul(self.shift, x, self.scale)
+        in_place = not (torch.is_grad_enabled() and y.requires_grad)
+        return (_IN_PLACE if in_place else ACTIVATIONS)[self.act](y, *self.numbers)
+
+    def extra_repr(self) -> str:
+        """Show the configuration when printed."""
+        return f"{self.scale.numel()}, {self.act}"
+
+
 class FusedMerge(nn.Module):
-    """A post-activation merge for inference: act(W1 x + (W1 + W2) l), see `bu2td.nn.split`.
+    """A merge in two terms for inference, see `bu2td.nn.split`.
+
+    Post-activation it is act(W1 x + (W1 + W2) l). Pre-activation a norm and activation f stand in front of the
+    convolution, one channel at a time, so that W f(cat([x + l, l])) = W1 f1(x + l) + W2 f2(l).
 
     Args:
         of_x: the convolution that reads x, with the bias.
         of_lateral: the convolution that reads the lateral, adds the other's result and activates.
+        norms: f1 and f2 of a pre-activation merge.
+        add: whether f1 reads x + l; else x.
 
     Shapes: (N, C, h, w), (N, C, H, W) -> (N, C, H, W).
     """
 
-    def __init__(self, of_x: FusedConv2d, of_lateral: FusedConv2d) -> None:
+    def __init__(
+        self,
+        of_x: FusedConv2d,
+        of_lateral: FusedConv2d,
+        norms: tuple[FusedNorm, FusedNorm] | None = None,
+        add: bool = False,
+    ) -> None:
         super().__init__()
         self.of_x, self.of_lateral = of_x, of_lateral
+        self.norm_x, self.norm_lateral = norms or (None, None)
+        self.add = add
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:
         """Return the merged features."""
-        return self.of_lateral(lateral, self.of_x(x, like=lateral))
+        if self.norm_x is None or self.norm_lateral is None:
+            return self.of_lateral(lateral, self.of_x(x, like=lateral))
+        first = self.of_x(self.norm_x(x + lateral if self.add else x))
+        return self.of_lateral(self.norm_lateral(lateral), first)
