@@ -24,6 +24,7 @@ RULES: Mapping[str, str] = {
     "schedule": "the lateral of a level is computed right before its merge",
     "upsample_conv": "a convolution reads a nearest-upsampled map at low resolution",
     "merge": "a merge in two terms, without sum and concatenation",
+    "pool": "the gradient of global average pooling is channels-last",
     "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
     "channels_last": "maps are channels-last from the pyramid to the head",
     "fold_norm": "a batch norm is part of the convolution in front of it, or one multiply-add (inference)",
@@ -34,6 +35,8 @@ INFERENCE_ONLY = ("fold_norm", "fuse")
 
 #: A rewrite must take less than this share of the time that it replaces.
 MARGIN = 0.9
+#: The reason of what the model decided.
+MODEL = "cost model"
 
 
 @dataclass(frozen=True)
@@ -114,12 +117,16 @@ class Chooser:
         """Whether the network is to be trained."""
         return self.mode == "training"
 
-    def __call__(self, rule: str, site: str, before: Form | None = None, after: Form | None = None) -> bool:
-        """Whether to make a rewrite; forms are those of one image."""
+    def __call__(
+        self, rule: str, site: str, before: Form | None = None, after: Form | None = None, sure: bool = True
+    ) -> bool:
+        """Whether to make a rewrite; forms are those of one image. A model that is not ``sure`` makes none."""
         gain = None
         if before is not None and after is not None and self.device in RATES:
             gain = self._seconds(before) / self._seconds(after)
         chosen, reason = self._decide(rule, site, before, after, gain)
+        if chosen and not sure and reason == MODEL:
+            chosen, reason = False, "too narrow"
         macs = (int(before.macs), int(after.macs)) if before and after else (0, 0)
         self.made.append(Rewrite(rule, site, macs, gain, chosen, reason))
         return chosen
@@ -139,7 +146,7 @@ class Chooser:
             return True, "saves work everywhere"
         if gain is None:
             return after.macs < before.macs, f"no table for {self.device}: fewer multiplications"
-        return gain > 1 / MARGIN, "cost model"
+        return gain > 1 / MARGIN, MODEL
 
     def _seconds(self, form: Form) -> float:
         """The model's time of a batch; a training step is three passes over maps and weights."""

@@ -140,22 +140,23 @@ def _is_split_by_norm(merge: nn.Module) -> bool:
     """Whether a merge has a norm and activation in front of its convolution that work on every channel alone."""
     if not isinstance(merge, Merge) or merge.join == "add" or list(merge._modules) != ["norm", "act", "conv"]:
         return False
-    plain = type(merge.norm) is nn.BatchNorm2d and merge.norm.running_mean is not None
-    draft = Draft.of(merge.conv)
-    return plain and activation_of(merge.act) is not None and draft is not None and draft.groups == 1
+    parts: Any = merge
+    plain = type(parts.norm) is nn.BatchNorm2d and parts.norm.running_mean is not None
+    draft = Draft.of(parts.conv)
+    return plain and activation_of(parts.act) is not None and draft is not None and draft.groups == 1
 
 
 def _fused_pre_merge(merge: Any) -> FusedMerge:
     act, numbers = activation_of(merge.act) or ("none", ())
-    norms = [
-        FusedNorm(*parts, act, numbers)
-        for parts in zip(*(part.chunk(2) for part in _scale_and_shift(merge.norm)), strict=True)
-    ]
-    drafts = [Draft.of(merge.conv), Draft.of(merge.conv)]
-    for draft, weight in zip(drafts, merge.conv.weight.detach().chunk(2, dim=1), strict=True):
-        draft.weight = weight
-    drafts[1].bias = None
-    return FusedMerge(drafts[0].build(), drafts[1].build(reuse=True), (norms[0], norms[1]), merge.join == "add_concat")
+    halves = zip(*(values.chunk(2) for values in _scale_and_shift(merge.norm)), strict=True)
+    norm_x, norm_lateral = (FusedNorm(scale, shift, act, numbers) for scale, shift in halves)
+    convs: list[FusedConv2d] = []
+    for weight in merge.conv.weight.detach().chunk(2, dim=1):
+        draft = Draft.of(merge.conv)
+        assert draft is not None
+        draft.weight, draft.bias = weight, None if convs else draft.bias
+        convs.append(draft.build(reuse=bool(convs)))
+    return FusedMerge(convs[0], convs[1], (norm_x, norm_lateral), merge.join == "add_concat")
 
 
 def _fused_merge(draft: Draft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Chooser) -> FusedMerge:
@@ -240,8 +241,10 @@ class _Piece:
         """Make every norm that is left, and the activation behind it, one multiplication and addition."""
         for node in list(self.graph.nodes):
             norm = self._part(node)
-            own = _own_act(norm) if isinstance(norm, nn.BatchNorm2d) and self._is_only_call(node) else None
-            if own is None or norm.running_mean is None or not self.choose("fold_norm", f"{self.path}.{node.target}"):
+            if not isinstance(norm, nn.BatchNorm2d) or not self._is_only_call(node):
+                continue
+            own, site = _own_act(norm), f"{self.path}.{node.target}"
+            if own is None or norm.running_mean is None or not self.choose("fold_norm", site):
                 continue
             user = next(iter(node.users))
             act = activation_of(self._part(user)) if own[0] == "none" and len(node.users) == 1 else None

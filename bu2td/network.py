@@ -87,9 +87,7 @@ class TopDownNetwork(fx.GraphModule):
 
     # -- running parts of it -----------------------------------------------------------------------
 
-    def _run(
-        self, values: dict[str, Any], until: str | None = None, after: str | None = None
-    ) -> dict[str, Any]:
+    def _run(self, values: dict[str, Any], until: str | None = None, after: str | None = None) -> dict[str, Any]:
         """Execute the top graph, or what is behind a node, from given values by node name; returns all values."""
         nodes = list(self.graph.nodes)
         start = 0 if after is None else [node.name for node in nodes].index(after) + 1

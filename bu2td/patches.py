@@ -14,8 +14,8 @@ The finest levels cost most, and read every position. In a large image most posi
 
 Convolutions see zeros around the crop where the whole image has context; a margin of the receptive field makes the
 window's features equal those of the whole image. What is global in a finer level (squeeze-and-excitation, batch
-statistics in training) sees the crops only. Crops are cut by indexing, so that gradients pass, and nothing waits for
-the device.
+statistics in training) sees the crops only. Crops are cut by indexing, so that gradients pass, and nothing waits
+for the device.
 """
 
 from __future__ import annotations
@@ -86,8 +86,17 @@ class PatchNetwork(nn.Module):
         """Return the logits of the crops."""
         return self.forward_both(images)[0]
 
-    def forward_both(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the crops and those of the auxiliary classifier, each (N, num_classes)."""
+    def forward_both(self, images: Tensor, windows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the logits of the crops and those of the auxiliary classifier, each (N, num_classes).
+
+        Args:
+            images: (N, C, H, W).
+            windows: (N, 4) in pixels, as `windows` returns them, to look there; only top and left are read, and
+                rounded down to a position of the coarser level.
+
+        Raises:
+            OptionError: windows of another shape, or that are not inside of the images.
+        """
         values = self._coarse_values(images)
         features = values[self._from]
         auxiliary = self.auxiliary(features.mean((2, 3)))
@@ -95,7 +104,8 @@ class PatchNetwork(nn.Module):
         if window == tuple(features.shape[-2:]):
             fine = self.network._run(values, until=self._until)[self._until]
         else:
-            fine = self._fine(values, images, self._choose(features, auxiliary, images))
+            corner = self._choose(features, auxiliary, images) if windows is None else self._given(windows, images)
+            fine = self._fine(values, images, corner)
         return self.network.forward_head(fine), auxiliary
 
     def heat_maps(self, images: Tensor) -> Tensor:
@@ -144,6 +154,22 @@ class PatchNetwork(nn.Module):
         crop = [min(side + 2 * self.margin, most) for side, most in zip(window, whole, strict=True)]
         return (window[0], window[1]), (crop[0], crop[1])
 
+    def _given(self, windows: Tensor, images: Tensor) -> Tensor:
+        """Top and left of given windows in positions."""
+        if windows.shape != (len(images), 4):
+            raise OptionError(f"windows must be of shape ({len(images)}, 4), found {tuple(windows.shape)}")
+        (height, width), _ = self._sizes(images)
+        corner = windows[:, :2].to(images.device).long() // self.reduction
+        most = [
+            side // self.reduction - size for side, size in zip(images.shape[-2:], (height, width), strict=True)
+        ]
+        if bool(((corner < 0) | (corner > corner.new_tensor(most))).any()):
+            raise OptionError(
+                f"windows must be inside of the images: top at most {most[0] * self.reduction} and left at most "
+                f"{most[1] * self.reduction} for windows of {height * self.reduction}x{width * self.reduction}"
+            )
+        return corner
+
     def _choose(self, features: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """Top and left of the best window of every image, in positions: (N, 2)."""
         window, _ = self._sizes(images)
@@ -182,8 +208,8 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
     most = len(network.plan.levels) - 1
     if not isinstance(finest, int) or isinstance(finest, bool) or not 1 <= finest <= most:
         raise OptionError(
-            f"finest={finest!r} must be a whole number from 1 to {most}: one of the network's {most + 1} levels sees "
-            f"the whole image"
+            f"finest={finest!r} must be a whole number from 1 to {most}: at least one of the network's {most + 1} "
+            f"levels sees the whole image"
         )
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise OptionError(f"share={share!r} must be a number above 0 and at most 1")
@@ -209,7 +235,7 @@ def _cam(features: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
 
 
 def _cut(maps: Tensor, start: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crops of maps (N, C, H, W) of one size whose top and left corners (N, 2) differ; channels are last in memory."""
+    """Crops of one size of maps (N, C, H, W), each with its own top and left (N, 2); channels last in memory."""
     count = torch.arange(len(maps), device=maps.device)[:, None, None]
     rows = start[:, 0, None] + torch.arange(size[0], device=maps.device)
     columns = start[:, 1, None] + torch.arange(size[1], device=maps.device)

@@ -4,26 +4,32 @@ Which segments. Let a level's output be kept and its inside be computed again (`
 only the outputs of the levels are stored. The peak then is the inside of the level that is in its backward pass.
 That is the finest, whose maps are four times those of the next: to store little before its backward pass begins
 buys nothing, as that begins at once. It must be cut itself: into its lateral, the upsampling and the first half of
-the merge, the second half, and its body, each computed again on its own (`pieces`). Every segment runs twice, none
-three times.
+the merge, the second half, and its body, each computed again on its own (`pieces`).
+
+How low the finest level can go, in maps of its size. The backward pass of a conv-norm-act unit holds the unit's
+input gradient or output gradient, the norm's input, the activation's mask and one gradient more. PyTorch keeps the
+activation's result as its mask, a whole map where one bit per value is needed: `masked_relu` keeps a byte. Where a
+merge builds no concatenation, its convolution needs the lateral and two gradients; the inside of the lateral is
+computed once more when its own turn comes ("nested"), so that neither step holds more than 3 1/4 maps. The lateral
+reads three channels and costs little. Every other segment runs twice.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bu2td.nn import Merge, SplitMerge, Upsample
 
-#: A step: index of its module among the values, its method ("" to call it), indices of its arguments.
+#: A step: index of its module among the values, how to run it (a key of `_CALLS`), indices of its arguments.
 Step = tuple[int, str, tuple[int, ...]]
-#: A node's call, or a half of it.
+#: A node's call, or a half of it: a key of `_CALLS`.
 Piece = tuple[fx.Node, str]
 
 
@@ -37,19 +43,69 @@ def checkpointed(steps: Sequence[Step], *values: Any) -> Any:
     Returns:
         The result of the last step.
     """
+    return _checkpoint(_run, [value for value in values if isinstance(value, nn.Module)], steps, *values)
+
+
+def _checkpoint(function: Callable[..., Any], modules: Sequence[nn.Module], *args: Any) -> Any:
     options: dict[str, Any] = {}
     if not torch.compiler.is_compiling():
-        modules = [value for value in values if isinstance(value, nn.Module)]
         options["context_fn"] = lambda: (contextlib.nullcontext(), FrozenStatistics(modules))
-    return checkpoint(_run, steps, *values, use_reentrant=False, **options)
+    return checkpoint(function, *args, use_reentrant=False, **options)
 
 
 def _run(steps: Sequence[Step], *values: Any) -> Any:
     known = list(values)
-    for module, method, arguments in steps:
-        call = getattr(known[module], method) if method else known[module]
-        known.append(call(*(known[i] for i in arguments)))
+    for module, call, arguments in steps:
+        known.append(_CALLS[call](known[module], *(known[i] for i in arguments)))
     return known[-1]
+
+
+def _nested(unit: Any, x: Tensor) -> Any:
+    """A conv unit that is computed again on its own, inside of a segment."""
+    return _checkpoint(_lean, [unit], list(unit.children()), x)
+
+
+def _rest(merge: Any, x: Tensor) -> Tensor:
+    return _lean(merge.after(), x)
+
+
+def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Run modules in a row; of a ReLU behind a norm the mask is kept, not the result."""
+    before = None
+    for part in parts:
+        hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+        lean = type(part) is nn.ReLU and isinstance(before, _BatchNorm) and not hooked
+        x = masked_relu(x) if lean and x.requires_grad and not torch.compiler.is_compiling() else part(x)
+        before = part
+    return x
+
+
+#: How a step of a segment runs: a call, either half of a merge, a unit in a segment of its own.
+_CALLS: dict[str, Callable[..., Any]] = {
+    "": lambda module, *args: module(*args),
+    "first": lambda merge, *args: merge.first(*args),
+    "rest": _rest,
+    "nested": _nested,
+}
+
+
+class _MaskedReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x.clamp_(min=0)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x > 0)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        gradient = gradients[0]
+        return torch.where(ctx.saved_tensors[0], gradient, gradient.new_zeros(()))  # a product would cast the mask
+
+
+def masked_relu(x: Tensor) -> Tensor:
+    """ReLU in place; the backward pass holds a byte per value instead of the result."""
+    return _MaskedReLU.apply(x)
 
 
 class FrozenStatistics:
@@ -85,7 +141,7 @@ def pieces(nodes: Sequence[fx.Node], network: nn.Module) -> list[list[Piece]]:
             waiting.append((node, ""))
         elif isinstance(module, Merge | SplitMerge):
             if isinstance(module, SplitMerge) and found and str(found[-1][-1][0].target).endswith("_lateral"):
-                waiting = [*found.pop(), *waiting]  # it builds no larger map, so that the lateral need not be kept
+                waiting = [*((n, "nested") for n, _ in found.pop()), *waiting]
             found += [[*waiting, (node, "first")], [(node, "rest")]]
             waiting = []
         else:

@@ -15,6 +15,7 @@ from bu2td.choose import Chooser, Form
 from bu2td.network import TopDownNetwork
 from bu2td.nn import (
     ConvUnit,
+    GlobalAvgPool,
     Merge,
     Pyramid,
     SplitMerge,
@@ -27,6 +28,9 @@ from bu2td.nn import (
 #: Activations that take their input's memory, also under autograd.
 _IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
 _CONVS = (nn.Conv2d, nn.BatchNorm2d)
+#: Merges of fewer channels stay whole: convolutions so narrow take no less time for fewer multiplications (measured
+#: on the CPU with 6, 16 and 24 channels: 0.95 to 1.03 times the speed; with 32: 1.2 to 1.7 times).
+NARROW = 32
 
 
 class Shapes(fx.Interpreter):
@@ -78,6 +82,7 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
     if isinstance(pyramid, Pyramid) and choose("channels_last", "pyramid"):
         pyramid.channels_last = True
         network.to(memory_format=torch.channels_last)
+        _pool_channels_last(network, choose)
     network.graph.lint()
     network.recompile()
 
@@ -192,7 +197,7 @@ def _split_merge(
         small = shapes[_outermost(low, x)]
         low = low if _divides(small, (*small[:2], *size), factor) or merge.conv.kernel_size == (1, 1) else None
     forms = _merge_forms(merge, size, factor if low is not None else 1, choose.training)
-    if not choose("merge", f"{level}_merge", *forms):
+    if not choose("merge", f"{level}_merge", *forms, sure=merge.conv.out_channels >= NARROW):
         return
     network.set_submodule(str(node.target), SplitMerge(merge, factor if low is not None else 1))
     if low is not None:
@@ -301,6 +306,41 @@ def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], c
             module.winograd = True
         else:
             network.set_submodule(path, WinogradConv2d(conv))
+
+
+# --- pooling ------------------------------------------------------------------------------------------
+
+
+def _pool_channels_last(network: TopDownNetwork, choose: Chooser) -> None:
+    """Replace every global average pooling; where nothing is trained there is nothing to win."""
+    if not choose.training:
+        return
+    for name, part in network.named_children():
+        if not isinstance(part, fx.GraphModule):
+            continue
+        for node in part.graph.nodes:
+            keepdim = _global_mean(part, node)
+            target = str(node.target) if node.op == "call_module" else f"{node.name}_pool"
+            if keepdim is None or not choose("pool", f"{name}.{target}"):
+                continue
+            if node.op == "call_method":
+                node.op, node.target, node.args, node.kwargs = "call_module", target, node.args[:1], {}
+            part.set_submodule(target, GlobalAvgPool(keepdim))
+        part.graph.lint()
+        part.recompile()
+
+
+def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:
+    """Whether a global average pooling keeps its two dimensions; None for any other node."""
+    if node.op == "call_module":
+        pool: Any = part.get_submodule(str(node.target))
+        return True if type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) else None
+    if node.op != "call_method" or node.target != "mean" or set(node.kwargs) - {"keepdim"}:
+        return None
+    where = [*node.args[1:]]
+    keepdim = where.pop() if len(where) == 2 else node.kwargs.get("keepdim", False)
+    axes = sorted(where[0]) if len(where) == 1 and isinstance(where[0], list | tuple) else []
+    return bool(keepdim) if axes in ([2, 3], [-2, -1]) else None
 
 
 # --- activations --------------------------------------------------------------------------------------

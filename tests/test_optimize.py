@@ -15,7 +15,17 @@ import bu2td
 from bu2td import baselines
 from bu2td.choose import RULES, Chooser, Form
 from bu2td.errors import FileError, FusedNetworkError, NotAModelError, OptimizeError, OptionError, VerificationError
-from bu2td.nn import FusedConv2d, FusedMerge, SplitMerge, Upsample, UpsampledConv2d, WinogradConv2d
+from bu2td.nn import (
+    FusedConv2d,
+    FusedMerge,
+    FusedNorm,
+    GlobalAvgPool,
+    SplitMerge,
+    Upsample,
+    UpsampledConv2d,
+    WinogradConv2d,
+)
+from bu2td.nn.fused import activation_of
 
 timm = pytest.importorskip("timm")
 MODES = ("training", "inference")
@@ -307,6 +317,85 @@ def test_small_work_is_left_alone() -> None:
     assert Chooser("training", "cpu", batch=4096)("upsample_conv", "a", *wide)
     assert Chooser("training", "xpu", batch=1)("upsample_conv", "a", *wide)
     assert not Chooser("training", "cpu")("fuse", "a")
+
+
+# --- what it is built of ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.LeakyReLU(0.2), nn.SiLU()], ids=str)
+def test_a_norm_is_one_multiply_add(act: nn.Module) -> None:
+    norm = fill(nn.BatchNorm2d(6)).eval()
+    scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    name, numbers = activation_of(act) or ("", ())
+    fused = FusedNorm(scale.detach(), (norm.bias - norm.running_mean * scale).detach(), name, numbers)
+    images = torch.randn(2, 6, 5, 4, requires_grad=True)
+    expected, found = act(norm(images)), fused(images)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(found)
+    one, other = (torch.autograd.grad(y, images, gradient, retain_graph=True)[0] for y in (found, expected))
+    torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), expected.detach())
+
+
+def test_preactivation_networks_keep_no_norm(small: Any) -> None:
+    """Norms behind sums become multiply-adds, merges read both maps without a concatenation, sums work in place."""
+    fast = bu2td.optimize(small)
+    assert nn.BatchNorm2d not in kinds(fast)
+    assert {FusedNorm, FusedMerge} <= kinds(fast)
+    merge: Any = fast.r1_merge
+    assert merge.add
+    assert merge.of_lateral.reuse
+    body: Any = fast.r1
+    sums = [m for n, m in body.named_modules() if n.endswith("conv2")]
+    assert [m.reuse for m in sums] == [False] + [True] * (len(sums) - 1)  # the first would overwrite what is given
+    images = torch.rand(2, 3, 32, 32)
+    given = torch.rand(2, 16, 32, 32).contiguous(memory_format=torch.channels_last)
+    kept = given.clone()
+    with torch.no_grad():
+        assert torch.equal(body(given), body(given))
+        assert torch.equal(given, kept)
+        assert relative(fast(images), small(images)) < 1e-5
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_global_average_pooling(keepdim: bool) -> None:
+    pool = GlobalAvgPool(keepdim)
+    images = torch.randn(3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    images.requires_grad_()
+    assert torch.equal(pool(images), images.mean((2, 3), keepdim=keepdim))
+    assert torch.equal(pool(images.detach()), images.mean((2, 3), keepdim=keepdim))
+    (gradient,) = torch.autograd.grad(pool(images).square().sum(), images)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradient, (2 * images.mean((2, 3), keepdim=True) / 30).expand_as(images))
+    torch.autograd.gradcheck(pool, images)
+    torch.autograd.gradgradcheck(pool, images)
+    torch.testing.assert_close(torch.func.vmap(pool)(images[None]), pool(images)[None])
+
+
+@pytest.mark.parametrize("name", ["resnet32", "nin_light"])
+def test_the_gradient_of_the_head_is_channels_last(name: str) -> None:
+    """Both as a module and as a call of mean; without the rule it is channels-first."""
+    network = convert_baseline(name, "td", seed=0).train()
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: Any, y: Tensor) -> None:
+        y.register_hook(lambda gradient: seen.append(gradient))
+
+    for rule in ("auto", "never"):
+        lean: Any = bu2td.optimize(network, "training", rules={"pool": rule})
+        maps = lean.forward_features(torch.rand(2, *baselines.INPUT_SIZES[name]))
+        next(m for m in lean.head.modules() if isinstance(m, nn.ReLU)).register_forward_hook(watch)
+        lean.forward_head(maps).square().sum().backward()
+        assert seen[-1].is_contiguous(memory_format=torch.channels_last) == (rule == "auto")
+
+
+def test_narrow_merges_stay_whole() -> None:
+    network = convert_baseline("lenet_fc", "td", seed=0)
+    merges = [r for r in bu2td.optimize(network).optimization.rewrites if r.rule == "merge"]
+    assert [(r.chosen, r.reason) for r in merges] == [(False, "too narrow")] * 2
+    forced = bu2td.optimize(network, rules={"merge": "always"})
+    assert all(r.chosen for r in forced.optimization.rewrites if r.rule == "merge")
 
 
 # --- files --------------------------------------------------------------------------------------------

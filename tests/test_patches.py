@@ -1,18 +1,20 @@
 """`bu2td.PatchNetwork`: the finest levels on crops that the coarser levels choose; what it costs and keeps."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from nets import convert_baseline
 from reference.fill import fill
 from torch import Tensor, nn
 
 import bu2td
 from bu2td import baselines
-from bu2td.baselines import PreActResNet
 from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "patches.py"
 
 
 def converted(name: str, arrangement: str = "td", **options: Any) -> Any:
@@ -58,7 +60,7 @@ def test_with_enough_margin_the_window_has_the_features_of_the_whole_image(
     network = converted(name)
     if optimised:
         network = bu2td.optimize(network, "training")
-    images = images_for(name, 160, 224)
+    images = images_for(name, 160, 224, count=1)
     found = {}
     for margin in (0, 12):
         patches = with_auxiliary(network, share=0.25, finest=finest, margin=margin)
@@ -135,20 +137,94 @@ def test_images_of_a_batch_do_not_see_each_other() -> None:
         torch.testing.assert_close(patches(images), alone)
 
 
-# --- accuracy and cost on digits ----------------------------------------------------------------------
+def test_given_windows_are_used() -> None:
+    patches = with_auxiliary(converted("resnet32"), share=0.25, finest=1)
+    images = images_for("resnet32", 64, 96)
+    own = patches.windows(images)
+    with torch.no_grad():
+        chosen, auxiliary = patches.forward_both(images)
+        again, same = patches.forward_both(images, own)
+        moved = own.clone()
+        moved[:, 0] = (own[:, 0] + 16) % 48
+        other, _ = patches.forward_both(images, moved)
+    assert torch.equal(chosen, again)
+    assert torch.equal(auxiliary, same)
+    assert bool((other != chosen).any(1).all())
+    with pytest.raises(OptionError, match=r"shape \(3, 4\), found \(3, 2\)"):
+        patches.forward_both(images, own[:, :2])
+    with pytest.raises(OptionError, match="top at most 48 and left at most 72 for windows of 16x24"):
+        patches.forward_both(images, own + 64)
 
-SIDE, DIGIT = 64, 20
+
+# --- accuracy and cost ----------------------------------------------------------------------------------
 
 
-def scenes() -> tuple[Tensor, Tensor]:
-    """Handwritten digits somewhere in a noisy image nine times their area: (N, 1, 64, 64), labels."""
-    data = pytest.importorskip("sklearn.datasets").load_digits()
-    generator = torch.Generator().manual_seed(0)
-    digits = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
-    digits = F.interpolate(digits, size=DIGIT, mode="bilinear", align_corners=False)
-    images = 0.3 * torch.rand(len(digits), 1, SIDE, SIDE, generator=generator)
-    for image, digit in zip(images, digits, strict=True):
-        top, left = torch.randint(0, SIDE - DIGIT + 1, (2,), generator=generator).tolist()
-        image[:, top : top + DIGIT, left : left + DIGIT] += digit
-    order = torch.randperm(len(images), generator=generator)
-    return images[order], torch.tensor(data.target)[order]
+def test_cost() -> None:
+    """Multiply-accumulates: coarser levels whole, finer ones on the crop, both counted by hand."""
+    network = convert_baseline("resnet32", "td", seed=0, device="meta")
+    patches = bu2td.PatchNetwork(network, share=0.25, finest=1, margin=0)
+    some, whole = patches.macs((64, 64))
+    plan = bu2td.convert(baselines.resnet32(), device="meta", example_inputs=torch.rand(1, 3, 64, 64)).plan
+    finest = plan.levels[-1].cost.macs
+    pyramid = 2 * 3 * (64 * 64 * (32 + 16)) + 3 * (32 * 32 * 64 + 16 * 16 * 64)
+    assert abs(whole - plan.cost.macs) < 0.02 * whole + pyramid
+    assert some == pytest.approx(whole - finest * (1 - 0.25**2), rel=0.01)
+
+
+def test_accuracy_on_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Digits in large noisy images: crops that are looked for know what whole images know, at part of the cost."""
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("patches_example", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr("sys.argv", ["patches.py", "--epochs", "5"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    example.main()
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    rows = {line[:32].strip(): line[32:].replace("%", " ").split() for line in lines}
+    accuracy = {name: float(row[0]) for name, row in rows.items()}
+    macs = {name: float(row[1]) for name, row in rows.items()}
+    assert accuracy["crops by Grad-CAM"] > 50
+    assert accuracy["crops by Grad-CAM"] > accuracy["whole images"] - 10
+    assert accuracy["crops by Grad-CAM"] > accuracy["crops of another image's place"] + 15
+    assert macs["crops by Grad-CAM"] < 0.65 * macs["whole images"]
+
+
+# --- bad input ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0}, "share=0 must be a number above 0"),
+        ({"share": 1.5}, "share=1.5 must be"),
+        ({"share": "half"}, "share='half' must be"),
+        ({"finest": 0}, "finest=0 must be a whole number from 1 to 2"),
+        ({"finest": 3}, "finest=3 must be a whole number from 1 to 2"),
+        ({"finest": True}, "finest=True must be"),
+        ({"margin": -1}, "margin=-1 must be a whole number"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    network = convert_baseline("lenet_fc", "td", seed=0)
+    with pytest.raises(OptionError, match=message):
+        bu2td.PatchNetwork(network, **options)
+
+
+def test_networks_that_have_no_patches() -> None:
+    with pytest.raises(NotAModelError, match=r"found <class 'torch\.nn\.modules\.linear\.Linear'>"):
+        bu2td.PatchNetwork(nn.Linear(2, 2))  # type: ignore[arg-type]
+    network = convert_baseline("lenet_fc", "td", seed=0)
+    with pytest.raises(OptimizeError, match="optimised for inference and cannot train"):
+        bu2td.PatchNetwork(bu2td.optimize(network))
+    network.reset_classifier(0)
+    with pytest.raises(OptionError, match="reset_classifier"):
+        bu2td.PatchNetwork(network)
+    bound: Any = convert_baseline("lenet_fc", "td", seed=0)
+    bound.pyramid.size = (28, 28)
+    with pytest.raises(ImageSizeError, match="bound to an image size"):
+        bu2td.PatchNetwork(bound)

@@ -5,6 +5,7 @@ from bu2td.nn.fused import FusedConv2d, FusedMerge, FusedNorm
 from bu2td.nn.lowres import UpsampledConv2d, can_read_low
 from bu2td.nn.merge import ConvUnit, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
+from bu2td.nn.pool import GlobalAvgPool
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
 from bu2td.nn.split import SplitMerge
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
@@ -19,6 +20,7 @@ __all__ = [
     "FusedConv2d",
     "FusedMerge",
     "FusedNorm",
+    "GlobalAvgPool",
     "Lateral",
     "Merge",
     "Pyramid",

@@ -289,7 +289,8 @@ class FusedMerge(nn.Module):
     ) -> None:
         super().__init__()
         self.of_x, self.of_lateral = of_x, of_lateral
-        self.norm_x, self.norm_lateral = norms or (None, None)
+        self.norm_x: FusedNorm | None = norms[0] if norms else None
+        self.norm_lateral: FusedNorm | None = norms[1] if norms else None
         self.add = add
 
     def forward(self, x: Tensor, lateral: Tensor) -> Tensor:

@@ -44,9 +44,13 @@ class ConvUnit(nn.Module):
 
     def rest(self, x: Tensor) -> Tensor:
         """The second half, of what the first returned."""
-        for part in self._halves()[1]:
+        for part in self.after():
             x = part(x)
         return x
+
+    def after(self) -> list[nn.Module]:
+        """The modules of the second half."""
+        return self._halves()[1]
 
     def _halves(self) -> tuple[list[nn.Module], list[nn.Module]]:
         parts = list(self.children())

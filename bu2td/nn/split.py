@@ -68,15 +68,18 @@ class SplitMerge(nn.Module):
         padding: Any = self.conv.padding
         merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, self.factor, lateral.shape[-2:])
         if self.winograd and not is_exporting() and not autocasts(lateral):
-            return merged + trained_winograd_conv(lateral, of_lateral)
-        return merged + F.conv2d(lateral, of_lateral, padding=padding)
+            return merged.add_(trained_winograd_conv(lateral, of_lateral))
+        return merged.add_(F.conv2d(lateral, of_lateral, padding=padding))
 
     def rest(self, merged: Tensor) -> Tensor:
         """Norm and activation."""
-        for name, part in self.named_children():
-            if name != "conv":
-                merged = part(merged)
+        for part in self.after():
+            merged = part(merged)
         return merged
+
+    def after(self) -> list[nn.Module]:
+        """Norm and activation as modules."""
+        return [part for name, part in self.named_children() if name != "conv"]
 
     def extra_repr(self) -> str:
         """Show the configuration when printed."""
