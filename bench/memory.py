@@ -3,8 +3,9 @@
     python bench/memory.py [--batch 32] [--repeat 3] [--match optimised]
 
 A row is a network (bottom-up, top-down as converted, top-down optimised for training), a way of recomputing (none,
-whole levels, and the finest level in pieces; see ``set_grad_checkpointing``) and a precision (float32, bfloat16 by
-autocast). Each runs in a process of its own, which measures
+whole levels, the finest level in pieces, and that without the coarse levels r32 and r16; see
+``set_grad_checkpointing``) and a precision (float32, bfloat16 by autocast). Each runs in a process of its own, which
+measures
 
 peak_mib      the process's largest resident memory in the training steps, less that just before the first one
 predicted_mib what `bu2td.memory.training_memory` says (float32 only), and its ratio to the measured peak
@@ -43,7 +44,12 @@ from bu2td.models import create_model
 from bu2td.plan import format_table
 
 COLUMNS = ("network", "recomputed", "precision")
-WAYS: dict[str, dict[str, Any] | None] = {"nothing": None, "levels": {}, "inside": {"inside": True}}
+WAYS: dict[str, dict[str, Any] | None] = {
+    "nothing": None,
+    "levels": {},
+    "inside": {"inside": True},
+    "inside, r8 to r1": {"levels": [8, 4, 2, 1], "inside": True},
+}
 NETWORKS = ("bottom-up", "converted", "optimised")
 PRECISIONS = ("float32", "bfloat16")
 MODEL, SIZE = "resnet18", 224

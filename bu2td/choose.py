@@ -32,6 +32,8 @@ RULES: Mapping[str, str] = {
     "winograd": "a wide 3x3 convolution by minimal filtering, 2.25 times fewer multiplications",
 }
 INFERENCE_ONLY = ("fold_norm", "fuse")
+#: Trades multiplications for memory traffic, and GPU libraries do it themselves.
+NEEDS_TABLE = ("winograd",)
 
 #: A rewrite must take less than this share of the time that it replaces.
 MARGIN = 0.9
@@ -144,6 +146,8 @@ class Chooser:
             return choice == "always", f"{rule}={choice!r}"
         if before is None:
             return True, "saves work everywhere"
+        if gain is None and rule in NEEDS_TABLE:
+            return False, f"no table for {self.device}"
         if gain is None:
             return after.macs < before.macs, f"no table for {self.device}: fewer multiplications"
         return gain > 1 / MARGIN, MODEL

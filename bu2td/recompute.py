@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bu2td.nn import Merge, SplitMerge, Upsample
 
+#: Norms whose result nobody keeps: an activation may overwrite it.
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 #: A step: index of its module among the values, how to run it (a key of `_CALLS`), indices of its arguments.
 Step = tuple[int, str, tuple[int, ...]]
 #: A node's call, or a half of it: a key of `_CALLS`.
@@ -62,6 +64,8 @@ def _run(steps: Sequence[Step], *values: Any) -> Any:
 
 def _nested(unit: Any, x: Tensor) -> Any:
     """A conv unit that is computed again on its own, inside of a segment."""
+    if _is_hooked(unit):
+        return _checkpoint(unit, [unit], x)
     return _checkpoint(_lean, [unit], list(unit.children()), x)
 
 
@@ -73,11 +77,14 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Run modules in a row; of a ReLU behind a norm the mask is kept, not the result."""
     before = None
     for part in parts:
-        hooked = part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
-        lean = type(part) is nn.ReLU and isinstance(before, _BatchNorm) and not hooked
+        lean = type(part) is nn.ReLU and type(before) in _NORMS and not _is_hooked(part)
         x = masked_relu(x) if lean and x.requires_grad and not torch.compiler.is_compiling() else part(x)
         before = part
     return x
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 #: How a step of a segment runs: a call, either half of a merge, a unit in a segment of its own.

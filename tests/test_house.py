@@ -27,7 +27,7 @@ FLOORS = [
     ),
     *("channels", "kinds", "restructure", "arrange", "rewrite"),
     *("cost", "verify", "recompute", "network", "memory", "choose", "simplify", "fuse", "transform"),
-    *("initialise", "baselines", "models", "convert", "optimize", "arguments"),
+    *("initialise", "baselines", "models", "convert", "optimize", "patches", "arguments"),
     *("zoo", "sweep", "draw", "erf", "evaluate", "cli"),
 ]
 

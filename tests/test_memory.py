@@ -137,12 +137,15 @@ def test_the_inside_of_a_lateral_that_nobody_keeps_runs_once_more() -> None:
     network = bu2td.optimize(convert_baseline("lenet_fc", "td", seed=0), "training").train()
     runs: dict[str, int] = {}
     for name, module in network.named_modules():
-        if name.endswith(("_lateral", "_lateral.conv")):
+        if name.endswith("_lateral.conv"):
             module.register_forward_pre_hook(lambda *_, name=name: runs.update({name: runs.get(name, 0) + 1}))
     network.set_grad_checkpointing(inside=True)
     network(torch.rand(2, 1, 28, 28)).sum().backward()
-    assert runs["r2_lateral.conv"] == 2
-    assert runs["r1_lateral.conv"] == 3
+    assert runs == {"r2_lateral.conv": 2, "r1_lateral.conv": 3}
+    lateral: Any = network.r1_lateral
+    lateral.register_forward_hook(lambda *_: runs.update(unit=runs.get("unit", 0) + 1))
+    network(torch.rand(2, 1, 28, 28)).sum().backward()
+    assert runs["unit"] == 3  # hooks are called as often
 
 
 def test_masked_relu_is_relu() -> None:

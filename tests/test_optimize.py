@@ -317,6 +317,9 @@ def test_small_work_is_left_alone() -> None:
     assert Chooser("training", "cpu", batch=4096)("upsample_conv", "a", *wide)
     assert Chooser("training", "xpu", batch=1)("upsample_conv", "a", *wide)
     assert not Chooser("training", "cpu")("fuse", "a")
+    filtering = Form(9e9, 0, 0), Form(4e9, 0, 0)
+    assert Chooser("inference", "cpu")("winograd", "a", *filtering)
+    assert not Chooser("inference", "cuda")("winograd", "a", *filtering)
 
 
 # --- what it is built of ------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Plots are drawn from the committed results; the two forms that a choice is between compute the same."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bu2td.plan import format_table
+
+BENCH = Path(__file__).parents[1] / "bench"
+pytest.importorskip("matplotlib")
+
+
+def test_plots_are_drawn_from_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import plots
+
+    made = plots.draw(BENCH / "results", tmp_path)
+    assert [path.name for path in made] == ["speed.png", "roofline.png", "memory.png", "conversion.png"]
+    for path in made:
+        assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert path.stat().st_size > 10_000
+    rows = json.loads((BENCH / "results" / "speed.json").read_text())["rows"]
+    axes = plots.speed([r for r in rows if r["kind"] == "eager"]).axes
+    for panel in axes:
+        task = panel.get_title(loc="left").partition(",")[0]
+        for line in panel.lines:
+            key = (task, "eager", line.get_label())
+            found = [r["speedup"] for r in rows if (r["task"], r["kind"], r.get("rival")) == key]
+            assert not found or sorted(line.get_xdata()) == sorted(found)
+    (tmp_path / "none").mkdir()
+    assert plots.draw(tmp_path / "none", tmp_path) == []
+    assert "has no rows for memory" in capsys.readouterr().out
+    sys.modules.pop("plots")
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize(("rule", "kernel"), [("upsample_conv", 3), ("upsample_conv", 1), ("winograd", 3)])
+def test_both_forms_of_a_choice_compute_the_same(
+    rule: str, kernel: int, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import choices
+
+    conv = nn.Conv2d(8, 4, kernel, padding=kernel // 2, bias=False)
+    results = [form() for form in choices.arms(rule, mode, conv, torch.rand(2, 8, 6, 6)).values()]
+    assert len(results[0]) == (1 if mode == "inference" else 3)
+    for old, new in zip(*results, strict=True):
+        torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
+
+
+def test_tables_of_rows_that_lack_a_column() -> None:
+    text = format_table([{"a": 1, "b": 2.5}, {"a": 10}, {"c": "x", "a": 3}])
+    assert text.splitlines() == [" a    b  c", " 1  2.5", "10", " 3       x"]
