@@ -4,8 +4,8 @@
 
 A row is a network (bottom-up, top-down as converted, top-down optimised for training), a way of recomputing (none,
 whole levels, the finest level in pieces, and that without the coarse levels r32 and r16; see
-``set_grad_checkpointing``) and a precision (float32, bfloat16 by autocast). Each runs in a process of its own, which
-measures
+``set_grad_checkpointing``) and a precision (float32, bfloat16 by autocast). Each runs in a process of its own,
+which measures
 
 peak_mib      the process's largest resident memory in the training steps, less that just before the first one
 predicted_mib what `bu2td.memory.training_memory` says (float32 only), and its ratio to the measured peak

@@ -243,8 +243,8 @@ class TopDownNetwork(fx.GraphModule):
             enable: whether to.
             levels: reductions of the levels to do so for; by default all, and the head.
             inside: also cut the finest of them into its lateral, the two halves of its merge, and its body, each
-                computed again on its own: less memory where that level alone holds most of it. No call runs
-                more than twice.
+                computed again on its own: less memory where that level alone holds most of it. Nothing runs more
+                than twice but that lateral, three times in an optimised network.
 
         Raises:
             ReductionError: the network has no such level.

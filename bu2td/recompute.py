@@ -6,12 +6,13 @@ That is the finest, whose maps are four times those of the next: to store little
 buys nothing, as that begins at once. It must be cut itself: into its lateral, the upsampling and the first half of
 the merge, the second half, and its body, each computed again on its own (`pieces`).
 
-How low the finest level can go, in maps of its size. The backward pass of a conv-norm-act unit holds the unit's
-input gradient or output gradient, the norm's input, the activation's mask and one gradient more. PyTorch keeps the
-activation's result as its mask, a whole map where one bit per value is needed: `masked_relu` keeps a byte. Where a
-merge builds no concatenation, its convolution needs the lateral and two gradients; the inside of the lateral is
-computed once more when its own turn comes ("nested"), so that neither step holds more than 3 1/4 maps. The lateral
-reads three channels and costs little. Every other segment runs twice.
+How low the finest level can go, in maps of its size. The backward pass of a conv-norm-act unit holds the gradient
+of its result or of its input, the norm's input, the activation's mask and one gradient more. PyTorch keeps the
+activation's result as its mask, a whole map where one bit per value is needed: `masked_relu` keeps a byte, so
+that a norm and a ReLU need not be computed again at all. Where a merge builds no concatenation, its convolution
+needs the lateral and two gradients; the inside of the lateral is computed once more when its own turn comes
+("nested"), so that neither step holds more than 3 1/4 maps. The lateral reads three channels and costs little.
+Every other segment runs at most twice.
 """
 
 from __future__ import annotations
@@ -45,7 +46,15 @@ def checkpointed(steps: Sequence[Step], *values: Any) -> Any:
     Returns:
         The result of the last step.
     """
-    return _checkpoint(_run, [value for value in values if isinstance(value, nn.Module)], steps, *values)
+    return _checkpoint(stored, [value for value in values if isinstance(value, nn.Module)], steps, *values)
+
+
+def stored(steps: Sequence[Step], *values: Any) -> Any:
+    """Run steps as `checkpointed` does, and store what the backward pass needs."""
+    known = list(values)
+    for module, call, arguments in steps:
+        known.append(_CALLS[call](known[module], *(known[i] for i in arguments)))
+    return known[-1]
 
 
 def _checkpoint(function: Callable[..., Any], modules: Sequence[nn.Module], *args: Any) -> Any:
@@ -53,13 +62,6 @@ def _checkpoint(function: Callable[..., Any], modules: Sequence[nn.Module], *arg
     if not torch.compiler.is_compiling():
         options["context_fn"] = lambda: (contextlib.nullcontext(), FrozenStatistics(modules))
     return checkpoint(function, *args, use_reentrant=False, **options)
-
-
-def _run(steps: Sequence[Step], *values: Any) -> Any:
-    known = list(values)
-    for module, call, arguments in steps:
-        known.append(_CALLS[call](known[module], *(known[i] for i in arguments)))
-    return known[-1]
 
 
 def _nested(unit: Any, x: Tensor) -> Any:
@@ -83,17 +85,28 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
+def _is_lean(merge: Any) -> bool:
+    """Whether the second half of a merge stores no more than its input and a mask."""
+    kinds = [type(part) for part in merge.after()]
+    return kinds[:1] != [] and kinds[0] in _NORMS and kinds[1:] in ([], [nn.ReLU])
+
+
 def _is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-#: How a step of a segment runs: a call, either half of a merge, a unit in a segment of its own.
+#: How a step of a segment runs: a call, either half of a merge, a second half that is not worth computing again, a
+#: unit in a segment of its own.
 _CALLS: dict[str, Callable[..., Any]] = {
     "": lambda module, *args: module(*args),
     "first": lambda merge, *args: merge.first(*args),
     "rest": _rest,
+    "stored rest": _rest,
     "nested": _nested,
 }
+
+
+_SECOND = ("rest", "stored rest")
 
 
 class _MaskedReLU(torch.autograd.Function):
@@ -149,11 +162,13 @@ def pieces(nodes: Sequence[fx.Node], network: nn.Module) -> list[list[Piece]]:
         elif isinstance(module, Merge | SplitMerge):
             if isinstance(module, SplitMerge) and found and str(found[-1][-1][0].target).endswith("_lateral"):
                 waiting = [*((n, "nested") for n, _ in found.pop()), *waiting]
-            found += [[*waiting, (node, "first")], [(node, "rest")]]
+            found += [[*waiting, (node, "first")], [(node, "stored rest" if _is_lean(module) else "rest")]]
             waiting = []
-        else:
+        elif any(held in node.args for held, _ in waiting):
             found.append([*waiting, (node, "")])
             waiting = []
+        else:
+            found.append([(node, "")])
     return found + ([waiting] if waiting else [])
 
 
@@ -197,16 +212,17 @@ def _emit(
     values: list[Any] = list(modules)
     own = {node for node, _ in segment}
     for node, half in segment:
-        outside = [halves[node]] if half == "rest" else [new[n] for n in node.args if n not in own]  # type: ignore[index]
+        outside = [halves[node]] if half in _SECOND else [new[n] for n in node.args if n not in own]  # type: ignore[index]
         values += [value for value in outside if value not in values]
     places: dict[fx.Node, int] = {}
     steps: list[Step] = []
     for index, (node, half) in enumerate(segment):
-        if half == "rest":
+        if half in _SECOND:
             arguments: tuple[int, ...] = (values.index(halves[node]),)
         else:
             arguments = tuple(places[n] if n in places else values.index(new[n]) for n in node.args)  # type: ignore[index]
         steps.append((index, half, arguments))
         places[node] = len(values) + index
     name = "half" if segment[-1][1] == "first" else segment[-1][0].name
-    return made.create_node("call_function", checkpointed, (tuple(steps), *values), {}, name=name)
+    run = stored if segment[-1][1] == "stored rest" else checkpointed
+    return made.create_node("call_function", run, (tuple(steps), *values), {}, name=name)

@@ -70,15 +70,15 @@ def resnet(optimised: bool = False) -> Any:
 # --- the same numbers ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimised", [False, True], ids=["converted", "optimised"])
+@pytest.mark.parametrize("rules", [None, {}, {"merge": "always"}], ids=["converted", "optimised", "split"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["lenet_fc", "resnet32", "resnet18_imagenette"])
-def test_recomputing_changes_no_number(name: str, way: str, optimised: bool) -> None:
+def test_recomputing_changes_no_number(name: str, way: str, rules: dict[str, str] | None) -> None:
     """Logits, gradients and also the statistics of norms, which see every batch twice."""
     plain = convert_baseline(name, "td", seed=0).double()
     fill(plain)
-    if optimised:
-        plain = bu2td.optimize(plain, "training")
+    if rules is not None:
+        plain = bu2td.optimize(plain, "training", rules=rules)
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing(True, **WAYS[way])
     assert saving.grad_checkpointing
@@ -134,7 +134,8 @@ def test_levels_run_twice_and_others_once() -> None:
 
 
 def test_the_inside_of_a_lateral_that_nobody_keeps_runs_once_more() -> None:
-    network = bu2td.optimize(convert_baseline("lenet_fc", "td", seed=0), "training").train()
+    plain = convert_baseline("lenet_fc", "td", seed=0)
+    network = bu2td.optimize(plain, "training", rules={"merge": "always"}).train()
     runs: dict[str, int] = {}
     for name, module in network.named_modules():
         if name.endswith("_lateral.conv"):
@@ -143,7 +144,7 @@ def test_the_inside_of_a_lateral_that_nobody_keeps_runs_once_more() -> None:
     network(torch.rand(2, 1, 28, 28)).sum().backward()
     assert runs == {"r2_lateral.conv": 2, "r1_lateral.conv": 3}
     lateral: Any = network.r1_lateral
-    lateral.register_forward_hook(lambda *_: runs.update(unit=runs.get("unit", 0) + 1))
+    lateral.register_forward_pre_hook(lambda *_: runs.update(unit=runs.get("unit", 0) + 1))
     network(torch.rand(2, 1, 28, 28)).sum().backward()
     assert runs["unit"] == 3  # hooks are called as often
 
