@@ -15,6 +15,11 @@ Ratios are to the top-down network of the same kind and precision that recompute
 network of that precision. Resident memory also holds what oneDNN and the allocator keep. A batch of 32
 needs 6 GiB; the measure is that of Linux (/proc). Writes bench/results/memory.csv and .json after every row, and
 goes on where it was stopped.
+
+    python bench/memory.py --paired 8
+
+compares times only, all ways of a network in turns in one process at that batch size: medians of the ratio within a
+round, which the machine's moods disturb less. Writes bench/results/memory_paired.csv and .json.
 """
 
 from __future__ import annotations
@@ -34,9 +39,11 @@ from pathlib import Path
 from typing import Any
 
 import _results
+import speed
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 import bu2td
 from bu2td.memory import training_memory
@@ -124,6 +131,27 @@ def run(network: str, way: str, precision: str, batch: int, repeat: int) -> list
     return [{**dict(zip(COLUMNS, (network, way, precision), strict=True)), **measured}]
 
 
+def paired(batch: int, repeat: int) -> list[dict[str, Any]]:
+    """Times of every way of recomputing beside recomputing nothing, float32."""
+    torch.set_num_threads(1)
+    images = torch.rand(batch, 3, SIZE, SIZE)
+    rows = []
+    for network in tqdm(NETWORKS[1:]):
+        steps = {way: partial(step, build(network, way, batch), images, "float32") for way in WAYS}
+        times: dict[str, list[float]] = {way: [] for way in WAYS}
+        for run in steps.values():
+            run()
+        for order in speed.turns(list(WAYS), repeat):
+            for way in order:
+                times[way].append(steps[way]())
+        for way, found in times.items():
+            compared = sorted(a / b for a, b in zip(found, times["nothing"], strict=True))
+            row: dict[str, Any] = {"network": network, "recomputed": way, "batch": batch}
+            row |= {"step_s": round(statistics.median(found), 3), "time": round(statistics.median(compared), 3)}
+            rows.append({**row, "least": round(compared[0], 3), "most": round(compared[-1], 3)})
+    return rows
+
+
 def ratios(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Memory and time of every row beside what it is compared with, where that is measured."""
     known = {tuple(row[column] for column in COLUMNS): row for row in rows}
@@ -151,7 +179,14 @@ def main() -> None:
     parser = _results.parser(__doc__, "memory")
     parser.add_argument("--batch", type=int, default=32, metavar="N", help="default: %(default)s")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="steps; default: %(default)s")
-    rows = measure(parser.parse_args())
+    parser.add_argument("--paired", type=int, metavar="N", help="compare times only, at batch size N")
+    args = parser.parse_args()
+    if args.paired:
+        rows = paired(args.paired, args.repeat)
+        print(format_table(rows))
+        about = {"device": _results.processor(), "threads": 1, "repeat": args.repeat}
+        return _results.write(args.out.with_name(f"{args.out.name}_paired"), rows, **about)
+    rows = measure(args)
     print(format_table(rows))
     print(format_table(ratios(rows)["ratios"]))
 
