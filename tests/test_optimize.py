@@ -19,7 +19,6 @@ from bu2td.nn import (
     FusedConv2d,
     FusedMerge,
     FusedNorm,
-    GlobalAvgPool,
     SplitMerge,
     Upsample,
     UpsampledConv2d,
@@ -359,21 +358,6 @@ def test_preactivation_networks_keep_no_norm(small: Any) -> None:
         assert torch.equal(body(given), body(given))
         assert torch.equal(given, kept)
         assert relative(fast(images), small(images)) < 1e-5
-
-
-@pytest.mark.parametrize("keepdim", [False, True])
-def test_global_average_pooling(keepdim: bool) -> None:
-    pool = GlobalAvgPool(keepdim)
-    images = torch.randn(3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    images.requires_grad_()
-    assert torch.equal(pool(images), images.mean((2, 3), keepdim=keepdim))
-    assert torch.equal(pool(images.detach()), images.mean((2, 3), keepdim=keepdim))
-    (gradient,) = torch.autograd.grad(pool(images).square().sum(), images)
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(gradient, (2 * images.mean((2, 3), keepdim=True) / 30).expand_as(images))
-    torch.autograd.gradcheck(pool, images)
-    torch.autograd.gradgradcheck(pool, images)
-    torch.testing.assert_close(torch.func.vmap(pool)(images[None]), pool(images)[None])
 
 
 @pytest.mark.parametrize("name", ["resnet32", "nin_light"])

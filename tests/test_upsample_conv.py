@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bu2td.nn import Merge, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
+from bu2td.nn import GlobalAvgPool, Merge, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
 from bu2td.nn.lowres import summed_kernel, sums_matrix
 from bu2td.nn.winograd import plain_kernel, transformed_kernel
 
@@ -223,3 +223,21 @@ def test_winograd_operators_keep_to_torchs_rules() -> None:
 def test_plain_kernel_is_the_inverse() -> None:
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     torch.testing.assert_close(plain_kernel(transformed_kernel(weight)), weight)
+
+
+# --- pooling ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_global_average_pooling(keepdim: bool) -> None:
+    pool = GlobalAvgPool(keepdim)
+    images = torch.randn(3, 4, 5, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    images.requires_grad_()
+    assert torch.equal(pool(images), images.mean((2, 3), keepdim=keepdim))
+    assert torch.equal(pool(images.detach()), images.mean((2, 3), keepdim=keepdim))
+    (gradient,) = torch.autograd.grad(pool(images).square().sum(), images)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradient, (2 * images.mean((2, 3), keepdim=True) / 30).expand_as(images))
+    torch.autograd.gradcheck(pool, images)
+    torch.autograd.gradgradcheck(pool, images)
+    torch.testing.assert_close(torch.func.vmap(pool)(images[None]), pool(images)[None])
