@@ -2,8 +2,8 @@
 
 A form of a computation takes, by the model, ``macs / rate + bytes / bandwidth`` seconds, where bytes are those of
 the intermediate maps and weights that the form writes and reads beside the convolution itself. A rewrite is chosen
-where its form takes less than `MARGIN` of the time of the form that it replaces. Rates are those of one core as
-measured by ``python bench/speed.py --rates``; only their ratio matters. A device without a table gets the
+where its form takes less than `MARGIN` of the time of the form that it replaces. Rates are those of one core; only
+their ratio matters. A device without a table gets the
 rewrites that save work on any machine, and no others.
 """
 
@@ -54,7 +54,9 @@ class Rates:
     bandwidth: float
 
 
-#: Measured on one core of an AMD EPYC 9004 (float32, oneDNN).
+#: One core of an AMD EPYC (float32, oneDNN). ``--rates`` measures 27e9 to 56e9 multiply-accumulates, and 22e9 to
+#: 70e9 bytes for maps that caches or freed memory hold but 4e9 for large fresh ones; the bandwidth here lies between,
+#: and is judged by its choices: ``python bench/choices.py``.
 RATES: Mapping[str, Rates] = {"cpu": Rates(macs=48e9, bandwidth=8e9)}
 
 
