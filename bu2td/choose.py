@@ -55,8 +55,8 @@ class Rates:
 
 
 #: One core of an AMD EPYC (float32, oneDNN). ``--rates`` measures 27e9 to 56e9 multiply-accumulates, and 22e9 to
-#: 70e9 bytes for maps that caches or freed memory hold but 4e9 for large fresh ones; the bandwidth here lies between,
-#: and is judged by its choices: ``python bench/choices.py``.
+#: 70e9 bytes for maps that caches or freed memory hold but 4e9 for large fresh ones; the bandwidth here lies
+#: between, and is judged by its choices: ``python bench/choices.py``.
 RATES: Mapping[str, Rates] = {"cpu": Rates(macs=48e9, bandwidth=8e9)}
 
 
