@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bu2td.nn import GlobalAvgPool, Merge, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
@@ -216,8 +216,8 @@ def test_winograd_in_float32() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own
 def test_winograd_operators_keep_to_torchs_rules() -> None:
     x, weight = torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
-    torch.library.opcheck(torch.ops.bu2td.winograd_trained.default, (x, weight))
-    torch.library.opcheck(torch.ops.bu2td.winograd.default, (x.detach(), transformed_kernel(weight.detach())))
+    library.opcheck(torch.ops.bu2td.winograd_trained.default, (x, weight))
+    library.opcheck(torch.ops.bu2td.winograd.default, (x.detach(), transformed_kernel(weight.detach())))
 
 
 def test_plain_kernel_is_the_inverse() -> None:

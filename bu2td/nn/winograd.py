@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 # --- kernels ------------------------------------------------------------------------------------------
 
@@ -158,7 +158,7 @@ def _empty(x: Tensor, out: int) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("bu2td::winograd", mutates_args=())
+@library.custom_op("bu2td::winograd", mutates_args=())
 def winograd_conv(x: Tensor, transformed: Tensor) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1, without autograd.
 
@@ -185,7 +185,7 @@ def _(x: Tensor, transformed: Tensor) -> Tensor:
     return _empty(x, transformed.shape[1])
 
 
-@torch.library.custom_op("bu2td::winograd_backward", mutates_args=())
+@library.custom_op("bu2td::winograd_backward", mutates_args=())
 def _winograd_backward(dy: Tensor, x: Tensor, weight: Tensor, needs_x: bool) -> tuple[Tensor, Tensor]:
     rows, columns, step = _chunks(x, weight.shape[0])
     transformed = transformed_kernel(weight)
@@ -206,7 +206,7 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, needs_x: bool) -> tuple[Tensor, Ten
     return _empty(x, x.shape[1] if needs_x else 0), dw
 
 
-@torch.library.custom_op("bu2td::winograd_trained", mutates_args=())
+@library.custom_op("bu2td::winograd_trained", mutates_args=())
 def trained_winograd_conv(x: Tensor, weight: Tensor) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1 that trains.
 
