@@ -138,12 +138,7 @@ def paired(batch: int, repeat: int) -> list[dict[str, Any]]:
     rows = []
     for network in tqdm(NETWORKS[1:]):
         steps = {way: partial(step, build(network, way, batch), images, "float32") for way in WAYS}
-        times: dict[str, list[float]] = {way: [] for way in WAYS}
-        for run in steps.values():
-            run()
-        for order in speed.turns(list(WAYS), repeat):
-            for way in order:
-                times[way].append(steps[way]())
+        times = speed.compare(steps, speed.Settings(repeat, torch.device("cpu"), 1))
         for way, found in times.items():
             compared = sorted(a / b for a, b in zip(found, times["nothing"], strict=True))
             row: dict[str, Any] = {"network": network, "recomputed": way, "batch": batch}

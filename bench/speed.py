@@ -30,7 +30,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -166,7 +166,7 @@ def turns(names: list[str], rounds: int) -> Iterator[list[str]]:
         yield order[::-1] if index % 2 else order
 
 
-def compare(found: dict[str, Step], settings: Settings) -> dict[str, list[float]]:
+def compare(found: Mapping[str, Callable[[], Any]], settings: Settings) -> dict[str, list[float]]:
     """Seconds of every arm in every round."""
     counts = {}
     for arm, step in found.items():
