@@ -97,9 +97,7 @@ class PatchNetwork(nn.Module):
         Raises:
             OptionError: windows of another shape, or that are not inside of the images.
         """
-        values = self._coarse_values(images)
-        features = values[self._from]
-        auxiliary = self.auxiliary(features.mean((2, 3)))
+        values, features, auxiliary = self._look(images)
         window, _ = self._sizes(images)
         if window == tuple(features.shape[-2:]):
             fine = self.network._run(values, until=self._until)[self._until]
@@ -110,17 +108,17 @@ class PatchNetwork(nn.Module):
 
     def heat_maps(self, images: Tensor) -> Tensor:
         """Grad-CAM of the auxiliary classifier's prediction, up to a factor: (N, h, w), not negative."""
-        features = self._coarse_values(images)[self._from]
-        return _cam(features, self.auxiliary.weight, self.auxiliary(features.mean((2, 3)))).clamp(min=0)
+        _, features, auxiliary = self._look(images)
+        return _cam(features, self.auxiliary.weight, auxiliary).clamp(min=0)
 
     def windows(self, images: Tensor) -> Tensor:
         """The window of every image in its pixels: (N, 4), top, left, height, width."""
         (height, width), _ = self._sizes(images)
-        features = self._coarse_values(images)[self._from]
+        _, features, auxiliary = self._look(images)
         if (height, width) == tuple(features.shape[-2:]):
             whole = torch.tensor([0, 0, *images.shape[-2:]], device=images.device)
             return whole.expand(len(images), 4)
-        corner = self._choose(features, self.auxiliary(features.mean((2, 3))), images)
+        corner = self._choose(features, auxiliary, images)
         size = torch.tensor([height, width], device=images.device).expand_as(corner)
         return self.reduction * torch.cat([corner, size], dim=1)
 
@@ -183,8 +181,11 @@ class PatchNetwork(nn.Module):
 
     # -- the two halves of the network ---------------------------------------------------------------------
 
-    def _coarse_values(self, images: Tensor) -> dict[str, Any]:
-        return self.network._run({"x": images}, until=self._from)
+    def _look(self, images: Tensor) -> tuple[dict[str, Any], Tensor, Tensor]:
+        """Run the coarser levels: values of the top graph, the last level's output, the auxiliary logits."""
+        values = self.network._run({"x": images}, until=self._from)
+        features = values[self._from]
+        return values, features, self.auxiliary(features.mean((2, 3)))
 
     def _fine(self, values: dict[str, Any], images: Tensor, corner: Tensor) -> Tensor:
         """The finest level's output on the windows."""
