@@ -52,23 +52,17 @@ SHAPES = {
 
 def arms(rule: str, mode: str, conv: nn.Conv2d, x: Tensor) -> dict[str, Callable[[], Any]]:
     """The old form and the new one of a convolution; each returns its result and, in training, both gradients."""
-    last = torch.channels_last
-    if rule == "winograd":
-        forms: list[Callable[[Tensor], Tensor]] = [conv, WinogradConv2d(conv)]
-        drafts = [("direct", None), ("winograd", None)]
-    else:
-        up, low = Upsample("nearest"), UpsampledConv2d(conv, 2)
-        like = torch.empty(1, 1, 2 * x.shape[-2], 2 * x.shape[-1])
-        forms = [lambda x: conv(up(x, like)), lambda x: low(x, like)]
-        drafts = [("direct", None), ("low", low)]
-    if mode == "inference":
+    up = Upsample("nearest")
+    like = torch.empty(1, 1, 2 * x.shape[-2], 2 * x.shape[-1])
+    new: Any = WinogradConv2d(conv) if rule == "winograd" else UpsampledConv2d(conv, 2)
+    old: Any = conv
+    if mode == "inference" and conv.kernel_size != (1, 1):  # a 1x1 convolution is not fused with its upsampling
         draft = Draft.of(conv)
         assert draft is not None
-        fused = [draft.build(form, module) for form, module in drafts]
-        if rule == "winograd" or conv.kernel_size == (1, 1):
-            forms = forms if rule != "winograd" else [fused[0], fused[1]]
-        else:
-            forms = [lambda x: fused[0](up(x, like)), lambda x: fused[1](x, like=like)]
+        old, new = draft.build(), draft.build("winograd" if rule == "winograd" else "low", new)
+    forms: list[Callable[[Tensor], Tensor]] = [old, new]
+    if rule == "upsample_conv":
+        forms = [lambda x: old(up(x, like)), lambda x: new(x, like=like)]
 
     def infer(form: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         with torch.inference_mode():
@@ -77,7 +71,7 @@ def arms(rule: str, mode: str, conv: nn.Conv2d, x: Tensor) -> dict[str, Callable
     def train(form: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
         given = x.detach().requires_grad_()
         y = form(given)
-        gradient = torch.ones_like(y, memory_format=last)
+        gradient = torch.ones_like(y, memory_format=torch.channels_last)
         return (y, *torch.autograd.grad(y, (given, conv.weight), gradient))
 
     run = infer if mode == "inference" else train
