@@ -3,8 +3,7 @@
 A form of a computation takes, by the model, ``macs / rate + bytes / bandwidth`` seconds, where bytes are those of
 the intermediate maps and weights that the form writes and reads beside the convolution itself. A rewrite is chosen
 where its form takes less than `MARGIN` of the time of the form that it replaces. Rates are those of one core; only
-their ratio matters. A device without a table gets the
-rewrites that save work on any machine, and no others.
+their ratio matters. A device without a table gets the rewrites that save work on any machine, and no others.
 """
 
 from __future__ import annotations

@@ -93,8 +93,7 @@ def transposed_conv(
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d`; with groups the bias is added apart.
 
-    Measured on the CPU: oneDNN has no fast grouped form that takes a bias. Depthwise, 96 channels at 28x28,
-    kernel 4: 0.2 ms without it and 3.8 ms with it.
+    On the CPU, oneDNN has no fast grouped form that takes a bias.
     """
     if groups == 1 or bias is None or x.device.type != "cpu":
         return F.conv_transpose2d(x, kernel, bias, stride=stride, padding=padding, groups=groups)

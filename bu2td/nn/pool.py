@@ -2,8 +2,8 @@
 
 The gradient of a mean is one number per channel at every position. PyTorch writes it out channels-first whatever
 the map was, and every backward pass behind it then reads two layouts at once. In a top-down network the pool reads
-the finest map. Measured on one core, 4 images of 64 channels at 224x224: the backward pass of norm, activation and
-pool takes 166 ms that way, and 104 ms with a gradient that is channels-last.
+the finest map, so that this costs a good part of a training step; ``bu2td.optimize(td, "training",
+rules={"pool": "never"})`` is the network without it, to time against.
 """
 
 from __future__ import annotations
