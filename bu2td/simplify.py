@@ -160,7 +160,7 @@ def _read_low(
             if not _divides(small, large, factor) and conv.kernel_size != (1, 1):
                 continue
             if choose.training and _is_small_depthwise(conv):
-                continue  # measured: 0.6 to 0.8 times the speed in a training step, 1.5 times in inference
+                continue  # 0.6 to 1.0 times the speed in a training step (bench/choices.py)
             before, after = conv_forms(conv, small[-2:], factor, choose.training)
             if choose("upsample_conv", f"{path}.{user.target}", before, after):
                 part.set_submodule(str(user.target), UpsampledConv2d(conv, factor))
