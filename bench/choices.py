@@ -23,11 +23,12 @@ import speed
 import torch
 from torch import Tensor, nn
 
-from bu2td.choose import Chooser, Form
-from bu2td.fuse import Draft
-from bu2td.nn import Upsample, UpsampledConv2d, WinogradConv2d
-from bu2td.plan import format_table
-from bu2td.simplify import conv_forms, winograd_forms
+from bu2td.ir.tables import format_table
+from bu2td.nn import Upsample
+from bu2td.optimization.cost_model import Chooser, Form
+from bu2td.optimization.fuse import Draft
+from bu2td.optimization.kernels import UpsampledConv2d, WinogradConv2d
+from bu2td.optimization.simplify import conv_forms, winograd_forms
 
 COLUMNS = ("rule", "mode", "inputs", "outputs", "kernel", "groups", "side", "batch")
 #: (inputs, outputs, kernel, groups, side of the map that is read, batch) as top-down networks have them.

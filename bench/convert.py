@@ -20,9 +20,9 @@ from torch import nn
 from tqdm import tqdm
 
 import bu2td
-from bu2td.baselines import PreActResNet
-from bu2td.initialise import initialise
-from bu2td.models import create_model
+from bu2td.models.baselines import PreActResNet
+from bu2td.models.words import create_model
+from bu2td.rewrite.initialise import initialise
 
 
 def deep_resnet(blocks: int) -> Callable[[], nn.Module]:
@@ -98,7 +98,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads": 1,
     }
-    print(bu2td.plan.format_table(rows))
+    print(bu2td.ir.tables.format_table(rows))
     print(about)
     _results.write(_results.FOLDER / "convert", rows, **about)
 

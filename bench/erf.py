@@ -32,12 +32,12 @@ import _results
 import torch
 
 import bu2td
-from bu2td.baselines import INPUT_SIZES
 from bu2td.erf.gradient import compare_support
 from bu2td.erf.subject import subject
 from bu2td.erf.theory import theory
 from bu2td.errors import Bu2tdError, ConverterError, ExampleInputError, VerificationError
-from bu2td.models import create_model
+from bu2td.models.baselines import INPUT_SIZES
+from bu2td.models.words import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_families import SMALLEST

@@ -35,11 +35,11 @@ from torch import fx, nn
 from tqdm import tqdm
 
 import bu2td
-from bu2td.baselines import PreActResNet
 from bu2td.erf.subject import subject
 from bu2td.erf.theory import theory
-from bu2td.models import create_model
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
+from bu2td.models.baselines import PreActResNet
+from bu2td.models.words import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from nets import slim_resnet

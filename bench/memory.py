@@ -8,7 +8,7 @@ whole levels, the finest level in pieces, and that without the coarse levels r32
 which measures
 
 peak_mib      the process's largest resident memory in the training steps, less that just before the first one
-predicted_mib what `bu2td.memory.training_memory` says (float32 only), and its ratio to the measured peak
+predicted_mib what `bu2td.measure.memory.training_memory` says (float32 only), and its ratio to the measured peak
 step_s        median time of a step (CPU seconds on one thread)
 
 Ratios are to the top-down network of the same kind and precision that recomputes nothing, and to the bottom-up
@@ -46,9 +46,9 @@ from torch import nn
 from tqdm import tqdm
 
 import bu2td
-from bu2td.memory import training_memory
-from bu2td.models import create_model
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
+from bu2td.measure.memory import training_memory
+from bu2td.models.words import create_model
 
 COLUMNS = ("network", "recomputed", "precision")
 WAYS: dict[str, dict[str, Any] | None] = {

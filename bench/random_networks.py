@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import bu2td
-from bu2td.plan import ARRANGEMENTS
+from bu2td.options import ARRANGEMENTS
 
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))

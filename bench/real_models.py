@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 import bu2td
-from bu2td.models import create_model
-from bu2td.plan import ARRANGEMENTS
+from bu2td.models.words import create_model
+from bu2td.options import ARRANGEMENTS
 
 MODELS = (Path(__file__).parent / "real_models.txt").read_text().split()
 

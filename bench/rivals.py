@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.models import create_model
+from bu2td.models.words import create_model
 
 Size = tuple[int, int]
 Act = Callable[[], nn.Module]

@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
 
 TASKS = ("inference", "training")
 KINDS = ("eager", "compiled", "roofline")
@@ -283,7 +283,7 @@ def main() -> None:
 
 
 def rates(args: argparse.Namespace, settings: Settings, about: dict[str, Any]) -> None:
-    """Measure and print what `bu2td.choose.RATES` holds."""
+    """Measure and print what `bu2td.optimization.cost_model.RATES` holds."""
     rows = roofline.rates(settings.device, settings.seconds, settings.repeat)
     medians = {
         what: statistics.median(row["giga_per_second"] for row in rows if row["what"] == what)

@@ -6,22 +6,17 @@ td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
 import importlib
 from typing import Any
 
-from bu2td.convert import analyze, convert, load, save, verify
-from bu2td.converter import (
-    Change,
-    Converter,
-    Rebuilt,
-    Site,
-    System,
-    Term,
-    register_converter,
-    unregister_converter,
-)
+from bu2td.conversion import analyze, convert, verify
 from bu2td.errors import Bu2tdError
-from bu2td.network import TopDownNetwork
-from bu2td.optimize import optimize
-from bu2td.patches import PatchNetwork
-from bu2td.plan import Analysis, Plan
+from bu2td.io import load, save
+from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.plan import Plan
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term
+from bu2td.ops.registry import register_converter, unregister_converter
+from bu2td.ops.roles import Role
+from bu2td.optimization.optimizer import optimize
+from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime.patches import PatchNetwork
 
 __version__ = "0.1.0"
 
@@ -33,6 +28,7 @@ __all__ = [
     "PatchNetwork",
     "Plan",
     "Rebuilt",
+    "Role",
     "Site",
     "System",
     "Term",

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from bu2td.baselines import INPUT_SIZES
 from bu2td.errors import Bu2tdError, FileError, nearest
+from bu2td.models.baselines import INPUT_SIZES
 
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
 from bu2td.files import replacing
-from bu2td.network import TopDownNetwork
+from bu2td.ir.plan import LevelPlan, Plan
 from bu2td.nn import Pyramid
-from bu2td.plan import LevelPlan, Plan
+from bu2td.runtime.network import TopDownNetwork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

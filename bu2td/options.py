@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bu2td.errors import OptionError, SigmaError, WidthError, nearest
 from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
-from bu2td.plan import ARRANGEMENTS, Options
+
+ARRANGEMENTS = ("td", "uni", "rev")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option of `bu2td.convert`, as recorded in the plan and in saved files."""
+
+    arrangement: str | tuple[int, ...] = "td"
+    width: int | None = None
+    stem: str = "mirror"
+    reductions: tuple[int, ...] | None = None
+    finest_reduction: int = 1
+    upsample: str = "nearest"
+    merge: str = "add_concat"
+    merge_kernel: int = 3
+    pyramid: str = "gaussian"
+    sigma: float = 0.5
+    inherit: str | None = None
+    max_macs_ratio: float | None = 64.0
+    seed: int | None = None
+
 
 MERGES = ("add_concat", "add", "concat")
 STEMS = ("mirror", "coarse")

@@ -16,17 +16,11 @@ import numpy as np
 from bu2td_converters.conv import ConvConverter
 from torch import Tensor, nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Rebuilt,
-    Site,
-    System,
-    converter_for_type,
-    register_converter,
-    resized,
-)
-from bu2td.fields import mix, nothing, tapped, windows
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops.fields import mix, nothing, tapped, windows
+from bu2td.ops.registry import converter_for_type, register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 _CONV = ConvConverter()
 
@@ -53,7 +47,7 @@ def _embedding(old: Any, sizes: tuple[int, int], dim: int, attributes: dict[str,
 class _Attention(Converter):
     """Reads (N, C, H, W), returns (N, D, H / s, W / s) where the layer strides by s."""
 
-    role = "attention"
+    role = Role.ATTENTION
 
     #: The attribute that counts what divides the width of a layer which is as wide as what it reads.
     divisor = "num_heads"
@@ -285,7 +279,7 @@ def _matrix(conv: Any, kernel: tuple[int, int], groups: int, block: int) -> nn.M
 class AttentionPoolConverter(Converter):
     """A head that pools a map (N, C, H, W) -> (N, D) by attention. It goes on reading a map of its own size."""
 
-    role = "head"
+    role = Role.HEAD
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The whole map."""
@@ -330,7 +324,7 @@ class AttentionPoolConverter(Converter):
 class FourierPositionsConverter(Converter):
     """Sine positions (N, D, H, W), computed from a map's size alone and projected to its width."""
 
-    role = "attention"
+    role = Role.ATTENTION
 
     def tie(self, site: Site, system: System) -> Any:
         """A width of its own, which the reader ties."""

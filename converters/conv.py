@@ -6,17 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Rebuilt,
-    Site,
-    System,
-    Term,
-    register_converter,
-    resized,
-)
-from bu2td.fields import Field, grouped, windows
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term
+from bu2td.ops.fields import Field, grouped, windows
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -74,7 +68,7 @@ def _pads_itself(layer: Any) -> bool:
 class ConvConverter(Converter):
     """A 2-d convolution and its subclasses. Parameters led by the output width follow it."""
 
-    role = "conv"
+    role = Role.CONV
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window of the convolution."""
@@ -181,7 +175,7 @@ class ConvConverter(Converter):
 class ChannelConvConverter(Converter):
     """A 1-d convolution that slides over the channels (efficient channel attention): any width will do."""
 
-    role = "gate"
+    role = Role.GATE
 
     def tie(self, site: Site, system: System) -> Any:
         """(N, 1, C) -> (N, 1, C); anything else is opaque."""

@@ -9,18 +9,11 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Expr,
-    Rebuilt,
-    Site,
-    System,
-    Term,
-    register_converter,
-)
-from bu2td.fields import Field, compressed, joined, lift, transpose, viewed
-from bu2td.plan import Dim
+from bu2td.ir.values import Dim
+from bu2td.ops.converter import Change, Converter, Expr, Rebuilt, Site, System, Term
+from bu2td.ops.fields import Field, compressed, joined, lift, transpose, viewed
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
 
 
 def broadcast(site: Site, system: System, count: int = 2) -> Any:
@@ -59,7 +52,7 @@ class _Arithmetic(Converter):
 class AddConverter(_Arithmetic):
     """Sums: residual connections, or the arithmetic of a gate or of sizes."""
 
-    role = "add"
+    role = Role.ADD
 
 
 @register_converter(
@@ -70,14 +63,14 @@ class AddConverter(_Arithmetic):
 class MulConverter(_Arithmetic):
     """Products: gates, layer scales, constants; and the arithmetic of sizes."""
 
-    role = "mul"
+    role = Role.MUL
 
 
 @register_converter(torch.addcmul, "method:addcmul")
 class AddMulConverter(Converter):
     """``x + value * a * b``: no join of paths, but an affine layer written in one call."""
 
-    role = "mul"
+    role = Role.MUL
 
     def tie(self, site: Site, system: System) -> Any:
         """Operands have equal widths, but for broadcasting."""
@@ -88,7 +81,7 @@ class AddMulConverter(Converter):
 class StackConverter(Converter):
     """Tensors of equal shape along a new dimension."""
 
-    role = "concat"
+    role = Role.CONCAT
 
     def tie(self, site: Site, system: System) -> Any:
         """Tie the tensors; the new dimension counts them."""
@@ -113,7 +106,7 @@ class StackConverter(Converter):
 class UnbindConverter(Converter):
     """The slices of a tensor along a dimension that counts them."""
 
-    role = "split"
+    role = Role.SPLIT
 
     def tie(self, site: Site, system: System) -> Any:
         """The dimension stays as long as it is, and goes."""
@@ -130,7 +123,7 @@ class UnbindConverter(Converter):
 class CatConverter(Converter):
     """Concatenation; along the channels widths add up."""
 
-    role = "concat"
+    role = Role.CONCAT
 
     def tie(self, site: Site, system: System) -> Any:
         """Concatenate along one dimension, tie the others."""
@@ -209,7 +202,7 @@ def _axis(site: Site, position: int) -> int:
 class SplitConverter(Converter):
     """Split into parts of given sizes, which are literals that go stale."""
 
-    role = "split"
+    role = Role.SPLIT
 
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into the parts."""
@@ -232,7 +225,7 @@ class SplitConverter(Converter):
 class ChannelShuffleConverter(Converter):
     """Channels dealt out anew among groups."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; the groups divide them."""
@@ -254,7 +247,7 @@ class ChannelShuffleConverter(Converter):
 class ChunkConverter(Converter):
     """Chunk into equal parts."""
 
-    role = "split"
+    role = Role.SPLIT
 
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into equal parts."""
@@ -293,17 +286,17 @@ class _Axis:
 class GetItemConverter(Converter):
     """A part of several tensors, a slice of one, or a number out of a shape."""
 
-    role = "split"
+    role = Role.SPLIT
 
-    def role_at(self, site: Site) -> str:
+    def role_at(self, site: Site) -> Role:
         """Every k-th row and column is a pool; a new dimension or a chosen one changes no width."""
         axes = _axes(site) if site.value is not None else None
         if axes is None:
             return self.role
         if any(a.step > 1 and site.input_dims()[a.source].kind in ("height", "width") for a in axes if a.source):
-            return "pool"
+            return Role.POOL
         whole = all(a.source is None or a.stop - a.start == site.input_dims()[a.source].size for a in axes)
-        return "pass" if whole else self.role
+        return Role.PASS if whole else self.role
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The steps over the image plane."""

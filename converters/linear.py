@@ -5,15 +5,18 @@ from typing import Any
 
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, positions, register_converter, resized
-from bu2td.fields import mix
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, positions
+from bu2td.ops.fields import mix
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 
 @register_converter(nn.Linear)
 class LinearConverter(Converter):
     """``y = x W^T + b`` over the last dimension: pointwise over an image plane."""
 
-    role = "linear"
+    role = Role.LINEAR
 
     def tie(self, site: Site, system: System) -> Any:
         """The last dimension is cut apart, the others pass."""

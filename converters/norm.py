@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from bu2td_converters.pointwise import over_dimension
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
-from bu2td.fields import grouped
+from bu2td.ir.values import Dim
 from bu2td.nn import ChannelLayerNorm
-from bu2td.plan import Dim
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops.fields import grouped
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 
 class _Norm(Converter):
-    role = "norm"
+    role = Role.NORM
     #: Dimension of the input that holds the channels, and the attribute that counts them.
     dimension = 1
     attribute = "num_features"
@@ -196,7 +199,7 @@ class FunctionalLayerNormConverter(_Norm):
 class _WithAct(_Norm):
     """timm's norms with their activation inside."""
 
-    role = "norm_act"
+    role = Role.NORM_ACT
 
     def acts(self, site: Site) -> bool:
         """Whether there is an activation inside (timm also uses the classes without one)."""
@@ -240,7 +243,7 @@ _FRN = "timm.layers.filter_response_norm.FilterResponseNorm"
 class EvoNormConverter(_MapNorm):
     """Norms that are non-linear by themselves: EvoNorm (Liu et al., 2020), filter response norm."""
 
-    role = "norm_act"
+    role = Role.NORM_ACT
 
     def acts(self, site: Site) -> bool:
         """They are activations too, unless they were told not to be."""

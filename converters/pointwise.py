@@ -8,18 +8,11 @@ import torch
 from bu2td_converters.join import broadcast
 from torch import nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Rebuilt,
-    Site,
-    System,
-    pointwise,
-    positions,
-    register_converter,
-    resized,
-)
-from bu2td.fields import Field, mix
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, pointwise, positions
+from bu2td.ops.fields import Field, mix
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -55,7 +48,7 @@ class _PassThrough(Converter):
 class ActConverter(_PassThrough):
     """Activations without parameters."""
 
-    role = "act"
+    role = Role.ACT
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Copy the activation, in place only where nobody else reads its input."""
@@ -68,7 +61,7 @@ class ActConverter(_PassThrough):
 class PReLUConverter(_PassThrough):
     """PReLU with one slope, or one per channel."""
 
-    role = "act"
+    role = Role.ACT
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build it for another width."""
@@ -89,7 +82,7 @@ class PReLUConverter(_PassThrough):
 class DropoutConverter(_PassThrough):
     """Everything that drops at random in train mode and passes in eval mode."""
 
-    role = "dropout"
+    role = Role.DROPOUT
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Copy it, in place only where nobody else reads its input."""
@@ -112,7 +105,7 @@ class DropoutConverter(_PassThrough):
 class PassConverter(_PassThrough):
     """Pointwise functions and casts that leave channels where they are; or those that share out one dimension."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; an exponent may have a value per channel."""
@@ -142,7 +135,7 @@ class PassConverter(_PassThrough):
 class CheckConverter(Converter):
     """Checks on sizes, which say nothing about channels."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Nothing to tie."""

@@ -10,19 +10,9 @@ from bu2td_converters.conv import sliding
 from bu2td_converters.join import broadcast
 from torch import fx, nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Rebuilt,
-    Site,
-    System,
-    Term,
-    positions,
-    register_converter,
-    resized,
-    to_size,
-)
-from bu2td.fields import (
+from bu2td.ir.values import Dim
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term, positions, to_size
+from bu2td.ops.fields import (
     Field,
     bins,
     mix,
@@ -35,7 +25,9 @@ from bu2td.fields import (
     windows,
     written_out,
 )
-from bu2td.plan import Dim
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -59,7 +51,7 @@ def keep_channels(site: Site, system: System) -> Any:
 class PoolConverter(Converter):
     """Pooling over windows."""
 
-    role = "pool"
+    role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window."""
@@ -125,7 +117,7 @@ class BlurPoolConverter(PoolConverter):
 class SpaceToDepthConverter(Converter):
     """Patches of pixels laid out as channels: a downsampler without parameters, which is dropped."""
 
-    role = "pool"
+    role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The patch."""
@@ -158,7 +150,7 @@ class DctStemConverter(Converter):
     1/8, as the pyramid does in a top-down network, and is dropped.
     """
 
-    role = "pool"
+    role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The patch."""
@@ -189,7 +181,7 @@ class DctStemConverter(Converter):
 class AdaptivePoolConverter(Converter):
     """Pooling to a fixed size, 1x1 mostly."""
 
-    role = "gate"
+    role = Role.GATE
     leaf = True
 
     def tie(self, site: Site, system: System) -> Any:
@@ -218,7 +210,7 @@ class AdaptivePoolConverter(Converter):
 class ReduceConverter(Converter):
     """Reductions over dimensions, such as ``x.mean((2, 3))``."""
 
-    role = "gate"
+    role = Role.GATE
 
     def tie(self, site: Site, system: System) -> Any:
         """Reduced dimensions vanish, or become 1 with ``keepdim``; the others pass."""
@@ -260,7 +252,7 @@ def _reduced(field: Field, site: Site, axes: Iterable[int], rank: int) -> Field:
 class ExtremeConverter(Converter):
     """Largest or smallest values along a dimension, with where they are: two tensors."""
 
-    role = "gate"
+    role = Role.GATE
 
     def tie(self, site: Site, system: System) -> Any:
         """The dimension vanishes, or becomes 1 with ``keepdim``; the others pass."""
@@ -286,13 +278,13 @@ class ExtremeConverter(Converter):
 class ResampleConverter(Converter):
     """Resampling inside a block; one that reduces is a pool."""
 
-    role = "resample"
+    role = Role.RESAMPLE
 
-    def role_at(self, site: Site) -> str:
+    def role_at(self, site: Site) -> Role:
         """A pool where the output's stride is larger than the input's."""
         before = [d.stride for d in site.input_dims() if d.kind == "height"]
         after = [d.stride for d in site.value if d.kind == "height"]
-        return "pool" if before and after and after[0] > before[0] else self.role
+        return Role.POOL if before and after and after[0] > before[0] else self.role
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass."""
@@ -321,7 +313,7 @@ class ResampleConverter(Converter):
 class PadConverter(Converter):
     """Padding of the image plane, or of the channels with zeros."""
 
-    role = "pad"
+    role = Role.PAD
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; padded ones are a variable of their own behind them."""

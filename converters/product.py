@@ -6,16 +6,18 @@ from typing import Any
 
 import torch
 
-from bu2td.converter import Converter, Expr, Site, System, positions, register_converter
-from bu2td.fields import hull, lift, mix
-from bu2td.plan import Dim
+from bu2td.ir.values import Dim
+from bu2td.ops.converter import Converter, Expr, Site, System, positions
+from bu2td.ops.fields import hull, lift, mix
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
 
 
 @register_converter(torch.matmul, torch.bmm, "_operator.matmul", "method:matmul", "method:bmm")
 class MatmulConverter(Converter):
     """``a @ b``: every output position reads many input positions."""
 
-    role = "attention"
+    role = Role.ATTENTION
 
     def tie(self, site: Site, system: System) -> Any:
         """Leading dimensions are equal or broadcast, the inner ones are equal."""
@@ -59,7 +61,7 @@ def _at(exprs: tuple[Expr | None, ...], dims: tuple[Dim, ...], offset: int) -> E
 class AttentionConverter(Converter):
     """Scaled dot product attention: (.., L, d), (.., S, d), (.., S, v) -> (.., L, v)."""
 
-    role = "attention"
+    role = Role.ATTENTION
 
     def tie(self, site: Site, system: System) -> Any:
         """Queries and keys have one width, values their own; heads are the same or shared."""

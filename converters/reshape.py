@@ -9,26 +9,18 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from bu2td.converter import (
-    Change,
-    Converter,
-    Expr,
-    Rebuilt,
-    Site,
-    System,
-    Term,
-    constants,
-    register_converter,
-)
-from bu2td.fields import Field, compressed, groups, lift, transpose, viewed
-from bu2td.plan import Dim
+from bu2td.ir.values import Dim
+from bu2td.ops.converter import Change, Converter, Expr, Rebuilt, Site, System, Term, constants
+from bu2td.ops.fields import Field, compressed, groups, lift, transpose, viewed
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
 
 
 @register_converter("get_attr")
 class AttributeConverter(Converter):
     """A parameter or buffer that the forward reads itself (layer scale, gains, norm weights)."""
 
-    role = "attribute"
+    role = Role.ATTRIBUTE
 
     def tie(self, site: Site, system: System) -> Any:
         """Every dimension larger than 1 is a variable of its own, until its reader ties it."""
@@ -45,7 +37,7 @@ class AttributeConverter(Converter):
 class FieldConverter(Converter):
     """An attribute: a size or type, or the field of a named tuple, ``x.max(1).values``."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """A field is the tensor at its place in the tuple."""
@@ -65,7 +57,7 @@ def _place(site: Site) -> int:
 class ShapeConverter(Converter):
     """Sizes read at run time: they follow by themselves."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Nothing to tie."""
@@ -76,7 +68,7 @@ class ShapeConverter(Converter):
 class PermuteConverter(Converter):
     """A permutation of the dimensions."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Permute the expressions likewise."""
@@ -102,7 +94,7 @@ class PermuteConverter(Converter):
 class TransposeConverter(Converter):
     """Two dimensions exchanged."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Exchange the expressions likewise."""
@@ -132,7 +124,7 @@ class ViewConverter(Converter):
     factors constant and scales the remaining one.
     """
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Match the groups."""
@@ -241,7 +233,7 @@ def _factors(whole: Expr, outs: list[int], site: Site, literals: dict[int, int],
 class ExpandConverter(Converter):
     """Broadcasting written out."""
 
-    role = "pass"
+    role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Expanded dimensions follow their partner, or stay at their written size."""

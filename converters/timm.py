@@ -9,8 +9,11 @@ import torch
 from bu2td_converters.conv import ConvConverter, same_padding
 from torch import nn
 
-from bu2td.converter import Change, Converter, Rebuilt, Site, System, register_converter, resized
-from bu2td.fields import hull, mix, nothing, resampled, windows
+from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops.fields import hull, mix, nothing, resampled, windows
+from bu2td.ops.registry import register_converter
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import resized
 
 
 @register_converter("timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame")
@@ -82,7 +85,7 @@ class CondConvConverter(ConvConverter):
 class ConvMlpConverter(ConvConverter):
     """VGG's fully connected layers as convolutions: a window over the whole map, then 1x1."""
 
-    role = "head"
+    role = Role.HEAD
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window of the first convolution."""
@@ -128,7 +131,7 @@ class FusionConverter(Converter):
     The first convolution behind their concatenation reads sum C_i channels.
     """
 
-    role = "fusion"
+    role = Role.FUSION
 
     def tie(self, site: Site, system: System) -> Any:
         """Every input has its own width, the output keeps its own."""

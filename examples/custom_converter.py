@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.converter import resized
+from bu2td.ops.surgery import resized
 
 
 class GaussianUnit(nn.Module):
@@ -71,7 +71,7 @@ def main() -> None:
 
     @bu2td.register_converter(GaussianUnit)
     class GaussianUnitConverter(bu2td.Converter):
-        role = "act"
+        role = bu2td.Role.ACT
 
         def tie(self, site: bu2td.Site, system: bu2td.System) -> Any:
             """Say how channels depend on one another: as many come out as go in."""

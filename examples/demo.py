@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import bu2td
-from bu2td.baselines import LeNetFC
 from bu2td.draw import draw
+from bu2td.models.baselines import LeNetFC
 from bu2td.nn import gaussian_resample
 
 IMAGE_SIZE = 32

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import bu2td
-from bu2td.baselines import PreActResNet
+from bu2td.models.baselines import PreActResNet
 
 SIDE, DIGIT = 64, 20
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import bu2td
-from bu2td.models import create_model
+from bu2td.models.words import create_model
 
 
 def digits(channels: int, size: int = 32) -> TensorDataset:

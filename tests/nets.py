@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bu2td
-from bu2td import baselines
+from bu2td.models import baselines
 
 #: The 25 real models of `bench/real_models.py`.
 MODELS = (Path(__file__).parents[1] / "bench" / "real_models.txt").read_text().split()
@@ -18,7 +18,7 @@ MODELS = (Path(__file__).parents[1] / "bench" / "real_models.txt").read_text().s
 
 def make(word: str) -> nn.Module:
     """A model by its word, without weights of its own (init is skipped where it is slow)."""
-    from bu2td.models import create_model
+    from bu2td.models.words import create_model
 
     return create_model(word, device="meta")
 
@@ -170,3 +170,16 @@ REWRITTEN: dict[str, tuple[str, Callable[[], nn.Module]]] = {
     "flat_resnet32": ("resnet32", FlatResNet),
     "flat_imagenette": ("resnet18_imagenette", lambda: FlatResNet((32, 64, 128, 256), 2, pool=True)),
 }
+
+
+def ready(model: nn.Module, seed: int = 1) -> nn.Module:
+    """Batch statistics and scales of a network that has seen images, so that no map is trivial."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            width = module.num_features
+            module.running_mean = 0.1 * torch.randn(width, generator=generator)
+            module.running_var = 0.5 + torch.rand(width, generator=generator)
+            nn.init.normal_(module.weight, 1, 0.3, generator=generator)
+            nn.init.normal_(module.bias, 0.1, 0.3, generator=generator)
+    return model.eval()

@@ -12,7 +12,8 @@ from nets import convert_baseline, head, make, unit
 from torch import Tensor, nn
 
 import bu2td
-from bu2td import baselines, errors
+from bu2td import errors
+from bu2td.models import baselines
 
 
 class _Net(nn.Module):

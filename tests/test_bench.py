@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
 
 BENCH = Path(__file__).parents[1] / "bench"
 pytest.importorskip("matplotlib")

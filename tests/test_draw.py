@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 import bu2td
-from bu2td import baselines
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
-from bu2td.models import create_model
-from bu2td.plan import Analysis, Plan
+from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.plan import Plan
+from bu2td.models import baselines
+from bu2td.models.words import create_model
 
 matplotlib = pytest.importorskip("matplotlib")
 

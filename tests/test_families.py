@@ -5,8 +5,8 @@
 
 import pytest
 
-from bu2td.plan import ARRANGEMENTS
-from bu2td.zoo import ZooModel, convert_model, list_zoo
+from bu2td.options import ARRANGEMENTS
+from bu2td.zoo.zoo import ZooModel, convert_model, list_zoo
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

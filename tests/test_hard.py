@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import TopologyError
-from bu2td.models import create_model
+from bu2td.models.words import create_model
 
 timm = pytest.importorskip("timm")
 

@@ -13,7 +13,7 @@ from reference import paper
 from reference.fill import fill, picture
 from torch import nn
 
-from bu2td import baselines
+from bu2td.models import baselines
 from bu2td.nn import Pyramid, gaussian_resample
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -8,7 +8,7 @@ from grammar import REFUSALS, Seeded, Spec, build, draw_spec, ladder, spec_of, s
 from hypothesis import HealthCheck, Phase, given, settings
 
 import bu2td
-from bu2td.plan import ARRANGEMENTS
+from bu2td.options import ARRANGEMENTS
 
 #: Seeds whose networks are converted one by one, and how many of the conversions may be refused.
 SEEDS, REFUSED = range(30), 0.05

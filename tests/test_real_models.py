@@ -10,7 +10,7 @@ from reference.fill import fill, picture
 from torch import nn
 
 import bu2td
-from bu2td.plan import ARRANGEMENTS
+from bu2td.options import ARRANGEMENTS
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
@@ -73,7 +73,7 @@ def test_function_equals_reference(name: str, arrangement: str) -> None:
 @pytest.mark.parametrize("word", IN_FULL)
 def test_in_full(word: str, arrangement: str) -> None:
     """Section 6 on real tensors: gradients, copies, channels_last, compile, export, autocast, odd sizes."""
-    from bu2td.models import create_model
+    from bu2td.models.words import create_model
 
     model = create_model(word)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
@@ -112,7 +112,7 @@ def test_preactivation_laterals_are_bare() -> None:
 
 
 def test_auxiliary_heads_are_dropped_in_both_modes() -> None:
-    from bu2td.models import create_model
+    from bu2td.models.words import create_model
 
     network = bu2td.convert(create_model("torchvision:googlenet"), finest_reduction=4, seed=0)
     images = torch.rand(2, 3, 64, 64)

@@ -36,8 +36,8 @@ from bu2td.errors import (
     UnsupportedOperationError,
     nearest,
 )
-from bu2td.models import create_model
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
+from bu2td.models.words import create_model
 
 MODES = ("theory", "gradient", "both")
 SIDES = ("bottom-up", "top-down")
@@ -51,7 +51,7 @@ ABOUT: dict[str, Any] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; see `bu2td.cli.main`."""
+    """Run the command; see `bu2td.cli.commands.main`."""
     parser = Parser(prog="python -m bu2td.erf", **{k: v for k, v in ABOUT.items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))

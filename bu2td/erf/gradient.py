@@ -36,13 +36,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.convert import _device
+from bu2td.conversion import _device
+from bu2td.erf.intervals import Line, intervals
 from bu2td.erf.positive import positive_copy, positive_graph
 from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import Table
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError, UnsupportedOperationError
-from bu2td.intervals import Line, intervals
-from bu2td.plan import Analysis, format_table
+from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.tables import format_table
 
 __all__ = ["Gradients", "compare_support", "gradient", "input_gradients", "positive_copy"]
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bu2td.converter import converter_for
 from bu2td.draw import landscape
 from bu2td.erf.subject import Subject
 from bu2td.errors import FileError, MissingPackageError, OptionError
 from bu2td.files import replacing
+from bu2td.ops.registry import converter_for
+from bu2td.ops.roles import Role
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ MARKERS = {"bottom-up": "o", "top-down": "s"}
 SMALL, NORMAL = 6.0, 7.0
 
 #: Roles of the operations that count as a layer of depth.
-_LAYERS = ("conv", "pool", "attention", "linear")
+_LAYERS = (Role.CONV, Role.POOL, Role.ATTENTION, Role.LINEAR)
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.canonical import source_line
-from bu2td.converter import drop_hooks
 from bu2td.erf.boxes import (
     BlurredPyramid,
     BoxConv,
@@ -56,15 +54,18 @@ from bu2td.erf.boxes import (
 )
 from bu2td.erf.subject import Subject, subject
 from bu2td.errors import UnsupportedOperationError
+from bu2td.graph.source import source_line
+from bu2td.graph.view import GraphView
+from bu2td.ir.bottom_up import Capture
+from bu2td.ir.values import Value, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.plan import Capture, Value
-from bu2td.probe import is_tensor
-from bu2td.view import GraphView
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import drop_hooks
 
 __all__ = ["positive_copy"]
 
 #: Roles of operations that become the identity.
-_IDENTITIES = ("norm", "act", "norm_act", "dropout")
+_IDENTITIES = (Role.NORM, Role.ACT, Role.NORM_ACT, Role.DROPOUT)
 
 #: Views among the operations of role "pass"; the others act on every value alone.
 _VIEWS = (
@@ -177,31 +178,31 @@ class _Positive:
             return self._module(node, BoxTransposed(module.stride[0]), *node.args)
         if role in _IDENTITIES:
             return self._passed(node, maps[0])
-        if role == "conv":
+        if role == Role.CONV:
             if thin or self.view.module(node.name).groups == 1:
                 self.thin.add(node.name)
             return self._module(node, BoxConv(module), maps[0])
-        if role in ("add", "mul"):
+        if role in (Role.ADD, Role.MUL):
             return self._sum(node, maps)
-        if role == "pool":
+        if role == Role.POOL:
             return self._pool(node, module)
-        if role == "linear":
+        if role == Role.LINEAR:
             return self._linear(node, module)
-        if role == "pass":
+        if role == Role.PASS:
             return self._pass(node, module)
-        if role == "gate":
+        if role == Role.GATE:
             return self._reduction(node)
         if type(module).__name__ == "HaloAttn":
             self.thin.add(node.name)
             return self._module(node, BoxHalo(module), maps[0])
-        if isinstance(module, Upsample) or (role == "resample" and _mode(node, module) in _MODES):
+        if isinstance(module, Upsample) or (role == Role.RESAMPLE and _mode(node, module) in _MODES):
             return self._same(node, thin)
-        if role == "concat" and self._joins_channels(node, maps) and self._is_mixed(node):
+        if role == Role.CONCAT and self._joins_channels(node, maps) and self._is_mixed(node):
             self.thin.add(node.name)
             return self._call(node, summed, [self.env[source] for source in maps], None)
-        if role == "pad":
+        if role == Role.PAD:
             return self._same(node, thin and self._channels(node) == self._channels(maps[0]))
-        if role in ("concat", "split"):
+        if role in (Role.CONCAT, Role.SPLIT):
             return self._same(node)
         return self._refuse(node)
 
@@ -224,12 +225,14 @@ class _Positive:
         if reader.op == "output" or not _is_map(self.dims.get(reader.name)):
             return True  # a gate, which is cut off
         module, role = self.view.module(reader.name), self.view.role(reader.name)
-        if role == "conv":
+        if role == Role.CONV:
             return module.groups == 1 or self._is_mixed(reader)
-        if role == "linear" or isinstance(module, TransposedUpsample):
+        if role == Role.LINEAR or isinstance(module, TransposedUpsample):
             return True
-        per_channel = role in (*_IDENTITIES, "add", "mul") or isinstance(module, _POOLS | Upsample)
-        return (per_channel or (role == "concat" and len(self._channels(reader)) == 1)) and self._is_mixed(reader)
+        per_channel = role in (*_IDENTITIES, Role.ADD, Role.MUL) or isinstance(module, _POOLS | Upsample)
+        return (per_channel or (role == Role.CONCAT and len(self._channels(reader)) == 1)) and self._is_mixed(
+            reader
+        )
 
     def _same(self, node: fx.Node, thin: bool = False) -> fx.Node:
         """The node as it is; with ``thin``, on maps of one channel."""

@@ -5,7 +5,7 @@ Equation 1 of the paper (Lelekas et al., 2020, section 3.2),
     r_i = r_(i-1) + (k_i - 1) m_(i-1),    m_i = m_(i-1) s_i,
 
 holds on a chain of windows. Here intervals of pixels are carried through the whole graph instead
-(`bu2td.intervals`), and size r, jump m and offset are read off them, so that branches, upsampling and
+(`bu2td.erf.intervals`), and size r, jump m and offset are read off them, so that branches, upsampling and
 misaligned strides are exact too. On a chain both are the same, and ``padding`` is that of Araujo et al. (2019),
 "Computing receptive fields of convolutional neural networks".
 """
@@ -22,13 +22,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
-from bu2td.converter import Site, converter_for
+from bu2td.erf.intervals import Intervals, Line, PyramidField, intervals
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import Table
 from bu2td.errors import OptionError, TopologyError, nearest
-from bu2td.intervals import Intervals, Line, PyramidField, intervals
-from bu2td.plan import Analysis, format_table
-from bu2td.probe import is_tensor, reduction_of
+from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.tables import format_table
+from bu2td.ir.values import is_tensor, reduction_of
+from bu2td.ops.converter import Site
+from bu2td.ops.registry import converter_for
+from bu2td.ops.roles import Role
 
 Pair = tuple[Any, Any]
 
@@ -200,7 +203,7 @@ def _levels(
     first = True
     for node in values:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        conv = first and converter_for(node, module).role == "conv"
+        conv = first and converter_for(node, module).role == Role.CONV
         if node.name in chosen:
             found.append((chosen[node.name], node))
         elif conv:
@@ -259,7 +262,7 @@ class _Table:
         branches = self._branches(node)
         module = self.modules.get(str(node.target)) if node.op == "call_module" else None
         role = converter_for(node, module).role_at(Site(node, module, self.found.dims)) if len(branches) > 1 else ""
-        if role in ("add", "concat"):
+        if role in (Role.ADD, Role.CONCAT):
             self.joins[node.name] = node
         else:
             before = [self.joins[n.name] for n in branches if n.name in self.joins]

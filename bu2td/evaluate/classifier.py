@@ -12,8 +12,8 @@ import bu2td
 from bu2td.errors import ModelOutputError, NotAModelError, OptionError
 from bu2td.evaluate.data import Data, Images
 from bu2td.evaluate.settings import Settings
-from bu2td.models import create_model
-from bu2td.network import TopDownNetwork
+from bu2td.models.words import create_model
+from bu2td.runtime.network import TopDownNetwork
 
 _CHUNK = 1024
 
@@ -85,7 +85,7 @@ def build_classifier(
 
     Raises:
         ModelOutputError: the model cannot give one logit per class for images of this shape.
-        Bu2tdError: as `bu2td.convert` and `bu2td.models.create_model`.
+        Bu2tdError: as `bu2td.convert` and `bu2td.models.words.create_model`.
     """
     wanted, channels = len(data.classes), data.shape[0]
     with torch.random.fork_rng(devices=[]):

@@ -12,7 +12,7 @@ from typing import Any
 from bu2td.arguments import Parser, add_json, respond
 from bu2td.errors import OptionError
 from bu2td.evaluate.settings import FIELDS, check, flag_type, list_presets, read_settings, to_yaml
-from bu2td.plan import format_table
+from bu2td.ir.tables import format_table
 
 #: Settings of the parser, here and in ``bu2td evaluate``.
 ABOUT: dict[str, Any] = {
@@ -53,7 +53,7 @@ _VARIED = ("lr", "batch_size", "weight_decay")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; see `bu2td.cli.main`."""
+    """Run the command; see `bu2td.cli.commands.main`."""
     parser = Parser(prog="python -m bu2td.evaluate", **{k: v for k, v in ABOUT.items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))

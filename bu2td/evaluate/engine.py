@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from bu2td.errors import MissingPackageError, OptionError
 from bu2td.evaluate.settings import Settings
-from bu2td.models import check_device
+from bu2td.models.words import check_device
 
 _PRECISION = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}
 _MIB = 2**20

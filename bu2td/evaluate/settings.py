@@ -19,7 +19,7 @@ from typing import Any
 
 from bu2td.errors import FileError, MissingPackageError, OptionError, nearest
 from bu2td.evaluate.attacks import BUDGETS
-from bu2td.plan import ARRANGEMENTS as TOP_DOWN
+from bu2td.options import ARRANGEMENTS as TOP_DOWN
 
 ARRANGEMENTS = ("bu", *TOP_DOWN)
 INITIALISATIONS = ("default", "glorot_uniform", "he_normal")

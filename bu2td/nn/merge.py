@@ -66,7 +66,17 @@ class Transition(ConvUnit):
     """1x1 conv unit that changes the width at low resolution, before upsampling."""
 
 
-class Merge(ConvUnit):
+class Joining:
+    """A form of a merge: ``first(x, lateral)``, ``rest(merged)``, and ``after()``, the modules of the second half.
+
+    Attributes:
+        concatenates: whether the first half builds a map of twice the width.
+    """
+
+    concatenates = True
+
+
+class Merge(ConvUnit, Joining):
     """Joins upsampled features and the lateral of a level (paper, section 3.1, figure 2).
 
     ``s = x + lateral``; the unit's convolution reads ``cat([s, lateral])`` and returns to the level's

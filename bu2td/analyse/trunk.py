@@ -1,0 +1,240 @@
+"""Part of analyse: the trunk of a probed graph, and the regions between its tensors.
+
+The trunk is the chain of immediate dominators of the output that are clean (N, C, H, W) maps; what lies
+between two neighbouring trunk tensors is a region; what follows the last is the tail.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
+
+import networkx as nx
+
+from bu2td.analyse.back_reads import set_aside_reads
+from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
+from bu2td.graph.view import GraphView
+from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
+from bu2td.ops.roles import Role
+
+#: Kernel and stride of a 1x1 convolution.
+_POINTWISE = ((1, 1), (1, 1))
+
+
+@dataclass
+class Region:
+    """The nodes between two neighbouring trunk tensors."""
+
+    entry: str
+    exit: str
+    nodes: list[str]
+    kind: str = "pass"
+    conv: str | None = None
+    roles: set[Role] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The regions in order, what follows the last of them, and the reads that were set aside to cut them.
+
+    ``leading`` regions prepare the image (normalise it, say): they have its size and channels, and look at each
+    pixel alone.
+    """
+
+    leading: list[Region]
+    regions: list[Region]
+    tail: list[str]
+    aside: Mapping[tuple[str, str], str]
+
+
+def find_regions(view: GraphView, logits: str) -> Regions:
+    """Cut a graph into the regions of its trunk.
+
+    Needs: a probed graph and the node of its logits.
+    Returns: `Regions`: classified, in order, with the tail behind the last trunk tensor.
+    Guarantees: every node but image and output is in exactly one region or in the tail; parameters that are read
+        in several places are in each.
+
+    Raises:
+        ModelOutputError: the logits do not depend on the image.
+        NoReductionError: nothing reduces resolution before the head.
+        TopologyError: the tail goes on convolving, or computing over positions.
+    """
+    trunk = _trunk(view, logits, {})
+    aside = set_aside_reads(view, trunk)
+    if aside:
+        trunk = _trunk(view, logits, aside)
+    regions, tail = _regions(view, trunk, aside)
+    _check_tail(view, tail)
+    for region in regions:
+        _classify(view, region)
+    leading = list(itertools.takewhile(partial(_prepares_image, view, trunk[0]), regions))
+    return Regions(leading, regions[len(leading) :], tail, aside)
+
+
+def _prepares_image(view: GraphView, image: str, region: Region) -> bool:
+    same = view.reduction(region.exit) == 1 and view.width(region.exit) == view.width(image)
+    return same and all(role.prepares for role in region.roles)
+
+
+def dominator_chain(
+    view: GraphView, logits: str, aside: Mapping[tuple[str, str], str] = MappingProxyType({})
+) -> list[str]:
+    """The nodes that every path from image to logits passes, in order, both included.
+
+    Where a read (source, reader) was set aside, the path leads through the tensor that it follows.
+
+    Raises:
+        ModelOutputError: the logits do not depend on the image.
+    """
+    image = next(n.name for n in view.nodes.values() if n.op == "placeholder")
+    graph = nx.DiGraph()
+    reachable = {image}
+    for name, node in view.nodes.items():
+        for source in node.all_input_nodes:
+            if source.name in reachable and view.dims.get(source.name) is not None:
+                graph.add_edge(aside.get((source.name, name), source.name), name)
+                reachable.add(name)
+    if logits not in reachable:
+        raise ModelOutputError("the logits do not depend on the image")
+    dominators = nx.immediate_dominators(graph, image)
+    chain = [logits]
+    while chain[-1] != image:
+        chain.append(dominators[chain[-1]])
+    return chain[::-1]
+
+
+def _trunk(view: GraphView, logits: str, aside: Mapping[tuple[str, str], str]) -> list[str]:
+    """The trunk tensors in order, from the image to the last before the head."""
+    chain = dominator_chain(view, logits, aside)
+    trunk: list[str] = []
+    for name in chain:
+        value = view.dims[name]
+        if not is_spatial(value) or (name != chain[0] and covers_map(view, name)):
+            break
+        if is_feature_map(value):
+            trunk.append(name)
+    reductions = [view.reduction(name) for name in trunk]
+    if not trunk or max(reductions) == 1:
+        raise NoReductionError(_why_no_reduction(view, chain))
+    return trunk
+
+
+def _why_no_reduction(view: GraphView, chain: list[str]) -> str:
+    """What to say of a network whose trunk keeps the resolution of the image."""
+    for name in chain:
+        value = view.dims[name]
+        if not is_tensor(value) or len(value) != 4:
+            continue
+        strides = {d.kind: d.stride for d in value if d.kind in ("height", "width")}
+        if len(set(strides.values())) > 1:
+            return (
+                f"height and width are reduced by different factors, {strides['height']} and {strides['width']} at "
+                f"{view.where(name)}; levels need maps that are reduced alike in both"
+            )
+        fixed = [d.size for d in value[2:] if d.kind == "channel"]
+        if len(fixed) == 2 and min(fixed) > 1:
+            return (
+                f"from {view.where(name)} on the maps have a fixed size, {fixed[0]}x{fixed[1]}, whatever the size "
+                f"of the image, and before it nothing reduces resolution; levels need maps that follow the image"
+            )
+    return (
+        "nothing in this network reduces resolution before its head: the features keep the size "
+        "of the image, and there is nothing to turn upside down"
+    )
+
+
+def covers_map(view: GraphView, name: str) -> bool:
+    """Whether a node belongs to a head by its window: it covers the whole map without padding."""
+    if view.role(name) == Role.HEAD:
+        return True
+    if not view.role(name).windowed or view.kernel(name) == (1, 1) or not view.inputs(name):
+        return False
+    source = view.dims[view.inputs(name)[0]]
+    if not is_feature_map(source) or view.kernel(name) != tuple(d.size for d in source[2:]):
+        return False
+    if view.role(name) == Role.POOL:
+        return not is_spatial(view.dims[name])  # the probe found it to be the global pool
+    return view.module(name).padding in ((0, 0), 0, "valid")
+
+
+def _regions(
+    view: GraphView, trunk: list[str], aside: Mapping[tuple[str, str], str]
+) -> tuple[list[Region], list[str]]:
+    """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail.
+
+    What is computed from parameters alone goes to every place that reads it.
+    """
+    index = {name: i for i, name in enumerate(trunk)}
+    places: dict[str, set[int]] = {}
+    for name, node in view.nodes.items():
+        read = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
+        read = [aside.get((source, name), source) for source in read]
+        places[name] = {max((index[n] if n in index else max(places[n], default=-1) for n in read), default=-1)}
+    for name in reversed(view.nodes):
+        node = view.nodes[name]
+        if node.op == "get_attr" or (places[name] == {-1} and node.op not in ("placeholder", "output")):
+            places[name] = {at for user in node.users for at in places[user.name]}
+    regions = [Region(a, b, []) for a, b in itertools.pairwise(trunk)]
+    tail: list[str] = []
+    for name, node in view.nodes.items():
+        if node.op in ("placeholder", "output"):
+            continue
+        for at in sorted(places[name]):
+            (regions[at].nodes if 0 <= at < len(regions) else tail).append(name)
+    return [r for r in regions if r.nodes], tail
+
+
+def _classify(view: GraphView, region: Region) -> None:
+    """Name what a region is, by the roles of its operations."""
+    operations = [n for n in region.nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
+    region.roles = {view.role(n) for n in operations}
+    convs = [n for n in operations if view.role(n).dense and is_spatial(view.dims[n])]
+    reduces = view.reduction(region.entry) != view.reduction(region.exit)
+    if reduces and all(role.rearranges for role in region.roles):
+        region.kind = "pool"
+        return
+    several_paths = any(len(view.inputs(n)) > 1 for n in operations)
+    if several_paths or len(convs) > 1 or {Role.OPAQUE, Role.ATTENTION} & region.roles:
+        region.kind = "multi"
+    elif convs:
+        region.kind, region.conv = "conv", convs[0]
+    elif any(role.normalises for role in region.roles):
+        region.kind = "norm"
+    elif Role.GATE in region.roles:
+        region.kind = "gate"
+    elif Role.POOL in region.roles:
+        region.kind = "pool"
+    elif Role.ACT in region.roles:
+        region.kind = "act"
+    elif Role.DROPOUT in region.roles:
+        region.kind = "dropout"
+    elif reduces:
+        region.kind = "multi"
+
+
+def _check_tail(view: GraphView, tail: list[str]) -> None:
+    """A head may not go on convolving, nor compute over positions in a form that is no (N, C, H, W) map."""
+    for name in tail:
+        value = view.dims[name]
+        if (
+            view.role(name) == Role.CONV
+            and is_spatial(value)
+            and (view.kernel(name), view.stride(name)) != _POINTWISE
+        ):
+            raise TopologyError(
+                f"the head of this network reads features from several depths: where they part it goes on "
+                f"convolving, at {view.where(name)}, so there is no trunk that ends in the head"
+            )
+        if (
+            view.role(name) in (Role.CONV, Role.LINEAR, Role.OPAQUE)
+            and is_spatial(value)
+            and not is_feature_map(value)
+        ):
+            raise TopologyError(
+                f"behind {view.where(tail[0])} the network works on tensors that are no (N, C, H, W) feature maps "
+                f"(first weights: {view.where(name)}); only convolutional trunks can be turned upside down"
+            )

@@ -1,0 +1,220 @@
+"""Of what kind the new conv units are: laterals, merges, transitions, projections, adapters.
+
+A new unit copies class and settings of an operation of the bottom-up network (design: section 3,
+"Lateral" and "Merge"); here it is chosen which. The result is a `Unit`, which names those nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from bu2td.graph.view import GraphView, residual_join, shortcut_of
+from bu2td.ir.bottom_up import Analysis, Block
+from bu2td.ir.plan import Unit
+from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
+from bu2td.ops.roles import Role
+from bu2td.options import Options
+
+
+def odd_kernel(kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """Kernel of a convolution once its stride is gone.
+
+    k = stride (patchify) becomes 1; another even k becomes k + 1; an odd k stays.
+    """
+    high, wide = (
+        1 if k == s and k > 1 else k + 1 if k % 2 == 0 else k for k, s in zip(kernel, stride, strict=True)
+    )
+    return high, wide
+
+
+class Kinds:
+    """Chooses the operations that new units copy."""
+
+    def __init__(self, view: GraphView, analysis: Analysis) -> None:
+        self.view = view
+        self.analysis = analysis
+        self._projection: tuple[str, str | None] | None = None
+        self._searched = False
+
+    # -- convolutions ------------------------------------------------------------------------------
+
+    def kernel(self, conv: str) -> tuple[int, int]:
+        """Kernel of a convolution in the top-down network."""
+        return odd_kernel(self.view.kernel(conv), self.view.stride(conv))
+
+    def conv_of(self, block: Block) -> str:
+        """The convolution of a plain conv unit."""
+        return next(n for n in block.nodes if self.view.role(n) == Role.CONV)
+
+    def leading_norm(self, block: Block) -> bool:
+        """Whether a plain conv unit starts with a norm."""
+        for name in block.nodes:
+            if self.view.role(name) == Role.CONV:
+                return False
+            if self.view.role(name).normalises:
+                return True
+        return False
+
+    def _convs(self, blocks: Iterable[Block]) -> list[str]:
+        return [
+            n
+            for b in blocks
+            for n in b.nodes
+            if self.view.role(n) == Role.CONV and is_feature_map(self.view.dims[n])
+        ]
+
+    # -- units -------------------------------------------------------------------------------------
+
+    def lateral(
+        self,
+        blocks: Sequence[Block],
+        kernels: Mapping[str, tuple[int, int]],
+        image_width: int,
+        width: int,
+    ) -> Unit:
+        """The lateral of a level with a body: of the kind of its first spatial convolution."""
+        convs = self._convs(blocks)
+        sized = [(n, kernels.get(n) or self.kernel(n)) for n in convs]
+        spatial = [(n, k) for n, k in sized if k != (1, 1)]
+        if spatial:
+            conv, kernel = spatial[0]
+        elif sized:
+            conv, kernel = sized[0][0], self._stem_kernel()
+        else:
+            return self.bare_lateral(image_width, width)
+        block = next(b for b in blocks if conv in b.nodes)
+        return self._lateral(conv, kernel, block.nodes, image_width, width)
+
+    def bare_lateral(self, image_width: int, width: int) -> Unit:
+        """The lateral of a level without a body: of the kind of the network's first convolution."""
+        conv = self.analysis.first_conv
+        own = self.analysis.stem.nodes or self.analysis.bodies[-1].blocks[0].nodes
+        return self._lateral(conv, self._stem_kernel(), own, image_width, width)
+
+    def _stem_kernel(self) -> tuple[int, int]:
+        """Kernel of the first convolution, made odd; a lateral does not upsample, so patches stay wide."""
+        return odd_kernel(self.view.kernel(self.analysis.first_conv), (1, 1))
+
+    def _lateral(
+        self, conv: str, kernel: tuple[int, int], nodes: Sequence[str], image_width: int, width: int
+    ) -> Unit:
+        norm, act = (None, None) if self.analysis.preactivation else self._norm_act(conv, nodes)
+        side = max(kernel)
+        return Unit(image_width, width, (side, side), conv, norm, act)
+
+    def _norm_act(self, conv: str, nodes: Sequence[str]) -> tuple[str | None, str | None]:
+        """The norm right behind a convolution, and the activation that follows next."""
+        view = self.view
+        norm: str | None = None
+        name = conv
+        while norm is None:
+            users = [u.name for u in view.nodes[name].users if is_spatial(view.dims.get(u.name))]
+            if len(users) != 1 or view.role(users[0]) not in (Role.NORM, Role.NORM_ACT, Role.PASS, Role.DROPOUT):
+                break
+            name = users[0]
+            if view.role(name).normalises:
+                norm = name
+        if norm is not None and view.role(norm) == Role.NORM_ACT and view.converter(norm).acts(view.site(norm)):
+            return norm, None
+        start = view.order[norm or conv]
+        inside = set(nodes)
+        for other in view.nodes:
+            if other in inside and view.order[other] > start and is_feature_map(view.dims[other]):
+                if view.role(other) == Role.ACT:
+                    return norm, other
+                if view.role(other) == Role.NORM_ACT and view.converter(other).acts(view.site(other)):
+                    return norm, other
+        return norm, None
+
+    def _preactivation(self, block: Block | None) -> tuple[str | None, str | None]:
+        """The norm-act that a pre-activation block starts with."""
+        view = self.view
+        candidates = [b for level in self.analysis.bodies for b in level.blocks if b.preactivation]
+        if block is None or not block.preactivation:
+            block = candidates[-1] if candidates else None
+        if block is None:
+            return None, None
+        for name in block.nodes:
+            if block.entry not in view.inputs(name) or not view.role(name).normalises:
+                continue
+            if view.role(name) == Role.NORM_ACT:
+                return name, None
+            return name, next((u.name for u in view.nodes[name].users if view.role(u.name) == Role.ACT), None)
+        return None, None
+
+    def merge(self, block: Block | None, lateral: Unit, width: int, options: Options) -> Unit:
+        """The merge's convolution unit, 2C -> C (C -> C where only the sum is read)."""
+        entry = width if options.merge == "add" else 2 * width
+        return self._new(block, lateral, entry, width, (options.merge_kernel,) * 2)
+
+    def transition(self, block: Block | None, lateral: Unit, entry: int, width: int) -> Unit | None:
+        """The 1x1 conv unit that changes the width at low resolution; None where it does not change."""
+        return None if entry == width else self._new(block, lateral, entry, width, (1, 1))
+
+    def _new(self, block: Block | None, lateral: Unit, entry: int, width: int, kernel: tuple[int, int]) -> Unit:
+        if self.analysis.preactivation:
+            norm, act = self._preactivation(block)
+            return Unit(entry, width, kernel, lateral.conv, norm, act, preactivation=True)
+        return Unit(entry, width, kernel, lateral.conv, lateral.norm, lateral.act)
+
+    def adapter(self, block: Block | None, entry: int, width: int) -> Unit | None:
+        """A bare 1x1 convolution where the channel system could not meet a width; None where it could."""
+        if entry == width:
+            return None
+        conv = self._convs([block])[:1] if block else []
+        return Unit(entry, width, (1, 1), conv[0] if conv else self.analysis.first_conv)
+
+    # -- shortcuts ---------------------------------------------------------------------------------
+
+    def projection(self, block: Block, entry: int, width: int) -> Unit:
+        """A shortcut's 1x1 convolution after the model's own kind, with or without norm."""
+        conv, norm = self._projection_kind(block)
+        return Unit(entry, width, (1, 1), conv, norm)
+
+    def _projection_kind(self, block: Block) -> tuple[str, str | None]:
+        if not self._searched:
+            self._searched = True
+            for level in self.analysis.bodies:
+                for other in level.blocks:
+                    self._projection = self._projection or self._projection_in(other)
+        return self._projection or self._main_path_end(block)
+
+    def _projection_in(self, block: Block) -> tuple[str, str | None] | None:
+        if not block.shortcut:
+            return None
+        join = residual_join(self.view, block.exit, block.nodes)
+        found = shortcut_of(self.view, str(join), block.entry, block.nodes)
+        chain = found[1] if found else []
+        conv = next((n for n in chain if self.view.role(n) == Role.CONV), None)
+        if conv is None:
+            return None
+        behind = chain[chain.index(conv) + 1 :]
+        return conv, next((n for n in behind if self.view.role(n).normalises), None)
+
+    def _main_path_end(self, block: Block) -> tuple[str, str | None]:
+        """Where no block has a projection: the last convolution of the main path, with its norm."""
+        conv = (self._convs([block]) or [self.analysis.first_conv])[-1]
+        users = [u.name for u in self.view.nodes[conv].users]
+        norm = next((u for u in users if self.view.role(u) == Role.NORM), None)
+        return conv, None if self.analysis.preactivation else norm
+
+    def preactivated(self, block: Block) -> str:
+        """What a projection reads: act(norm(x)) in a pre-activation block, else x."""
+        if not block.preactivation:
+            return block.entry
+        norm, act = self._preactivation(block)
+        return act or norm or block.entry
+
+    # -- head --------------------------------------------------------------------------------------
+
+    def head_pool(self, nodes: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Where the head binds a map's size: the node that reads it, and the size it is to see."""
+        size = self.analysis.head.pooled_size
+        if size is None:
+            return {}
+        for name in nodes:
+            view = self.view
+            flattens = is_tensor(view.dims[name]) and len(view.dims[name]) == 2
+            if view.inputs(name) and (view.kernel(name) == size or (flattens and view.role(name) == Role.PASS)):
+                return {name: size}
+        return {}

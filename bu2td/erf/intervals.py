@@ -1,0 +1,426 @@
+"""Receptive fields of every value of a graph: which pixels of the image each position depends on.
+
+The image is a canvas, by default a virtual one larger than any field, so that nothing that is said of the
+centre depends on a border. The graph runs on it on the meta device, which makes its size free; the sizes of
+all values, whatever their padding or ceil mode, are therefore the graph's own. Then the converters' rules
+(`bu2td.ops.converter.Converter.interval`) carry intervals of pixels from node to node, once per axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import fx, nn
+
+from bu2td.errors import ConverterError, ExampleInputError, OptionError
+from bu2td.graph.run import shapes_of
+from bu2td.ir.values import Dim, Value, is_tensor
+from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.ops.converter import Converter, Site, to_size
+from bu2td.ops.fields import (
+    Field,
+    Ints,
+    bins,
+    grouped,
+    nothing,
+    pixels,
+    resampled,
+    spans,
+    tapped,
+    transpose,
+    transposed,
+    viewed,
+    windows,
+)
+from bu2td.ops.registry import converter_for
+from bu2td.probe.pooled import pooled_maps
+
+#: Where a virtual canvas starts: 2^6 * 3 * 5 * 7, which common strides divide; half of it where tokens are counted,
+#: whose number is its area. There it is only as long as that along one axis at a time, and along the other one as
+#: long as the model's own image: fields along one axis do not depend on the size of the other.
+_CANVAS = 6720
+_DOUBLINGS = 8
+
+#: Window of a pyramid's level in pixels, of its factor and sigma; None: the taps that it really has.
+PyramidField = Callable[[int, float], int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """The field of a map along one axis.
+
+    Attributes:
+        lo, hi: first and last pixel per position, hull over channels; ``lo > hi`` where there is none.
+        gated: through a global gate every position depends on the whole image besides.
+    """
+
+    lo: Ints
+    hi: Ints
+    gated: bool
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Fields of all values of a graph.
+
+    Attributes:
+        canvas: (H, W) of the image.
+        dims: dimensions of all values by node name, of their sizes on the canvas; a number of tokens is that of a
+            canvas that is long along one axis only.
+        lines: for "height" and "width", by node name, the field of every value that has one such dimension.
+        gated: nodes behind a global gate, values without positions included.
+        unknown: node name -> the operation without a rule that it depends on.
+    """
+
+    canvas: tuple[int, int]
+    dims: Mapping[str, Value]
+    lines: Mapping[str, Mapping[str, Line]]
+    gated: frozenset[str]
+    unknown: Mapping[str, str] = field(default_factory=dict)
+
+
+def intervals(
+    graph_module: fx.GraphModule,
+    dims: Mapping[str, Value],
+    image_shape: tuple[int, ...],
+    *,
+    borders: bool = False,
+    gates_aside: bool = False,
+    pyramid_field: PyramidField | None = None,
+) -> Intervals:
+    """Propagate receptive fields through a captured or flattened graph.
+
+    Needs: a graph on the meta device and its probe at ``image_shape`` (N, C, H, W).
+    Returns: `Intervals`, on the image itself with ``borders``, else on a canvas that the fields of all centre
+        positions leave free at its border. On that canvas pools to a fixed number of positions are gates, which
+        see all of it; on the image itself they are windows, unless ``gates_aside``.
+    Guarantees: an operation without a rule is named, and whatever depends on it has no field.
+
+    Raises:
+        ExampleInputError: the graph does not run on any canvas.
+        ConverterError: a converter's rule returns a field of another shape than its value.
+        OptionError: ``pyramid_field`` returns no number of pixels.
+    """
+    batch, channels, height, width = (max(image_shape[0], 2), *image_shape[1:])
+    at_image = {name: _sizes(value) for name, value in dims.items()}
+    pooled = pooled_maps(graph_module, at_image)
+    if borders:
+        return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
+    kinds = {d.kind for value in dims.values() for d in _flat(value)}
+    counted = bool(kinds & {"token", "mixed"})
+    side = _CANVAS // 2 if counted else _CANVAS
+    found: Intervals | None = None
+    failure: ExampleInputError | None = None
+    for _ in range(_DOUBLINGS):
+        try:
+            if counted:
+                tall, wide = (batch, channels, side, width), (batch, channels, height, side)
+                found = _united(
+                    _propagate(graph_module, dims, tall, pooled, True, pyramid_field, ("height",)),
+                    _propagate(graph_module, dims, wide, pooled, True, pyramid_field, ("width",)),
+                )
+            else:
+                square = (batch, channels, side, side)
+                found = _propagate(graph_module, dims, square, pooled, True, pyramid_field)
+        except ExampleInputError as error:
+            failure = error
+        else:
+            if not _touching(found):
+                return found
+        side *= 2
+    if found is None:
+        assert failure is not None
+        raise failure
+    growing = dict.fromkeys(_touching(found), "a field that grows with the image")
+    return replace(found, unknown={**growing, **found.unknown})
+
+
+def _flat(value: Value) -> list[Dim]:
+    if value is None:
+        return []
+    return list(value) if is_tensor(value) else [d for part in value for d in _flat(part)]
+
+
+def _sizes(value: Value) -> Any:
+    if value is None:
+        return None
+    return tuple(d.size for d in value) if is_tensor(value) or not value else [_sizes(part) for part in value]
+
+
+def _touching(found: Intervals) -> list[str]:
+    """The values whose fields reach the border of the canvas in the middle quarter of their positions."""
+    names = []
+    for side, lines in zip(found.canvas, found.lines.values(), strict=True):
+        for name, line in lines.items():
+            n = len(line.lo)
+            middle = slice(n * 3 // 8, max(n * 5 // 8, n * 3 // 8 + 1))
+            lo, hi = line.lo[middle], line.hi[middle]
+            if bool(((lo <= hi) & ((lo <= 0) | (hi >= side - 1))).any()):
+                names.append(name)
+    return names
+
+
+def _resized(value: Value, shape: Any) -> Value:
+    """Dimensions of a value with the sizes that it has on the canvas."""
+    if value is None or shape is None:
+        return None
+    if is_tensor(value) or not value:
+        return tuple(Dim(d.kind, n, d.stride) for d, n in zip(value, shape, strict=True))
+    return tuple(_resized(v, s) for v, s in zip(value, shape, strict=True))
+
+
+def _propagate(
+    graph_module: fx.GraphModule,
+    dims: Mapping[str, Value],
+    shape: tuple[int, int, int, int],
+    pooled: Mapping[str, tuple[int, int]],
+    virtual: bool,
+    pyramid_field: PyramidField | None,
+    kinds: Sequence[str] = ("height", "width"),
+) -> Intervals:
+    numbers: dict[str, Any] = {}
+    shapes = shapes_of(graph_module, shape, pooled, quick=True, numbers=numbers)
+    sized = {name: _resized(dims[name], shapes.get(name)) for name in dims}
+    modules = dict(graph_module.named_modules())
+    sites = {}
+    for node in graph_module.graph.nodes:
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        sites[node] = Site(node, module, sized, numbers, virtual)
+    unknown: dict[str, str] = {}
+    gated: set[str] = set()
+    lines = {}
+    for kind in kinds:
+        axis = 2 if kind == "height" else 3
+        walk = _Walk(sites, pooled if virtual else {}, axis, kind, pyramid_field)
+        lines[kind] = walk.run()
+        unknown |= walk.unknown
+        gated |= walk.gated
+    return Intervals(shape[2:], sized, lines, frozenset(gated), unknown)
+
+
+def _united(tall: Intervals, wide: Intervals) -> Intervals:
+    """Heights of a tall canvas and widths of a wide one."""
+    dims = {name: _heights(value, wide.dims[name]) for name, value in tall.dims.items()}
+    return Intervals(
+        (tall.canvas[0], wide.canvas[1]),
+        dims,
+        {**tall.lines, **wide.lines},
+        tall.gated | wide.gated,
+        {**tall.unknown, **wide.unknown},
+    )
+
+
+def _heights(tall: Value, wide: Value) -> Value:
+    """The dimensions of ``wide``, heights those of ``tall``."""
+    if tall is None or wide is None:
+        return wide
+    if is_tensor(tall):
+        return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
+    return tuple(_heights(a, b) for a, b in zip(tall, wide, strict=True))
+
+
+class _Walk:
+    """Carries the fields along one axis through the graph."""
+
+    def __init__(
+        self,
+        sites: Mapping[fx.Node, Site],
+        pooled: Mapping[str, tuple[int, int]],
+        axis: int,
+        kind: str,
+        pyramid_field: PyramidField | None,
+    ) -> None:
+        self.sites = sites
+        self.pooled = pooled
+        self.axis = axis
+        self.kind = kind
+        self.pyramid_field = pyramid_field
+        self.fields: dict[str, Any] = {}
+        self.unknown: dict[str, str] = {}
+        self.gated: set[str] = set()
+
+    def run(self) -> dict[str, Line]:
+        lines = {}
+        last = {source: node for node in self.sites for source in node.all_input_nodes}
+        for node, site in self.sites.items():
+            if node.op != "output" and site.value is not None:
+                found = self._field(node, site)
+                if found is not None:
+                    self.fields[node.name] = found
+                    if any(part.gated for part in _parts(found)):
+                        self.gated.add(node.name)
+                    line = self._line(found, site.value)
+                    if line is not None:
+                        lines[node.name] = line
+            for source in node.all_input_nodes:
+                if last[source] is node:
+                    self.fields.pop(source.name, None)
+        return lines
+
+    def _field(self, node: fx.Node, site: Site) -> Any:
+        if node.op == "placeholder":
+            return pixels(site.value[self.axis].size, self.axis, len(site.value))
+        if node.op == "get_attr":
+            return nothing(len(site.value))
+        reads = _reads(node, site)
+        causes = [self.unknown[n.name] for n in reads if n.name in self.unknown]
+        if causes:
+            self.unknown[node.name] = causes[0]
+            return None
+        inputs = [part for n in reads for part in _parts(self.fields.get(n.name))]
+        if all(part.empty for part in inputs):
+            return _nothing(site.value, any(part.gated for part in inputs))
+        if node.name in self.pooled:
+            return _nothing(site.value, True)
+        found = self._rule(site)
+        if found is None:
+            self.unknown[node.name] = f"{_operation(site)} ({node.name})"
+            return None
+        _check(found, site)
+        return found
+
+    def _rule(self, site: Site) -> Any:
+        module = site.module
+        if isinstance(module, Pyramid):
+            window = self.pyramid_field
+            image = self.fields[site.source()]
+            return tuple(_reduced(image, self.axis, module, r, window) for r in module.reductions)
+        rule = next((rule for cls, rule in _RULES.items() if isinstance(module, cls)), None)
+        rule = rule or _FUNCTIONS.get(site.node.target)
+        if rule is not None:
+            return rule(site, self.fields[site.source()])
+        converter: Converter = converter_for(site.node, module)
+        return converter.interval(site, self.fields)
+
+    def _line(self, found: Any, value: Value) -> Line | None:
+        if not isinstance(found, Field):
+            return None
+        axes = [i for i, d in enumerate(value) if d.kind == self.kind]
+        if len(axes) != 1:
+            return None
+        lo, hi = found.along(axes[0])
+        if len(lo) != value[axes[0]].size:
+            lo, hi = (np.repeat(a, value[axes[0]].size) for a in (lo, hi))
+        return Line(lo, hi, found.gated)
+
+
+def _operation(site: Site) -> str:
+    if site.module is not None:
+        return type(site.module).__name__
+    target: Any = site.node.target
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
+
+
+def _reads(node: fx.Node, site: Site) -> list[fx.Node]:
+    """The nodes whose values a node reads; what only lends its size is none of them."""
+    sized = isinstance(site.module, Upsample | TransposedUpsample) or node.target in _LIKE
+    sources = node.all_input_nodes[:1] if sized else node.all_input_nodes
+    return [n for n in sources if site.dims.get(n.name) is not None]
+
+
+#: Methods whose second argument only lends its size or type.
+_LIKE = ("reshape_as", "view_as", "expand_as", "type_as")
+
+
+def _parts(found: Any) -> list[Field]:
+    if found is None:
+        return []
+    return [found] if isinstance(found, Field) else [part for inner in found for part in _parts(inner)]
+
+
+def _nothing(value: Value, gated: bool) -> Any:
+    if is_tensor(value) or not value:
+        return nothing(len(value), gated)
+    return tuple(_nothing(part, gated) for part in value)
+
+
+def _check(found: Any, site: Site) -> None:
+    several = not isinstance(found, Field)
+    for part, dims in zip(found if several else [found], site.value if several else [site.value], strict=True):
+        if isinstance(part, Field) and is_tensor(dims):
+            sizes = [d.size for d in dims]
+            fits = part.lo.ndim == len(sizes) and all(
+                n in (1, size) for n, size in zip(part.lo.shape, sizes, strict=False)
+            )
+            if not fits:
+                raise ConverterError(
+                    f"the interval rule of {_operation(site)} ({site.node.name}) returns a field of shape "
+                    f"{part.lo.shape} for a value of shape {tuple(sizes)}; every dimension must be as long or 1"
+                )
+
+
+# --- the modules that converted networks run, and operations that no converter can rebuild ---------------
+
+
+def _reduced(image: Field, axis: int, pyramid: Pyramid, factor: int, window: PyramidField | None) -> Field:
+    """The field of a pyramid's level, by its reducer's own taps."""
+    size = image.lo.shape[axis]
+    out = -(-size // factor)
+    if factor == 1 or size == 1:
+        return image
+    i = np.arange(out, dtype=np.int64)
+    if window is not None:
+        count = window(factor, pyramid.sigma)
+        if not (isinstance(count, int) and count >= 1):
+            raise OptionError(
+                f"pyramid_field returned {count!r} for factor {factor} and sigma {pyramid.sigma:g}; it must return "
+                f"a number of pixels, an int of at least 1"
+            )
+        start = ((2 * i + 1) * size - count * out) // (2 * out)
+        return spans(image, axis, start, start + count)
+    if pyramid.reducer == "strided":
+        return tapped(image, axis, [i * factor + min(factor // 2, (size - 1) % factor)])
+    if pyramid.reducer in ("average", "max"):
+        return windows(image, axis, out, factor, factor)
+    if pyramid.reducer == "max_blur":
+        image = windows(image, axis, size, factor, 1, (factor - 1) // 2)
+    # Pixel j weighs something where |j + 1/2 - c| < 3 sigma F; a pixel exactly at the cut-off does not.
+    scale = size / out
+    centre, reach = scale * (i + 0.5), 3 * pyramid.sigma * scale - 1e-4
+    start = np.floor(centre - reach - 0.5).astype(np.int64) + 1
+    stop = np.ceil(centre + reach - 0.5).astype(np.int64)
+    return spans(image, axis, start, stop)
+
+
+def _upsample(site: Site, field: Field) -> Field | None:
+    mode = site.layer.mode
+    for axis in (-2, -1):
+        found = resampled(field, axis, site.value[axis].size, mode)
+        if found is None:
+            return None
+        field = found
+    return field
+
+
+def _transposed_conv(site: Site, field: Field) -> Field:
+    conv = site.layer
+    field = grouped(field, conv.groups, conv.out_channels // conv.groups)
+    for i, axis in enumerate((-2, -1)):
+        settings = conv.kernel_size[i], conv.stride[i], conv.padding[i], conv.dilation[i]
+        field = transposed(field, axis, site.value[axis].size, *settings)
+    return field
+
+
+def _pixel_shuffle(site: Site, field: Field) -> Field:
+    n, c, height, width = (d.size for d in site.input_dims())
+    r = site.layer.upscale_factor
+    split = (n, c // r**2, r, r, height, width)
+    moved = (n, c // r**2, height, r, width, r)
+    field = transpose(viewed(field, (n, c, height, width), split), (0, 1, 4, 2, 5, 3))
+    return viewed(field, moved, (n, c // r**2, height * r, width * r))
+
+
+_RULES: dict[type[nn.Module], Callable[[Site, Field], Field | None]] = {
+    Upsample: _upsample,
+    nn.ConvTranspose2d: _transposed_conv,
+    nn.PixelShuffle: _pixel_shuffle,
+}
+
+_FUNCTIONS: dict[Any, Callable[[Site, Field], Field | None]] = {
+    F.adaptive_avg_pool2d: lambda site, field: to_size(field, site, bins),
+    F.adaptive_max_pool2d: lambda site, field: to_size(field, site, bins),
+}

@@ -1,0 +1,144 @@
+"""Run a graph on meta tensors: the shape of every value, and the numbers that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bu2td.errors import (
+    CaptureError,
+    ExampleInputError,
+    ModelInputError,
+)
+from bu2td.graph.source import source_line
+from bu2td.nn import Pyramid
+from bu2td.ops.registry import converter_for
+
+
+def shapes_of(
+    graph_module: fx.GraphModule,
+    image_shape: tuple[int, ...],
+    pooled: Mapping[str, tuple[int, int]] | None = None,
+    quick: bool = False,
+    numbers: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run a graph on a meta image and return the shape of every value by node name.
+
+    Args:
+        graph_module: a graph on the meta device.
+        image_shape: (N, C, H, W).
+        pooled: nodes that read their first argument pooled to a size.
+        quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids and
+            layers that are bound to one map size state their shapes; a graph that ran once need not prove
+            again that its norms fit.
+        numbers: is filled with the sizes and other numbers that nodes of the graph compute.
+    """
+    dtypes = {p.dtype for p in graph_module.parameters()}
+    image = torch.empty(image_shape, device="meta", dtype=next(iter(dtypes), torch.float32))
+    recorder = _ShapeRecorder(graph_module, pooled or {}, quick)
+    with torch.no_grad():
+        recorder.run(image)
+    if numbers is not None:
+        numbers |= {name: value for name, value in recorder.numbers.items() if _is_number(value)}
+    return recorder.shapes
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_number(v) for v in value)
+    return isinstance(value, int | float)
+
+
+class _ShapeRecorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, pooled: Mapping[str, tuple[int, int]], quick: bool) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.pooled = pooled
+        self.quick = quick
+        self.extra_traceback = False
+        self.shapes: dict[str, Any] = {}
+        self.numbers: dict[str, Any] = {}
+        self._image_shape: tuple[int, ...] = ()
+        self.modules = dict(module.named_modules())
+
+    def fetch_attr(self, target: str) -> Any:
+        return self.modules[target] if target in self.modules else super().fetch_attr(target)
+
+    def _keeps_shape(self, node: fx.Node) -> bool:
+        if node.op != "call_module":
+            return False
+        return converter_for(node, self.modules[str(node.target)]).role.keeps_shape
+
+    def _batch_norm(self, node: fx.Node, norm: Any) -> Any:
+        """Check the width alone: on meta a batch norm takes as long as ten convolutions."""
+        source: Any = node.args[0]
+        value = self.env[source]
+        if value.dim() < 2 or value.shape[1] != norm.num_features:
+            raise ExampleInputError(
+                f"the model does not run on an image of shape {tuple(self._image_shape)}: {node.name} normalises "
+                f"{norm.num_features} channels but reads {tuple(value.shape)}\n  at {source_line(node)}"
+            )
+        self.shapes[node.name] = _shape(value)
+        return value
+
+    def _stated(self, node: fx.Node, module: nn.Module) -> Any:
+        """What a pyramid, or a layer that is bound to one map size, says of its output; None for others."""
+        inputs, _ = self.fetch_args_kwargs_from_env(node)
+        if isinstance(module, Pyramid):
+            return tuple(inputs[0].new_empty(shape) for shape in module.shapes(inputs[0].shape))
+        return converter_for(node, module).meta(module, *inputs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        if self.quick and self._keeps_shape(n):
+            source: Any = n.args[0]
+            self.shapes[n.name] = _shape(self.env[source])
+            return self.env[source]
+        if self.quick and n.op == "call_module":
+            result = self._stated(n, self.modules[str(n.target)])
+            if result is not None:
+                self.shapes[n.name] = _shape(result)
+                return result
+        if n.op == "call_module" and isinstance(self.modules[str(n.target)], _BatchNorm):
+            return self._batch_norm(n, self.modules[str(n.target)])
+        if n.name in self.pooled:
+            source = n.args[0]
+            self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])
+        try:
+            result = super().run_node(n)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            what = f"{n.name} ({n.target})"
+            reads_image = any(i.op == "placeholder" for i in n.all_input_nodes)
+            if "expected device meta" in reason:
+                raise CaptureError(
+                    f"the forward makes a tensor on a device of its own choice, which {what} at {source_line(n)} "
+                    f"reads; make it where the image is (device=x.device), or register it as a buffer"
+                ) from error
+            if reads_image and isinstance(self.modules.get(str(n.target)), nn.Embedding):
+                raise ModelInputError(
+                    f"{what} at {source_line(n)} looks indices up in a table; the input must be an image "
+                    f"(N, C, H, W)"
+                ) from error
+            raise ExampleInputError(
+                f"the model does not run on an image of shape {tuple(self._image_shape)}: {reason}\n"
+                f"  in {what} at {source_line(n)}\n"
+                f"Pass example_inputs with the channels and size that the model expects"
+            ) from error
+        if n.op == "placeholder":
+            self._image_shape = result.shape
+        self.shapes[n.name] = shape = _shape(result)
+        if shape is None:
+            self.numbers[n.name] = result
+        return result
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+        return [_shape(v) for v in value]
+    return None

@@ -1,0 +1,15 @@
+"""Where the nodes of a captured graph come from."""
+
+from __future__ import annotations
+
+from torch import fx
+
+
+def source_line(node: fx.Node) -> str:
+    """Where a node of a captured graph comes from, as ``file:line``."""
+    return node.meta.get("line", "a torch.nn container")
+
+
+def is_foreign(file: str) -> bool:
+    """Whether a source file is torch's, or this one."""
+    return "/torch/" in file.replace("\\", "/") or file.endswith("bu2td/capture.py")

@@ -1,0 +1,158 @@
+"""Faster networks with the same function: `bu2td.optimize`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest
+from bu2td.optimization.cost_model import MODES, Chooser, check_choices
+from bu2td.optimization.record import Optimization, transform
+from bu2td.runtime.network import TopDownNetwork
+
+#: Relative difference of the logits that is allowed.
+TOLERANCE = 1e-4
+_DTYPES = (torch.float32, torch.float64)
+_DEVICES = ("cpu", "cuda", "xpu", "mps")
+_BATCH = {"training": 32, "inference": 1}
+
+
+def optimize(
+    network: TopDownNetwork,
+    mode: str = "inference",
+    *,
+    batch_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    rules: Mapping[str, str] | None = None,
+    force: Mapping[str, bool] | None = None,
+) -> TopDownNetwork:
+    """Make a network faster and leaner without changing its function.
+
+    Args:
+        network: what `bu2td.convert`, `bu2td.load` or this function (in mode "training") returned; it is not
+            changed.
+        mode: "training" keeps every parameter under its name, so that the result trains, and its state_dict is
+            the network's. "inference" also folds norms and fuses calls; the result is in eval mode for good.
+        batch_size: how many images at once to decide for; by default 32 for training and 1 for inference.
+        image_size: height and width to decide for; by default those of the plan. Any size runs.
+        rules: rewrite (`bu2td.optimization.RULES`) -> "auto" (where it is faster by the cost model), "always",
+            "never".
+        force: module path, or pattern of paths such as ``"r16_up.*"`` -> whether to rewrite there.
+
+    Returns:
+        A new `TopDownNetwork`, whose ``optimization`` tells what was rewritten and why; ``str()`` of it is a
+        table. `bu2td.save` and `bu2td.load` take it as any other.
+
+    Raises:
+        NotAModelError: not a converted network.
+        OptionError: an unknown mode, rule or choice, or a size that is none.
+        OptimizeError: the network has no weights, its device or dtype is not supported, or it is fused already.
+        VerificationError: the result differs from the network by more than 1e-4 relative.
+    """
+    _check(network, mode)
+    check_choices(rules or {}, force or {})
+    device = next(network.parameters()).device
+    count = _count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
+    shape = _shape(network, image_size)
+    twin = copy.deepcopy(network)
+    checkpointing = twin.checkpointing
+    twin.set_grad_checkpointing(False)
+    choose = Chooser(mode, device.type, count, rules, force)
+    transform(twin, choose, shape)
+    before = network.optimization.made if network.optimization else ()
+    worst = _difference(network, twin, shape)
+    done = Optimization(mode, device.type, count, shape[2:], (*before, *choose.made), worst)
+    if not worst <= TOLERANCE:
+        raise VerificationError(
+            f"the optimised network differs from the network by {worst:.1e} relative, more than "
+            f"{TOLERANCE:.0e}. This is a fault of the optimisation, please report it together with the model"
+        )
+    twin.optimization = done
+    twin.recipe = {**twin.recipe, "optimize": done.to_dict()}
+    if mode == "training":
+        if checkpointing is not None:
+            twin.set_grad_checkpointing(True, **checkpointing)
+        twin.train(network.training)
+    return twin
+
+
+def _check(network: Any, mode: Any) -> None:
+    if not isinstance(network, TopDownNetwork):
+        raise NotAModelError(f"optimize takes a network that bu2td.convert returned, found {type(network)}")
+    if mode not in MODES:
+        raise OptionError(f"mode={mode!r} must be one of {MODES}.{nearest(str(mode), MODES)}")
+    if network.optimization is not None and network.optimization.mode == "inference":
+        raise OptimizeError(
+            "this network is optimised for inference already, which cannot be undone; optimise the network that it "
+            "was made of"
+        )
+    devices = {tensor.device for tensor in network.parameters()}
+    dtypes = {tensor.dtype for tensor in network.parameters()}
+    if len(devices) != 1 or next(iter(devices)).type not in _DEVICES:
+        found = ", ".join(sorted(map(str, devices))) or "no parameters at all"
+        raise OptimizeError(
+            f"optimize takes a network with weights on one device of {_DEVICES}, found {found}; move it with "
+            f"td.to(device), or convert without device='meta'"
+        )
+    if len(dtypes) != 1 or next(iter(dtypes)) not in _DTYPES:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise OptimizeError(
+            f"optimize takes a network of torch.float32 or torch.float64, found {found}; optimise in float32 and "
+            f"convert the result, or use torch.autocast"
+        )
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name}={value!r} must be a whole number, at least 1")
+    return value
+
+
+def _shape(network: TopDownNetwork, size: Any) -> tuple[int, int, int, int]:
+    n, channels, height, width = network.plan.image_shape
+    if size is None:
+        return n, channels, height, width
+    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(pair) != 2:
+        raise OptionError(f"image_size={size!r} must be one whole number, or height and width")
+    return n, channels, _count("image_size", pair[0]), _count("image_size", pair[1])
+
+
+# --- the same function --------------------------------------------------------------------------------
+
+
+def _difference(network: TopDownNetwork, twin: TopDownNetwork, shape: tuple[int, ...]) -> float:
+    """The largest difference of the logits in eval mode, relative to the largest logit, over several sizes."""
+    sizes = dict.fromkeys([shape[2:], *network.plan.check_sizes])
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    first = next(network.parameters())
+    with torch.no_grad(), _evaluating(network), _evaluating(twin):
+        for size in sizes:
+            images = torch.rand((1, shape[1], *size), generator=generator).to(first)
+            expected, found = network(images), twin(images)
+            worst = max(worst, _relative(found, expected))
+    return worst
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    difference = (found - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
+    return float(difference) if bool(torch.isfinite(difference)) else float("inf")
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode for a while; every module gets its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

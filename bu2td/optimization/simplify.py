@@ -1,0 +1,366 @@
+"""Rewrites of a top-down network that change no parameter, so that it trains and is saved as before.
+
+They work on the graphs of a `TopDownNetwork`: the top graph, and the graphs of its up-blocks.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample
+from bu2td.optimization.cost_model import Chooser, Form
+from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
+from bu2td.runtime.network import TopDownNetwork
+
+#: Activations that take their input's memory, also under autograd.
+_IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
+_CONVS = (nn.Conv2d, nn.BatchNorm2d)
+#: Merges of fewer channels stay whole: two convolutions so narrow take as long as one over the concatenation. Time
+#: a network with ``force={"r1_merge": True}`` against one with False to see it on another machine.
+NARROW = 32
+
+
+class Shapes(fx.Interpreter):
+    """Runs a network on a meta image and keeps the shape of every result by the path of its node or module."""
+
+    def __init__(self, module: fx.GraphModule, prefix: str = "", found: dict[str, tuple[int, ...]] | None = None):
+        super().__init__(module)
+        self.extra_traceback = False
+        self.prefix, self.found = prefix, {} if found is None else found
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[self.prefix + n.name] = tuple(result.shape)
+        return result
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run a submodule, inside too where it is a graph."""
+        part = self.fetch_attr(target)
+        if isinstance(part, fx.GraphModule):
+            return Shapes(part, f"{self.prefix}{target}.", self.found).run(*args, **kwargs)
+        result = super().call_module(target, args, kwargs)
+        if isinstance(result, Tensor):
+            self.found[f"{self.prefix}{target}"] = tuple(result.shape)
+        return result
+
+
+def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Chooser) -> None:
+    """Make the rewrites that a chooser chooses, in place.
+
+    Args:
+        network: without checkpointing; it is changed.
+        shapes: what `Shapes` found for one image.
+        choose: decides.
+    """
+    _schedule(network, choose)
+    levels = network.plan.levels
+    for coarser, level in pairwise(levels):
+        factor = coarser.reduction // level.reduction
+        part = network._modules.get(f"{level.name}_up")
+        if isinstance(part, fx.GraphModule):
+            _read_low(part, f"{level.name}_up", factor, shapes, choose)
+        _split_merge(network, level.name, factor, shapes, choose)
+    if choose.training:
+        _use_winograd(network, shapes, choose)
+    _act_in_place(network, choose)
+    pyramid = network._modules.get("pyramid")
+    if isinstance(pyramid, Pyramid) and choose("channels_last", "pyramid"):
+        pyramid.channels_last = True
+        network.to(memory_format=torch.channels_last)
+        _pool_channels_last(network, choose)
+    network.graph.lint()
+    network.recompile()
+
+
+# --- the lateral right before its merge ---------------------------------------------------------------
+
+
+def _schedule(network: TopDownNetwork, choose: Chooser) -> None:
+    """Let the upsampling read its size from the pyramid's image, and move the lateral behind it."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    for level in network.plan.levels[1:]:
+        lateral, up = nodes.get(f"{level.name}_lateral"), nodes.get(f"{level.name}_up")
+        merge = nodes.get(f"{level.name}_merge")
+        if lateral is None or up is None or merge is None or not _keeps_size(network, str(lateral.target)):
+            continue
+        if choose("schedule", lateral.name):
+            up.replace_input_with(lateral, lateral.args[0])
+            merge.prepend(lateral)
+
+
+def _keeps_size(network: nn.Module, target: str) -> bool:
+    conv: Any = getattr(network.get_submodule(target), "conv", None)
+    return conv is not None and can_read_low(conv)
+
+
+# --- convolutions that read an upsampled map ----------------------------------------------------------
+
+
+def conv_forms(
+    conv: nn.Conv2d, size: tuple[int, ...], factor: int, training: bool, inner: int | None = None
+) -> tuple[Form, Form]:
+    """A convolution over an upsampled map, and its form at low resolution.
+
+    In a network that trains, every step sums the taps again.
+
+    Args:
+        conv: the convolution.
+        size: (h, w) of the map at low resolution.
+        factor: of the upsampling.
+        training: whether the kernel's taps are summed in every step.
+        inner: input channels, where they are not all of the convolution's.
+    """
+    inner = inner or conv.in_channels
+    pairs = inner * conv.out_channels // conv.groups
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    sums = 1
+    for k, d in zip(conv.kernel_size, conv.dilation, strict=True):
+        sums *= d * (k - 1) + factor
+    low = size[0] * size[1]
+    high = low * factor * factor
+    if taps == 1:
+        return Form(high * pairs, 2 * high * inner), Form(low * pairs, high * conv.out_channels)
+    kept, made = pairs * taps, pairs * sums
+    before = Form(high * kept, 2 * high * inner, kept)
+    return before, Form(low * made, 0, made + (2 * (kept + made) if training else 0))
+
+
+def _is_nearest(module: nn.Module | None) -> bool:
+    return isinstance(module, Upsample) and module.mode == "nearest"
+
+
+def _read_low(
+    part: fx.GraphModule, path: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
+) -> None:
+    used = [str(n.target) for n in part.graph.nodes if n.op == "call_module"]
+    for node in list(part.graph.nodes):
+        if node.op != "call_module" or not _is_nearest(part.get_submodule(str(node.target))):
+            continue
+        source, like = node.args
+        small, large = shapes[f"{path}.{source.name}"], shapes[f"{path}.{node.name}"]
+        for user in list(node.users):
+            conv: Any = part.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if conv is None or not can_read_low(conv) or used.count(str(user.target)) > 1:
+                continue
+            if not _divides(small, large, factor) and conv.kernel_size != (1, 1):
+                continue
+            if choose.training and _is_small_depthwise(conv):
+                continue  # 0.6 to 1.0 times the speed in a training step (bench/choices.py)
+            before, after = conv_forms(conv, small[-2:], factor, choose.training)
+            if choose("upsample_conv", f"{path}.{user.target}", before, after):
+                part.set_submodule(str(user.target), UpsampledConv2d(conv, factor))
+                user.args = (source, like)
+        if not node.users:
+            part.graph.erase_node(node)
+            part.delete_submodule(str(node.target))
+    part.graph.lint()
+    part.recompile()
+
+
+def _is_small_depthwise(conv: nn.Conv2d) -> bool:
+    return conv.groups == conv.in_channels > 1 and max(conv.kernel_size) < 5
+
+
+def _divides(small: tuple[int, ...], large: tuple[int, ...], factor: int) -> bool:
+    return [s * factor for s in small[-2:]] == [*large[-2:]]
+
+
+# --- merges -------------------------------------------------------------------------------------------
+
+
+def _split_merge(
+    network: TopDownNetwork, level: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
+) -> None:
+    node = next((n for n in network.graph.nodes if n.op == "call_module" and n.target == f"{level}_merge"), None)
+    merge: Any = None if node is None else network.get_submodule(str(node.target))
+    if node is None or not _can_split(merge):
+        return
+    x, lateral = node.args
+    low = _low_source(network, x)
+    size = shapes[lateral.name][-2:]
+    if low is not None:
+        small = shapes[_outermost(low, x)]
+        low = low if _divides(small, (*small[:2], *size), factor) or merge.conv.kernel_size == (1, 1) else None
+    forms = _merge_forms(merge, size, factor if low is not None else 1, choose.training)
+    if not choose("merge", f"{level}_merge", *forms, sure=merge.conv.out_channels >= NARROW):
+        return
+    network.set_submodule(str(node.target), SplitMerge(merge, factor if low is not None else 1))
+    if low is not None:
+        _drop_upsampling(network, x, node)
+
+
+def _can_split(merge: nn.Module | None) -> bool:
+    if type(merge) is not Merge or merge.join == "add" or next(iter(merge._modules)) != "conv":
+        return False
+    conv: Any = merge.conv
+    return can_read_low(conv) and conv.groups == 1 and tuple(conv.dilation) == (1, 1)
+
+
+def _low_source(network: TopDownNetwork, x: fx.Node) -> fx.Node | None:
+    """The node that holds the map before its upsampling, in the top graph or at the end of an up-block."""
+    if x.op != "call_module" or len(x.users) > 1:
+        return None
+    part = network.get_submodule(str(x.target))
+    if _is_nearest(part):
+        return x.args[0]  # type: ignore[return-value]
+    if isinstance(part, fx.GraphModule):
+        last = next(n for n in reversed(part.graph.nodes) if n.op == "output").args[0]
+        if last.op == "call_module" and len(last.users) == 1 and _is_nearest(part.get_submodule(last.target)):
+            return last.args[0]
+    return None
+
+
+def _outermost(low: fx.Node, x: fx.Node) -> str:
+    return low.name if low.graph is x.graph else f"{x.target}.{low.name}"
+
+
+def _drop_upsampling(network: TopDownNetwork, x: fx.Node, merge: fx.Node) -> None:
+    part: Any = network.get_submodule(str(x.target))
+    if isinstance(part, Upsample):
+        merge.args = (x.args[0], merge.args[1])
+        network.graph.erase_node(x)
+        network.delete_submodule(str(x.target))
+        return
+    output = next(n for n in reversed(part.graph.nodes) if n.op == "output")
+    last = output.args[0]
+    output.args = (last.args[0],)
+    part.graph.erase_node(last)
+    part.delete_submodule(last.target)
+    part.recompile()
+
+
+def _merge_forms(merge: Any, size: tuple[int, ...], factor: int, training: bool) -> tuple[Form, Form]:
+    """A merge as it is, with the upsampling before it, and in two terms."""
+    conv = merge.conv
+    width, out = conv.in_channels // 2, conv.out_channels
+    places, pairs = size[0] * size[1], width * conv.out_channels
+    taps = conv.kernel_size[0] * conv.kernel_size[1]
+    join = 4 * width + (3 * width if merge.join == "add_concat" else 0)
+    kept = pairs * taps
+    sums = 2 * kept if training else 0
+    high = Form(2 * places * kept, places * join, 2 * kept)
+    if factor == 1:
+        return high, Form(high.macs, 3 * places * out, 2 * kept + sums)
+    small = (size[0] // factor, size[1] // factor)
+    before, after = conv_forms(conv, small, factor, training, width)
+    moved = 3 * places * out + after.moved
+    whole = Form(high.macs, high.moved + before.moved / 2, 2 * kept)
+    return whole, Form(high.macs / 2 + after.macs, moved, kept + sums + after.weights)
+
+
+# --- minimal filtering --------------------------------------------------------------------------------
+
+
+def winograd_forms(pairs: int, channels: int, size: tuple[int, ...], training: bool) -> tuple[Form, Form]:
+    """A 3x3 convolution as it is, and by minimal filtering.
+
+    Tiles hold four values for one of the map, and are written and read about three times. A network that trains
+    also transforms its kernels and their gradients in every step.
+
+    Args:
+        pairs: input channels times output channels.
+        channels: input channels plus output channels.
+        size: (H, W) of the map.
+        training: whether all passes of a training step are meant.
+    """
+    tiles = -(-size[0] // 2) * -(-size[1] // 2)
+    before = Form(9 * size[0] * size[1] * pairs, 0, 9 * pairs)
+    return before, Form(16 * tiles * pairs, 48 * tiles * channels, (64 if training else 16) * pairs)
+
+
+def is_square(conv: nn.Module) -> bool:
+    """Whether a convolution is one that minimal filtering has a form for."""
+    if type(conv) is not nn.Conv2d or not can_read_low(conv) or conv.kernel_size != (3, 3):
+        return False
+    return conv.groups == 1 and tuple(conv.dilation) == (1, 1)
+
+
+def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Chooser) -> None:
+    split = {path for path, module in network.named_modules() if isinstance(module, SplitMerge)}
+    for path, module in list(network.named_modules()):
+        above = path.rpartition(".")[0]
+        conv: Any = module._modules["conv"] if path in split else module
+        shape = shapes.get(path, shapes.get(above))
+        if above in split or shape is None or not is_square(conv):
+            continue
+        inner = conv.in_channels // 2 if path in split else conv.in_channels
+        forms = winograd_forms(inner * conv.out_channels, inner + conv.out_channels, shape[-2:], training=True)
+        if not choose("winograd", path, *forms):
+            continue
+        if isinstance(module, SplitMerge):
+            module.winograd = True
+        else:
+            network.set_submodule(path, WinogradConv2d(conv))
+
+
+# --- pooling ------------------------------------------------------------------------------------------
+
+
+def _pool_channels_last(network: TopDownNetwork, choose: Chooser) -> None:
+    """Replace every global average pooling; where nothing is trained there is nothing to win."""
+    if not choose.training:
+        return
+    for name, part in network.named_children():
+        if not isinstance(part, fx.GraphModule):
+            continue
+        for node in part.graph.nodes:
+            keepdim = _global_mean(part, node)
+            target = str(node.target) if node.op == "call_module" else f"{node.name}_pool"
+            if keepdim is None or not choose("pool", f"{name}.{target}"):
+                continue
+            if node.op == "call_method":
+                node.op, node.target, node.args, node.kwargs = "call_module", target, node.args[:1], {}
+            part.set_submodule(target, GlobalAvgPool(keepdim))
+        part.graph.lint()
+        part.recompile()
+
+
+def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:
+    """Whether a global average pooling keeps its two dimensions; None for any other node."""
+    if node.op == "call_module":
+        pool: Any = part.get_submodule(str(node.target))
+        return True if type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) else None
+    if node.op != "call_method" or node.target != "mean" or set(node.kwargs) - {"keepdim"}:
+        return None
+    where = [*node.args[1:]]
+    keepdim = where.pop() if len(where) == 2 else node.kwargs.get("keepdim", False)
+    axes = sorted(where[0]) if len(where) == 1 and isinstance(where[0], list | tuple) else []
+    return bool(keepdim) if axes in ([2, 3], [-2, -1]) else None
+
+
+# --- activations --------------------------------------------------------------------------------------
+
+
+def _act_in_place(network: TopDownNetwork, choose: Chooser) -> None:
+    for path, module in network.named_modules():
+        if isinstance(module, ConvUnit | SplitMerge):
+            parts = list(module.named_children())
+            for (_, before), (name, act) in pairwise(parts):
+                if _may_work_in_place(act, before) and choose("in_place", f"{path}.{name}"):
+                    setattr(act, "inplace", True)  # noqa: B010
+        elif isinstance(module, fx.GraphModule):
+            modules = dict(module.named_modules())
+            for node in module.graph.nodes:
+                target = str(node.target) if node.op == "call_module" else ""
+                if (
+                    target not in modules
+                    or len(node.all_input_nodes) != 1
+                    or len(node.all_input_nodes[0].users) != 1
+                ):
+                    continue
+                source = node.all_input_nodes[0]
+                made = modules.get(str(source.target)) if source.op == "call_module" else None
+                act = modules[target]
+                if _may_work_in_place(act, made) and choose("in_place", f"{path}.{target}".lstrip(".")):
+                    setattr(act, "inplace", True)  # noqa: B010
+
+
+def _may_work_in_place(act: nn.Module, before: nn.Module | None) -> bool:
+    """Whether an activation may overwrite what a module made: nobody needs that for a gradient."""
+    return type(act) in _IN_PLACE and getattr(act, "inplace", None) is False and isinstance(before, _CONVS)
