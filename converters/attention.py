@@ -118,11 +118,11 @@ class _HeadedAttention(_Attention):
 class BottleneckAttnConverter(_HeadedAttention):
     """Self-attention over the whole map, with one relative position per row and column."""
 
-    def grid(self, module: Any) -> int | None:
+    def size_multiple(self, module: Any) -> int | None:
         """One map size only."""
         return None
 
-    def meta(self, module: Any, *inputs: Tensor) -> Tensor | None:
+    def empty_output(self, module: Any, *inputs: Tensor) -> Tensor | None:
         """The output's shape at any map size."""
         n, _, height, width = inputs[0].shape
         step = 2 if _pools(module) else 1
@@ -167,7 +167,7 @@ class HaloAttnConverter(_HeadedAttention):
             field = windows(field, axis, site.value[axis].size, pooled, pooled)
         return field
 
-    def grid(self, module: Any) -> int | None:
+    def size_multiple(self, module: Any) -> int | None:
         """The map is cut into whole blocks."""
         return int(module.block_size)
 
@@ -197,11 +197,11 @@ class HaloAttnConverter(_HeadedAttention):
 class LambdaLayerConverter(_Attention):
     """Lambdas instead of attention maps; positions by a convolution, or one embedding per pair of positions."""
 
-    def grid(self, module: Any) -> int | None:
+    def size_multiple(self, module: Any) -> int | None:
         """One map size where pairs of positions have embeddings, else any."""
         return 1 if module.pos_emb is None else None
 
-    def meta(self, module: Any, *inputs: Tensor) -> Tensor | None:
+    def empty_output(self, module: Any, *inputs: Tensor) -> Tensor | None:
         """The output's shape at any map size."""
         n, width, *sides = inputs[0].shape
         step = 2 if _pools(module) else 1
@@ -243,7 +243,7 @@ class BilinearAttnConverter(_Attention):
         """Stride 1."""
         return (1, 1)
 
-    def grid(self, module: Any) -> int | None:
+    def size_multiple(self, module: Any) -> int | None:
         """The map is cut into whole blocks."""
         return int(module.block_size)
 

@@ -201,7 +201,7 @@ class _WithAct(_Norm):
 
     role = Role.NORM_ACT
 
-    def acts(self, site: Site) -> bool:
+    def has_activation(self, site: Site) -> bool:
         """Whether there is an activation inside (timm also uses the classes without one)."""
         return not isinstance(site.layer.act, nn.Identity)
 
@@ -245,7 +245,7 @@ class EvoNormConverter(_MapNorm):
 
     role = Role.NORM_ACT
 
-    def acts(self, site: Site) -> bool:
+    def has_activation(self, site: Site) -> bool:
         """They are activations too, unless they were told not to be."""
         return bool(site.layer.apply_act)
 

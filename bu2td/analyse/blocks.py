@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bu2td.analyse.trunk import Region
-from bu2td.analyse.units import ConvUnit, read_units
+from bu2td.analyse.units import Segment, read_units
 from bu2td.errors import TopologyError
 from bu2td.graph.view import GraphView, follows_entry, residual_join, shortcut_of
 from bu2td.ir.bottom_up import Block
@@ -22,7 +22,7 @@ class Blocks:
     """The blocks in order, the downsamplers between them, what waits for the head, and the first convolution."""
 
     blocks: tuple[Block, ...]
-    pools: tuple[ConvUnit, ...]
+    pools: tuple[Segment, ...]
     waiting: tuple[Region, ...]
     first_conv: str
     plain: bool
@@ -57,7 +57,7 @@ def find_blocks(view: GraphView, regions: list[Region], classes: int = 0) -> Blo
     return Blocks(tuple(blocks), tuple(pools), tuple(waiting), first, plain)
 
 
-def _appends(view: GraphView, unit: ConvUnit) -> bool:
+def _concatenates_entry(view: GraphView, unit: Segment) -> bool:
     """Whether the entry's channels are handed on to the exit by concat.
 
     In blocks that grow, branches may have been added to them on the way (dual path, partial residual).
@@ -83,7 +83,7 @@ def _appends(view: GraphView, unit: ConvUnit) -> bool:
     return False
 
 
-def _is_preactivated(view: GraphView, unit: ConvUnit) -> bool:
+def _is_preactivated(view: GraphView, unit: Segment) -> bool:
     """Whether the main path starts with norm-act before a convolution."""
     inside = set(unit.nodes)
     for name in unit.nodes:
@@ -104,13 +104,11 @@ def _is_preactivated(view: GraphView, unit: ConvUnit) -> bool:
     return False
 
 
-def _pointwise(view: GraphView, unit: ConvUnit) -> bool:
+def _pointwise(view: GraphView, unit: Segment) -> bool:
     return unit.kind == "conv" and unit.conv is not None and view.kernel(unit.conv) == (1, 1)
 
 
-def _group(
-    view: GraphView, units: list[ConvUnit], plain: bool
-) -> tuple[list[tuple[ConvUnit, bool]], list[ConvUnit]]:
+def _group(view: GraphView, units: list[Segment], plain: bool) -> tuple[list[tuple[Segment, bool]], list[Segment]]:
     """Group units into blocks; returns (unit, is a plain conv unit) in order, and the downsamplers."""
     if not plain:
         units = _group_depthwise(view, units)
@@ -121,8 +119,8 @@ def _group(
     return blocks, [u for u in units if u.kind == "pool"]
 
 
-def _join(units: list[ConvUnit]) -> ConvUnit:
-    return ConvUnit(
+def _join(units: list[Segment]) -> Segment:
+    return Segment(
         "block",
         [n for u in units for n in u.nodes],
         units[0].entry,
@@ -133,13 +131,13 @@ def _join(units: list[ConvUnit]) -> ConvUnit:
     )
 
 
-def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+def _group_depthwise(view: GraphView, units: list[Segment]) -> list[Segment]:
     """Put a depthwise or grouped conv (or several in branches) with its 1x1 convs into one block.
 
     Its 1x1 convs are those in the smallest submodule that holds it and one of them, if that submodule
     holds nothing else; in a net written flat, the 1x1 conv behind it and an expanding one before it.
     """
-    result: list[ConvUnit] = []
+    result: list[Segment] = []
     at = 0
     spans: list[tuple[int, int]] = []
     for i, unit in enumerate(units):
@@ -154,7 +152,7 @@ def _group_depthwise(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     return result + units[at:]
 
 
-def _all_convs(view: GraphView, unit: ConvUnit, test: Callable[[str], bool]) -> bool:
+def _all_convs(view: GraphView, unit: Segment, test: Callable[[str], bool]) -> bool:
     """Whether a unit has convolutions over the map, all of which pass a test, and no other layers."""
     layers = [n for n in unit.nodes if view.role(n).layer and is_spatial(view.dims[n])]
     return (
@@ -164,7 +162,7 @@ def _all_convs(view: GraphView, unit: ConvUnit, test: Callable[[str], bool]) -> 
     )
 
 
-def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
+def _depthwise_span(view: GraphView, units: list[Segment], at: int, low: int) -> tuple[int, int]:
     def pointwise(name: str) -> bool:
         return view.kernel(name) == (1, 1)
 
@@ -195,7 +193,7 @@ def _depthwise_span(view: GraphView, units: list[ConvUnit], at: int, low: int) -
     return first, last
 
 
-def _apart(view: GraphView, units: list[ConvUnit], a: int, b: int) -> bool:
+def _apart(view: GraphView, units: list[Segment], a: int, b: int) -> bool:
     """Whether a submodule holds one of two units and a third, but not the other: its border keeps them apart."""
     for one, other in ((a, b), (b, a)):
         path = next(view.path(n) for n in units[one].nodes if view.role(n).layer)
@@ -208,31 +206,31 @@ def _apart(view: GraphView, units: list[ConvUnit], a: int, b: int) -> bool:
     return False
 
 
-def _under(view: GraphView, unit: ConvUnit, path: str) -> bool:
+def _under(view: GraphView, unit: Segment, path: str) -> bool:
     convs = [n for n in unit.nodes if view.role(n).dense]
     return any(view.path(n).startswith(path + ".") for n in convs)
 
 
-def _group_aggregations(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+def _group_aggregations(view: GraphView, units: list[Segment]) -> list[Segment]:
     """Put a region that appends to its entry together with the 1x1 convs that aggregate right behind.
 
     These are all that the smallest submodule holds beside it and one 1x1 conv that it may begin with; in a net
     written flat, the next unit, unless a pool follows (that is a transition).
     """
-    result: list[ConvUnit] = []
+    result: list[Segment] = []
     end = joined = 0
     for i, unit in enumerate(units):
         if i < end:
             continue
-        appends = unit.kind == "multi" and _appends(view, unit)
-        first, end = _aggregation(view, units, i, joined) if appends else (i, i + 1)
+        concatenates = unit.kind == "multi" and _concatenates_entry(view, unit)
+        first, end = _aggregation(view, units, i, joined) if concatenates else (i, i + 1)
         del result[len(result) - (i - first) :]
         joined = end if end > first + 1 else joined
         result.append(_join(units[first:end]) if joined == end else unit)
     return result
 
 
-def _aggregation(view: GraphView, units: list[ConvUnit], at: int, low: int) -> tuple[int, int]:
+def _aggregation(view: GraphView, units: list[Segment], at: int, low: int) -> tuple[int, int]:
     """From where (``low`` at least) to where units belong to the region at a place, which appends to its entry."""
 
     def chained(i: int) -> bool:
@@ -260,12 +258,12 @@ def _aggregation(view: GraphView, units: list[ConvUnit], at: int, low: int) -> t
     return at, at + 2 if flat and not pooled else at + 1
 
 
-def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+def _group_squeezes(view: GraphView, units: list[Segment]) -> list[Segment]:
     """Put a 1x1 conv unit together with the region right behind it that branches and joins by concat.
 
     Fire modules squeeze before they expand, cross-stage partial stages expand before they split.
     """
-    result: list[ConvUnit] = []
+    result: list[Segment] = []
     for i, unit in enumerate(units):
         before = result[-1] if result else None
         if (
@@ -285,7 +283,7 @@ def _group_squeezes(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
     return result
 
 
-def _joins_by_concat(view: GraphView, unit: ConvUnit) -> bool:
+def _joins_by_concat(view: GraphView, unit: Segment) -> bool:
     name = unit.exit
     while name in unit.nodes:
         inputs = view.inputs(name)
@@ -297,9 +295,9 @@ def _joins_by_concat(view: GraphView, unit: ConvUnit) -> bool:
     return False
 
 
-def _group_transitions(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+def _group_transitions(view: GraphView, units: list[Segment]) -> list[Segment]:
     """Put a 1x1 conv unit together with the pool behind it (behind the stem of a branching net)."""
-    result: list[ConvUnit] = []
+    result: list[Segment] = []
     body = False
     for unit in units:
         if body and unit.kind == "pool" and result and _pointwise(view, result[-1]):
@@ -310,7 +308,7 @@ def _group_transitions(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]
     return result
 
 
-def _block(view: GraphView, unit: ConvUnit, plain_conv: bool) -> Block:
+def _block(view: GraphView, unit: Segment, plain_conv: bool) -> Block:
     join = None if plain_conv else residual_join(view, unit.exit, unit.nodes)
     shortcut = join is not None and (shortcut_of(view, join, unit.entry, unit.nodes, unit.prefix) is not None)
     return Block(
@@ -324,8 +322,8 @@ def _block(view: GraphView, unit: ConvUnit, plain_conv: bool) -> Block:
         entry_width=view.width(unit.entry),
         entry_reduction=whole_reduction(view, unit.entry),
         shortcut=shortcut,
-        appends=not plain_conv and _appends(view, unit),
-        carries=follows_entry(view, unit.exit, unit.entry, unit.nodes),
+        concatenates_entry=not plain_conv and _concatenates_entry(view, unit),
+        keeps_entry_width=follows_entry(view, unit.exit, unit.entry, unit.nodes),
         preactivation=_is_preactivated(view, unit),
     )
 
@@ -340,7 +338,7 @@ def whole_reduction(view: GraphView, name: str) -> int:
     return int(reduction)
 
 
-def _block_name(view: GraphView, unit: ConvUnit) -> str:
+def _block_name(view: GraphView, unit: Segment) -> str:
     called = [n for n in unit.nodes if view.nodes[n].op == "call_module"]
     # An activation may be shared by the whole network, and says nothing about where a block is.
     paths = [view.path(n) for n in called if view.role(n) not in (Role.ACT, Role.DROPOUT)] or list(

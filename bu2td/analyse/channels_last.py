@@ -15,7 +15,7 @@ from torch import fx
 from bu2td.analyse.trunk import dominator_chain
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Value, is_tensor
+from bu2td.ir.values import Dims, is_tensor
 from bu2td.ops.roles import Role
 
 _CHANNELS_LAST = ["batch", "height", "width", "channel"]
@@ -24,7 +24,7 @@ _ENDS = (Role.ADD, Role.NORM, Role.NORM_ACT)
 _TO_MAP, _BACK = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def expose_maps(capture: Capture, dims: Mapping[str, Value], logits: str) -> tuple[Capture, Mapping[str, Value]]:
+def expose_maps(capture: Capture, dims: Mapping[str, Dims], logits: str) -> tuple[Capture, Mapping[str, Dims]]:
     """Show the channels-last joins and norms of the trunk as (N, C, H, W) maps.
 
     Needs: a `Capture`, its probe, the node of its logits.
@@ -51,5 +51,5 @@ def expose_maps(capture: Capture, dims: Mapping[str, Value], logits: str) -> tup
     return replace(capture, graph_module=fx.GraphModule(capture.graph_module, graph).eval()), shown
 
 
-def _channels_last(value: Value) -> bool:
+def _channels_last(value: Dims) -> bool:
     return is_tensor(value) and [d.kind for d in value] == _CHANNELS_LAST

@@ -7,17 +7,17 @@ from dataclasses import replace
 from itertools import pairwise
 
 from bu2td.analyse.back_reads import GIANT_STEP
-from bu2td.analyse.blocks import Blocks, ConvUnit, find_blocks, whole_reduction
+from bu2td.analyse.blocks import Blocks, Segment, find_blocks, whole_reduction
 from bu2td.analyse.channels_last import expose_maps
 from bu2td.analyse.trunk import covers_map, find_regions
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
-from bu2td.ir.values import Value, is_feature_map, is_tensor
+from bu2td.ir.values import Dims, is_feature_map, is_tensor
 from bu2td.ops.roles import Role
 
 
-def analyse(capture: Capture, dims: Mapping[str, Value]) -> Analysis:
+def analyse(capture: Capture, dims: Mapping[str, Dims]) -> Analysis:
     """Find the levels of a bottom-up network.
 
     Needs: a `Capture` and its probe.
@@ -117,7 +117,7 @@ def _assemble(
         convs=tuple(head_convs),
         pooled_size=_pooled_size(view, tail),
     )
-    typical = [b for b in body if b.shortcut or b.appends]
+    typical = [b for b in body if b.shortcut or b.concatenates_entry]
     return Analysis(
         capture=capture,
         dims=view.dims,
@@ -131,7 +131,7 @@ def _assemble(
     )
 
 
-def _stem(view: GraphView, blocks: list[Block], pools: Sequence[ConvUnit], first: Block) -> Stem:
+def _stem(view: GraphView, blocks: list[Block], pools: Sequence[Segment], first: Block) -> Stem:
     if not blocks:
         return Stem()
     nodes = [n for b in blocks for n in b.nodes]
@@ -184,7 +184,7 @@ def _common_path(a: str, b: str) -> str:
 
 
 def _levels(
-    view: GraphView, stem: list[Block], body: list[Block], pools: Sequence[ConvUnit], first_conv: str
+    view: GraphView, stem: list[Block], body: list[Block], pools: Sequence[Segment], first_conv: str
 ) -> tuple[BottomUpLevel, ...]:
     widths: dict[int, tuple[int, int]] = {}
     sizes: dict[int, tuple[int, int]] = {}

@@ -19,7 +19,7 @@ from bu2td.ops.roles import Role
 
 
 @dataclass
-class ConvUnit:
+class Segment:
     """A conv unit, branching region or pool in the making."""
 
     kind: str
@@ -39,14 +39,14 @@ class ConvUnit:
         self.roles |= region.roles
 
 
-def read_units(view: GraphView, regions: list[Region]) -> tuple[list[ConvUnit], list[Region]]:
+def read_units(view: GraphView, regions: list[Region]) -> tuple[list[Segment], list[Region]]:
     """Read regions into conv units, branching regions and pools.
 
     Needs: the regions of `bu2td.analyse.trunk.find_regions`, in order.
     Returns: the units in order, and the regions that wait for the head.
     Guarantees: every region is in one unit or waits.
     """
-    units: list[ConvUnit] = []
+    units: list[Segment] = []
     waiting: list[Region] = []
     act_first = any(_starts_with_act(view, r) for r in regions if r.kind == "multi")
 
@@ -60,7 +60,7 @@ def read_units(view: GraphView, regions: list[Region]) -> tuple[list[ConvUnit], 
     for region in regions[:end]:
         last = units[-1] if units else None
         if region.kind in ("conv", "multi"):
-            unit = ConvUnit(region.kind, [], region.entry, region.exit, conv=region.conv)
+            unit = Segment(region.kind, [], region.entry, region.exit, conv=region.conv)
             unit.entry = waiting[0].entry if waiting else region.entry
             for before in waiting:
                 unit.nodes += before.nodes
@@ -77,7 +77,7 @@ def read_units(view: GraphView, regions: list[Region]) -> tuple[list[ConvUnit], 
                     for before in waiting:
                         last.append(before)
                     waiting = []
-                units.append(ConvUnit("pool", list(region.nodes), region.entry, region.exit, closed=True))
+                units.append(Segment("pool", list(region.nodes), region.entry, region.exit, closed=True))
             else:
                 attach(region)
         elif region.kind == "norm":
@@ -154,7 +154,7 @@ def _starts_with_act(view: GraphView, region: Region) -> bool:
     return any(view.role(r) == Role.ACT for r in readers if r != join)
 
 
-def _steal_preactivation(view: GraphView, units: list[ConvUnit]) -> list[ConvUnit]:
+def _steal_preactivation(view: GraphView, units: list[Segment]) -> list[Segment]:
     """Give the norm-act behind a conv to the pre-activation block that follows without a border.
 
     In ``conv, norm, act, (conv, norm, act, conv) + projection`` the first norm-act belongs to the block:
@@ -176,7 +176,7 @@ def _steal_preactivation(view: GraphView, units: list[ConvUnit]) -> list[ConvUni
     return units
 
 
-def _ends_on_bare_conv(view: GraphView, unit: ConvUnit) -> bool:
+def _ends_on_bare_conv(view: GraphView, unit: Segment) -> bool:
     join = residual_join(view, unit.exit, unit.nodes)
     if join != unit.exit or not any(role.normalises for role in unit.roles):
         return False

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bu2td.arrange.templates import Kinds, odd_kernel
+from bu2td.arrange.templates import Templates, odd_kernel
 from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.view import GraphView, follows_entry, shortcut_of
 from bu2td.ir.bottom_up import Analysis, Block
@@ -24,7 +24,7 @@ from bu2td.ops.roles import Role
 
 def restructure(
     view: GraphView,
-    kinds: Kinds,
+    templates: Templates,
     blocks: Sequence[Block],
     *,
     entry_width: int,
@@ -43,7 +43,7 @@ def restructure(
     Raises:
         UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
     """
-    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, kinds.analysis)
+    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, templates.analysis)
     stride_one: set[str] = set()
     new_kernels: dict[str, tuple[int, int]] = {}
     excursions: set[str] = set()
@@ -78,7 +78,7 @@ def restructure(
         raise _unsupported(view, unsupported)
     projections: list[Projection] = []
     if first is not None:
-        shortcuts, projections = _shortcuts(view, kinds, first, entry_width, widths)
+        shortcuts, projections = _shortcuts(view, templates, first, entry_width, widths)
         bypass.update(shortcuts)
     edits = Edits(
         bypass=bypass,
@@ -118,7 +118,7 @@ def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError
 
 
 def _shortcuts(
-    view: GraphView, kinds: Kinds, first: Block, entry_width: int, widths: Mapping[str, int]
+    view: GraphView, templates: Templates, first: Block, entry_width: int, widths: Mapping[str, int]
 ) -> tuple[dict[str, str], list[Projection]]:
     """Projections to drop (in == out) and to build (an identity shortcut whose width changes)."""
     bypass: dict[str, str] = {}
@@ -133,7 +133,9 @@ def _shortcuts(
             # A shortcut inside the block, from a value that is as wide as the entry.
             tied = [o for o in view.inputs(join) if follows_entry(view, o, first.entry, first.nodes)]
             if len(tied) == 1 and entry_width != width and is_feature_map(view.dims[tied[0]]):
-                projections.append(Projection(join, tied[0], tied[0], kinds.projection(first, entry_width, width)))
+                projections.append(
+                    Projection(join, tied[0], tied[0], templates.projection(first, entry_width, width))
+                )
             continue
         operand, chain = found
         projected = any(view.role(n) == Role.CONV for n in chain)
@@ -142,8 +144,8 @@ def _shortcuts(
         if entry_width == width and (projected or any(_pads_channels(view, n) for n in chain)):
             bypass[operand] = first.entry
         elif not projected and entry_width != width:
-            unit = kinds.projection(first, entry_width, width)
-            projections.append(Projection(join, operand, kinds.preactivated(first), unit))
+            unit = templates.projection(first, entry_width, width)
+            projections.append(Projection(join, operand, templates.preactivated(first), unit))
     return bypass, projections
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from bu2td.arrange.edits import entry_in_place_of, restructure
-from bu2td.arrange.templates import Kinds
+from bu2td.arrange.templates import Templates
 from bu2td.arrange.widths import Request, Solution, solve_widths
 from bu2td.errors import ReductionError, WidthError
 from bu2td.graph.view import GraphView
@@ -31,13 +31,13 @@ _ATTEMPTS = 6
 class _Slot:
     """A level to be: its resolution, the bottom-up level whose body it takes, its widths.
 
-    ``own`` is the bottom-up level that has a body at this place, ``stem`` marks a merge that takes the
+    ``place`` is the bottom-up level that has a body at this place, ``stem`` marks a merge that takes the
     place of a stride of the stem, at the width of the coarsest stage.
     """
 
     reduction: int
-    level: BottomUpLevel | None = None
-    own: BottomUpLevel | None = None
+    body: BottomUpLevel | None = None
+    place: BottomUpLevel | None = None
     width: int | None = None
     stem: bool = False
 
@@ -63,7 +63,7 @@ class _Arranger:
         self.analysis = analysis
         self.options = options
         self.view = GraphView(analysis.capture, analysis.dims)
-        self.kinds = Kinds(self.view, analysis)
+        self.templates = Templates(self.view, analysis)
         self.notes: list[str] = []
         self.opaque: dict[str, str] = {}
         self.image_width = analysis.capture.image_shape[1]
@@ -120,13 +120,13 @@ class _Arranger:
             for i, body in enumerate(bodies):
                 if i:
                     reduction //= bodies[i - 1].reduction // body.reduction
-                slots.append(_Slot(reduction, given.get(body, body), own=body))
+                slots.append(_Slot(reduction, given.get(body, body), place=body))
             if reduction > 1:
                 slots.append(_Slot(1))
         else:
             for level in analysis.levels:
                 source = given.get(level, level) if level.blocks else None
-                slots.append(_Slot(level.reduction, source, own=level))
+                slots.append(_Slot(level.reduction, source, place=level))
         return self._with_widths(self._kept(slots))
 
     def _kept(self, slots: list[_Slot]) -> list[_Slot]:
@@ -141,10 +141,10 @@ class _Arranger:
                 )
         keep = set(wanted if wanted is not None else ladder)
         kept = [s for s in slots if s.reduction in keep and s.reduction >= self.options.finest_reduction]
-        if not any(s.level for s in kept):
+        if not any(s.body for s in kept):
             raise ReductionError(
                 f"none of the reductions {sorted(keep, reverse=True)} down to {self.options.finest_reduction} "
-                f"has a body; levels with a body are {[s.reduction for s in slots if s.level]}"
+                f"has a body; levels with a body are {[s.reduction for s in slots if s.body]}"
             )
         if len(kept) < 2:
             raise ReductionError(
@@ -154,10 +154,10 @@ class _Arranger:
 
     def _with_widths(self, slots: list[_Slot]) -> list[_Slot]:
         arrangement = self.options.arrangement
-        bodied = [s for s in slots if s.level]
+        bodied = [s for s in slots if s.body]
         if arrangement == "uni":
             width = self._common_width()
-            return [replace(s, width=width) if s.level else s for s in slots]
+            return [replace(s, width=width) if s.body else s for s in slots]
         if isinstance(arrangement, str):
             return slots
         if len(arrangement) not in (len(bodied), len(slots)):
@@ -178,9 +178,9 @@ class _Arranger:
     # -- one level ---------------------------------------------------------------------------------
 
     def _level(self, slot: _Slot, before: LevelPlan | None, factor: int, coarser: _Slot | None) -> LevelPlan:
-        if slot.level is None:
+        if slot.body is None:
             return self._bare(slot, before)
-        blocks = list(slot.level.blocks)
+        blocks = list(slot.body.blocks)
         widths = _block_widths(blocks, slot.width)
         if self._carries_head_convs(slot):
             convs = list(self.analysis.head.convs)
@@ -193,13 +193,13 @@ class _Arranger:
             return self._coarsest(level, first, entry)
         if self.options.stem == "coarse" and before.source is None and self._is_first_body(slot):
             return self._chain(level, before, entry or widths[first.exit], coarser)
-        plain_first = first.kind == "conv" and first.strides and slot.level == self.analysis.bodies[-1]
+        plain_first = first.kind == "conv" and first.strides and slot.body == self.analysis.bodies[-1]
         if (not first.strides and not first.shortcut) or plain_first:
             return self._chain(level, before, entry or widths[first.exit], coarser)
         return self._up_block(level, before, entry, factor, coarser)
 
     def _is_first_body(self, slot: _Slot) -> bool:
-        return slot.own == self.analysis.bodies[0]
+        return slot.place == self.analysis.bodies[0]
 
     def _carries_head_convs(self, slot: _Slot) -> bool:
         """Head convs end the coarsest level, but for `rev`, where they follow the global pool."""
@@ -207,7 +207,7 @@ class _Arranger:
 
     def _bare(self, slot: _Slot, before: LevelPlan | None) -> LevelPlan:
         width = slot.width or self._bare_width(slot)
-        lateral = self.kinds.bare_lateral(self.image_width, width)
+        lateral = self.templates.bare_lateral(self.image_width, width)
         if before is None:
             return LevelPlan(slot.reduction, "coarsest", None, self.image_width, width, width, lateral)
         return LevelPlan(
@@ -218,8 +218,8 @@ class _Arranger:
             merge_width=width,
             width=width,
             lateral=lateral,
-            transition=self.kinds.transition(None, lateral, before.width, width),
-            merge=self.kinds.merge(None, lateral, width, self.options),
+            transition=self.templates.transition(None, lateral, before.width, width),
+            merge=self.templates.merge(None, lateral, width, self.options),
         )
 
     def _bare_width(self, slot: _Slot) -> int:
@@ -242,10 +242,12 @@ class _Arranger:
         return _entry_width(first, None) or first.width
 
     def _coarsest(self, level: _LevelParts, first: Block, entry: int | None) -> LevelPlan:
-        direct = first.kind == "conv" and not self.kinds.leading_norm(first)
+        direct = first.kind == "conv" and not self.templates.leading_norm(first)
         merge_width = entry or level.widths[first.exit]
         entry_width = self.image_width if direct else merge_width
-        lateral = None if direct else self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        lateral = (
+            None if direct else self.templates.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        )
         body = self._piece(level, level.blocks, entry_width, plain_first=True)
         return LevelPlan(
             reduction=level.slot.reduction,
@@ -288,7 +290,7 @@ class _Arranger:
     ) -> LevelPlan:
         """A level with its lateral, its merge, and the transition to ``entry_width`` at low resolution."""
         first = level.blocks[0]
-        lateral = self.kinds.lateral(level.blocks, level.kernels, self.image_width, merge_width)
+        lateral = self.templates.lateral(level.blocks, level.kernels, self.image_width, merge_width)
         return LevelPlan(
             reduction=level.slot.reduction,
             shape="chain",
@@ -297,19 +299,19 @@ class _Arranger:
             merge_width=merge_width,
             width=level.width,
             lateral=lateral,
-            transition=self.kinds.transition(first, lateral, before.width, entry_width),
-            merge=self.kinds.merge(first, lateral, merge_width, self.options),
-            dropouts=coarser.own.dropouts if coarser and coarser.own else (),
+            transition=self.templates.transition(first, lateral, before.width, entry_width),
+            merge=self.templates.merge(first, lateral, merge_width, self.options),
+            dropouts=coarser.place.dropouts if coarser and coarser.place else (),
             blocks=level.names,
         )
 
     def _resolution_kernel(self, slot: _Slot, first: Block) -> dict[str, tuple[int, int]]:
         """In levels of plain conv units the first spatial kernel follows the resolution."""
-        own = slot.own.blocks[0] if slot.own and slot.own.blocks else None
+        own = slot.place.blocks[0] if slot.place and slot.place.blocks else None
         if own is None or own == first or own.kind != "conv" or first.kind != "conv":
             return {}
-        mine, its = self.kinds.conv_of(first), self.kinds.conv_of(own)
-        return {mine: self.kinds.kernel(its)}
+        mine, its = self.templates.conv_of(first), self.templates.conv_of(own)
+        return {mine: self.templates.kernel(its)}
 
     # -- pieces ------------------------------------------------------------------------------------
 
@@ -349,8 +351,8 @@ class _Arranger:
             piece,
             entry_width=entry_width,
             exit_width=exit_width,
-            entry_adapter=self.kinds.adapter(first, entry_width, entry),
-            exit_adapter=self.kinds.adapter(first, widths[last.exit], exit_width),
+            entry_adapter=self.templates.adapter(first, entry_width, entry),
+            exit_adapter=self.templates.adapter(first, widths[last.exit], exit_width),
             relaxations=tuple(relaxations),
         )
 
@@ -366,7 +368,7 @@ class _Arranger:
         first, last = blocks[0], blocks[-1]
         edits = restructure(
             self.view,
-            self.kinds,
+            self.templates,
             blocks,
             entry_width=entry_width,
             widths=widths,
@@ -413,7 +415,7 @@ class _Arranger:
                 pools[nodes[0]] = (1, 1)
         edits = Edits(
             bypass=entry_in_place_of(nodes, entry, self.analysis),
-            pools={**pools, **self.kinds.head_pool(nodes)},
+            pools={**pools, **self.templates.head_pool(nodes)},
             excursions=frozenset(nodes),
         )
         request = Request(
@@ -430,7 +432,7 @@ class _Arranger:
         solution = self._solve(request)
         return replace(
             _plain_piece(request, solution, 1),
-            entry_adapter=self.kinds.adapter(None, width, solution.entry_width),
+            entry_adapter=self.templates.adapter(None, width, solution.entry_width),
         )
 
 
@@ -449,7 +451,7 @@ class _LevelParts:
 
     @property
     def source(self) -> int | None:
-        return self.slot.level.reduction if self.slot.level else None
+        return self.slot.body.reduction if self.slot.body else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -474,7 +476,7 @@ def _plain_piece(request: Request, solution: Solution, factor: int) -> Piece:
 
 def _entry_width(first: Block, width: int | None) -> int | None:
     """The width that a block which hands its input on is fed with for an exit width; None for other blocks."""
-    if not (first.appends or first.carries):
+    if not (first.concatenates_entry or first.keeps_entry_width):
         return None
     if width is None:
         return first.entry_width

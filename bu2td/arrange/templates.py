@@ -1,7 +1,7 @@
 """Of what kind the new conv units are: laterals, merges, transitions, projections, adapters.
 
 A new unit copies class and settings of an operation of the bottom-up network (design: section 3,
-"Lateral" and "Merge"); here it is chosen which. The result is a `Unit`, which names those nodes.
+"Lateral" and "Merge"); here it is chosen which. The result is a `UnitSpec`, which names those nodes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bu2td.graph.view import GraphView, residual_join, shortcut_of
 from bu2td.ir.bottom_up import Analysis, Block
-from bu2td.ir.plan import Unit
+from bu2td.ir.plan import UnitSpec
 from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
 from bu2td.ops.roles import Role
 from bu2td.options import Options
@@ -27,7 +27,7 @@ def odd_kernel(kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, i
     return high, wide
 
 
-class Kinds:
+class Templates:
     """Chooses the operations that new units copy."""
 
     def __init__(self, view: GraphView, analysis: Analysis) -> None:
@@ -71,7 +71,7 @@ class Kinds:
         kernels: Mapping[str, tuple[int, int]],
         image_width: int,
         width: int,
-    ) -> Unit:
+    ) -> UnitSpec:
         """The lateral of a level with a body: of the kind of its first spatial convolution."""
         convs = self._convs(blocks)
         sized = [(n, kernels.get(n) or self.kernel(n)) for n in convs]
@@ -85,7 +85,7 @@ class Kinds:
         block = next(b for b in blocks if conv in b.nodes)
         return self._lateral(conv, kernel, block.nodes, image_width, width)
 
-    def bare_lateral(self, image_width: int, width: int) -> Unit:
+    def bare_lateral(self, image_width: int, width: int) -> UnitSpec:
         """The lateral of a level without a body: of the kind of the network's first convolution."""
         conv = self.analysis.first_conv
         own = self.analysis.stem.nodes or self.analysis.bodies[-1].blocks[0].nodes
@@ -97,10 +97,10 @@ class Kinds:
 
     def _lateral(
         self, conv: str, kernel: tuple[int, int], nodes: Sequence[str], image_width: int, width: int
-    ) -> Unit:
+    ) -> UnitSpec:
         norm, act = (None, None) if self.analysis.preactivation else self._norm_act(conv, nodes)
         side = max(kernel)
-        return Unit(image_width, width, (side, side), conv, norm, act)
+        return UnitSpec(image_width, width, (side, side), conv, norm, act)
 
     def _norm_act(self, conv: str, nodes: Sequence[str]) -> tuple[str | None, str | None]:
         """The norm right behind a convolution, and the activation that follows next."""
@@ -114,7 +114,11 @@ class Kinds:
             name = users[0]
             if view.role(name).normalises:
                 norm = name
-        if norm is not None and view.role(norm) == Role.NORM_ACT and view.converter(norm).acts(view.site(norm)):
+        if (
+            norm is not None
+            and view.role(norm) == Role.NORM_ACT
+            and view.converter(norm).has_activation(view.site(norm))
+        ):
             return norm, None
         start = view.order[norm or conv]
         inside = set(nodes)
@@ -122,7 +126,7 @@ class Kinds:
             if other in inside and view.order[other] > start and is_feature_map(view.dims[other]):
                 if view.role(other) == Role.ACT:
                     return norm, other
-                if view.role(other) == Role.NORM_ACT and view.converter(other).acts(view.site(other)):
+                if view.role(other) == Role.NORM_ACT and view.converter(other).has_activation(view.site(other)):
                     return norm, other
         return norm, None
 
@@ -142,34 +146,36 @@ class Kinds:
             return name, next((u.name for u in view.nodes[name].users if view.role(u.name) == Role.ACT), None)
         return None, None
 
-    def merge(self, block: Block | None, lateral: Unit, width: int, options: Options) -> Unit:
+    def merge(self, block: Block | None, lateral: UnitSpec, width: int, options: Options) -> UnitSpec:
         """The merge's convolution unit, 2C -> C (C -> C where only the sum is read)."""
         entry = width if options.merge == "add" else 2 * width
         return self._new(block, lateral, entry, width, (options.merge_kernel,) * 2)
 
-    def transition(self, block: Block | None, lateral: Unit, entry: int, width: int) -> Unit | None:
+    def transition(self, block: Block | None, lateral: UnitSpec, entry: int, width: int) -> UnitSpec | None:
         """The 1x1 conv unit that changes the width at low resolution; None where it does not change."""
         return None if entry == width else self._new(block, lateral, entry, width, (1, 1))
 
-    def _new(self, block: Block | None, lateral: Unit, entry: int, width: int, kernel: tuple[int, int]) -> Unit:
+    def _new(
+        self, block: Block | None, lateral: UnitSpec, entry: int, width: int, kernel: tuple[int, int]
+    ) -> UnitSpec:
         if self.analysis.preactivation:
             norm, act = self._preactivation(block)
-            return Unit(entry, width, kernel, lateral.conv, norm, act, preactivation=True)
-        return Unit(entry, width, kernel, lateral.conv, lateral.norm, lateral.act)
+            return UnitSpec(entry, width, kernel, lateral.conv, norm, act, preactivation=True)
+        return UnitSpec(entry, width, kernel, lateral.conv, lateral.norm, lateral.act)
 
-    def adapter(self, block: Block | None, entry: int, width: int) -> Unit | None:
+    def adapter(self, block: Block | None, entry: int, width: int) -> UnitSpec | None:
         """A bare 1x1 convolution where the channel system could not meet a width; None where it could."""
         if entry == width:
             return None
         conv = self._convs([block])[:1] if block else []
-        return Unit(entry, width, (1, 1), conv[0] if conv else self.analysis.first_conv)
+        return UnitSpec(entry, width, (1, 1), conv[0] if conv else self.analysis.first_conv)
 
     # -- shortcuts ---------------------------------------------------------------------------------
 
-    def projection(self, block: Block, entry: int, width: int) -> Unit:
+    def projection(self, block: Block, entry: int, width: int) -> UnitSpec:
         """A shortcut's 1x1 convolution after the model's own kind, with or without norm."""
         conv, norm = self._projection_kind(block)
-        return Unit(entry, width, (1, 1), conv, norm)
+        return UnitSpec(entry, width, (1, 1), conv, norm)
 
     def _projection_kind(self, block: Block) -> tuple[str, str | None]:
         if not self._searched:

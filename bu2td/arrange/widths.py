@@ -22,12 +22,12 @@ import numpy as np
 
 from bu2td.graph.view import GraphView
 from bu2td.ir.plan import Edits
-from bu2td.ir.values import Dim, Value
+from bu2td.ir.values import Dim, Dims
 from bu2td.ops.converter import Expr, Term
 from bu2td.ops.registry import OPAQUE
 
 #: The relaxations in the order in which they are tried: (name, groups may change, entry free, exit free).
-_LADDER = (
+RELAXATIONS = (
     ("", False, False, False),
     ("regroup", True, False, False),
     ("entry adapter", True, True, False),
@@ -83,7 +83,7 @@ def solve_widths(view: GraphView, request: Request) -> Solution:
     entry, exit_ = exprs[request.entry][1], exprs[request.exit][1]
     border = [(entry, request.entry_width), (exit_, request.exit_width)]
     inner = [(exprs[n][1], width) for n, width in request.pins.items() if n in exprs]
-    for what, regroup, free_entry, free_exit in _LADDER:
+    for what, regroup, free_entry, free_exit in RELAXATIONS:
         pins = [p for p, free in zip(border, (free_entry, free_exit), strict=True) if not free]
         values = system.solve([*pins, *inner], regroup)
         if values is not None:
@@ -101,7 +101,7 @@ def solve_widths(view: GraphView, request: Request) -> Solution:
     )
 
 
-def _map(exprs: Any, value: Value, measure: Callable[[Expr], int]) -> Any:
+def _map(exprs: Any, value: Dims, measure: Callable[[Expr], int]) -> Any:
     """Sizes in the structure of a value; a scalar has none."""
     if exprs is None or value is None:
         return None

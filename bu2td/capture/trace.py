@@ -36,7 +36,7 @@ from bu2td.errors import (
     NotAModelError,
     WrappedModelError,
 )
-from bu2td.graph.source import is_foreign
+from bu2td.graph.source import is_torch_source
 from bu2td.ir.bottom_up import Capture
 from bu2td.ops.registry import converter_for_type
 from bu2td.ops.roles import Role
@@ -248,7 +248,7 @@ class _Tracer(fx.Tracer):
         proxy = super().create_proxy(*args, **kwargs)
         frame: Any = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename != __file__:
-            if not is_foreign(frame.f_code.co_filename):
+            if not is_torch_source(frame.f_code.co_filename):
                 break
             frame = frame.f_back
         if frame is not None and frame.f_code.co_filename != __file__:
@@ -358,7 +358,7 @@ def _capture_error(model: nn.Module, error: Exception) -> CaptureError:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename != __file__ and not is_foreign(frame.filename)
+        if frame.filename != __file__ and not is_torch_source(frame.filename)
     ]
     where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
     path = getattr(error, "_bu2td_path", type(model).__name__).removeprefix("model.")

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from bu2td.errors import ConverterError, ExampleInputError, OptionError
 from bu2td.graph.run import shapes_of
-from bu2td.ir.values import Dim, Value, is_tensor
+from bu2td.ir.values import Dim, Dims, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.converter import Converter, Site, to_size
 from bu2td.ops.fields import (
@@ -77,7 +77,7 @@ class Intervals:
     """
 
     canvas: tuple[int, int]
-    dims: Mapping[str, Value]
+    dims: Mapping[str, Dims]
     lines: Mapping[str, Mapping[str, Line]]
     gated: frozenset[str]
     unknown: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Intervals:
 
 def intervals(
     graph_module: fx.GraphModule,
-    dims: Mapping[str, Value],
+    dims: Mapping[str, Dims],
     image_shape: tuple[int, ...],
     *,
     borders: bool = False,
@@ -139,13 +139,13 @@ def intervals(
     return replace(found, unknown={**growing, **found.unknown})
 
 
-def _flat(value: Value) -> list[Dim]:
+def _flat(value: Dims) -> list[Dim]:
     if value is None:
         return []
     return list(value) if is_tensor(value) else [d for part in value for d in _flat(part)]
 
 
-def _sizes(value: Value) -> Any:
+def _sizes(value: Dims) -> Any:
     if value is None:
         return None
     return tuple(d.size for d in value) if is_tensor(value) or not value else [_sizes(part) for part in value]
@@ -164,7 +164,7 @@ def _touching(found: Intervals) -> list[str]:
     return names
 
 
-def _resized(value: Value, shape: Any) -> Value:
+def _resized(value: Dims, shape: Any) -> Dims:
     """Dimensions of a value with the sizes that it has on the canvas."""
     if value is None or shape is None:
         return None
@@ -175,7 +175,7 @@ def _resized(value: Value, shape: Any) -> Value:
 
 def _propagate(
     graph_module: fx.GraphModule,
-    dims: Mapping[str, Value],
+    dims: Mapping[str, Dims],
     shape: tuple[int, int, int, int],
     pooled: Mapping[str, tuple[int, int]],
     virtual: bool,
@@ -214,7 +214,7 @@ def _united(tall: Intervals, wide: Intervals) -> Intervals:
     )
 
 
-def _heights(tall: Value, wide: Value) -> Value:
+def _heights(tall: Dims, wide: Dims) -> Dims:
     """The dimensions of ``wide``, heights those of ``tall``."""
     if tall is None or wide is None:
         return wide
@@ -296,7 +296,7 @@ class _Walk:
         converter: Converter = converter_for(site.node, module)
         return converter.interval(site, self.fields)
 
-    def _line(self, found: Any, value: Value) -> Line | None:
+    def _line(self, found: Any, value: Dims) -> Line | None:
         if not isinstance(found, Field):
             return None
         axes = [i for i, d in enumerate(value) if d.kind == self.kind]
@@ -332,7 +332,7 @@ def _parts(found: Any) -> list[Field]:
     return [found] if isinstance(found, Field) else [part for inner in found for part in _parts(inner)]
 
 
-def _nothing(value: Value, gated: bool) -> Any:
+def _nothing(value: Dims, gated: bool) -> Any:
     if is_tensor(value) or not value:
         return nothing(len(value), gated)
     return tuple(_nothing(part, gated) for part in value)

@@ -57,7 +57,7 @@ from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.source import source_line
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Value, is_tensor
+from bu2td.ir.values import Dims, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.roles import Role
 from bu2td.ops.surgery import drop_hooks
@@ -337,7 +337,7 @@ class _Positive:
         return self._call(node, torch.mean, self._full(source), axes, True)
 
 
-def _is_map(value: Value) -> bool:
+def _is_map(value: Dims) -> bool:
     """Whether a value still counts rows and columns; what is pooled along one of them is a gate."""
     if value is None or not isinstance(value, tuple):
         return False

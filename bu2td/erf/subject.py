@@ -19,7 +19,7 @@ from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, Opt
 from bu2td.graph.flatten import flatten
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Capture
-from bu2td.ir.values import Value, is_feature_map, reduction_of
+from bu2td.ir.values import Dims, is_feature_map, reduction_of
 from bu2td.ops.surgery import drop_hooks
 from bu2td.probe.measure import probe
 from bu2td.runtime.network import TopDownNetwork
@@ -40,7 +40,7 @@ class Subject:
 
     source: nn.Module
     graph_module: fx.GraphModule
-    dims: Mapping[str, Value]
+    dims: Mapping[str, Dims]
     levels: Mapping[str, str]
     image_shape: tuple[int, int, int, int]
 
@@ -167,7 +167,7 @@ def _bottom_up(analysis: Analysis) -> Subject:
     return Subject(captured.source, captured.graph_module, analysis.dims, levels, captured.image_shape)
 
 
-def _trunkless(captured: Capture, dims: Mapping[str, Value]) -> Subject:
+def _trunkless(captured: Capture, dims: Mapping[str, Dims]) -> Subject:
     """A network without a trunk, or without logits: its last map of every reduction counts as a level."""
     levels: dict[Fraction, str] = {}
     for node in captured.graph_module.graph.nodes:

@@ -90,7 +90,7 @@ class _ShapeRecorder(fx.Interpreter):
         inputs, _ = self.fetch_args_kwargs_from_env(node)
         if isinstance(module, Pyramid):
             return tuple(inputs[0].new_empty(shape) for shape in module.shapes(inputs[0].shape))
-        return converter_for(node, module).meta(module, *inputs)
+        return converter_for(node, module).empty_output(module, *inputs)
 
     def run_node(self, n: fx.Node) -> Any:
         if self.quick and self._keeps_shape(n):

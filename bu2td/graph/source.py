@@ -10,6 +10,7 @@ def source_line(node: fx.Node) -> str:
     return node.meta.get("line", "a torch.nn container")
 
 
-def is_foreign(file: str) -> bool:
-    """Whether a source file is torch's, or this one."""
-    return "/torch/" in file.replace("\\", "/") or file.endswith("bu2td/capture.py")
+def is_torch_source(file: str) -> bool:
+    """Whether a source file is torch's, or part of the tracer."""
+    path = file.replace("\\", "/")
+    return "/torch/" in path or "/bu2td/capture/" in path

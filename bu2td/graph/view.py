@@ -9,7 +9,7 @@ from torch import nn
 
 from bu2td.graph.source import source_line
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Value, is_spatial, reduction_of
+from bu2td.ir.values import Dims, is_spatial, reduction_of
 from bu2td.ops.converter import Site
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
@@ -18,7 +18,7 @@ from bu2td.ops.roles import Role
 class GraphView:
     """Read-only access to a captured graph: roles, modules, regions. Shared by analysis and arrangement."""
 
-    def __init__(self, capture: Capture, dims: Mapping[str, Value]) -> None:
+    def __init__(self, capture: Capture, dims: Mapping[str, Dims]) -> None:
         self.graph_module = capture.graph_module
         self.source = capture.source
         self.dims = dims

@@ -4,9 +4,9 @@ capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan   
 """
 
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
-from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, Unit
+from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, UnitSpec
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import Dim, DimKind, Value, is_feature_map, is_spatial, is_tensor, reduction_of
+from bu2td.ir.values import Dim, DimKind, Dims, is_feature_map, is_spatial, is_tensor, reduction_of
 
 __all__ = [
     "Analysis",
@@ -23,8 +23,8 @@ __all__ = [
     "Plan",
     "Projection",
     "Stem",
-    "Unit",
-    "Value",
+    "UnitSpec",
+    "Dims",
     "format_table",
     "is_feature_map",
     "is_spatial",

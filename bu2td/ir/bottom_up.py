@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import Value
+from bu2td.ir.values import Dims
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Block:
         width, reduction: of its exit.
         entry_width, entry_reduction: of its entry.
         shortcut: an add joins its main path with a shortcut from its entry.
-        appends: its entry's channels are handed on to its exit by concat.
-        carries: its exit is as wide as its entry because nothing in between can change a width.
+        concatenates_entry: its entry's channels are handed on to its exit by concat.
+        keeps_entry_width: its exit is as wide as its entry because nothing in between can change a width.
         preactivation: its main path starts with norm-act before a conv.
     """
 
@@ -58,8 +58,8 @@ class Block:
     entry_width: int
     entry_reduction: int
     shortcut: bool = False
-    appends: bool = False
-    carries: bool = False
+    concatenates_entry: bool = False
+    keeps_entry_width: bool = False
     preactivation: bool = False
 
     @property
@@ -117,7 +117,7 @@ class Analysis:
     """
 
     capture: Capture
-    dims: Mapping[str, Value]
+    dims: Mapping[str, Dims]
     levels: tuple[BottomUpLevel, ...]
     stem: Stem
     head: Head

@@ -11,7 +11,7 @@ from bu2td.options import Options
 
 
 @dataclass(frozen=True)
-class Unit:
+class UnitSpec:
     """A conv unit to build: kinds are copied from nodes of the bottom-up graph.
 
     Attributes:
@@ -37,7 +37,7 @@ class Projection:
     join: str
     operand: str
     source: str
-    unit: Unit
+    unit: UnitSpec
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Piece:
     edits: Edits
     sizes: Mapping[str, Any]
     factor: int = 1
-    entry_adapter: Unit | None = None
-    exit_adapter: Unit | None = None
+    entry_adapter: UnitSpec | None = None
+    exit_adapter: UnitSpec | None = None
     relaxations: tuple[str, ...] = ()
 
 
@@ -122,9 +122,9 @@ class LevelPlan:
     entry_width: int
     merge_width: int
     width: int
-    lateral: Unit | None
-    transition: Unit | None = None
-    merge: Unit | None = None
+    lateral: UnitSpec | None
+    transition: UnitSpec | None = None
+    merge: UnitSpec | None = None
     up: Piece | None = None
     body: Piece | None = None
     dropouts: tuple[str, ...] = ()

@@ -21,15 +21,15 @@ class Dim:
 
 
 #: Dimensions of a node's value: a tuple of Dim for a tensor, a tuple of Values for several, else None.
-Value = Any
+Dims = Any
 
 
-def is_tensor(value: Value) -> bool:
+def is_tensor(value: Dims) -> bool:
     """Whether a value is one tensor."""
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], Dim)
 
 
-def is_spatial(value: Value) -> bool:
+def is_spatial(value: Dims) -> bool:
     """Whether a value is a tensor (or several) with a height or width left."""
     if value is None:
         return False
@@ -38,7 +38,7 @@ def is_spatial(value: Value) -> bool:
     return any(d.kind in ("height", "width", "token", "mixed") for d in value)
 
 
-def reduction_of(value: Value) -> Fraction | None:
+def reduction_of(value: Dims) -> Fraction | None:
     """The reduction of a feature map (one height, one width, equal strides), else None."""
     if not is_tensor(value):
         if value is None or not isinstance(value, tuple):
@@ -52,7 +52,7 @@ def reduction_of(value: Value) -> Fraction | None:
     return None
 
 
-def is_feature_map(value: Value) -> bool:
+def is_feature_map(value: Dims) -> bool:
     """Whether a value is a clean (N, C, H, W) map."""
     return (
         is_tensor(value)

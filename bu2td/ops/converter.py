@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.ir.values import Dim, Value
+from bu2td.ir.values import Dim, Dims
 from bu2td.ops.fields import Field, hull, nothing
 from bu2td.ops.roles import Role
 
@@ -70,12 +70,12 @@ class Site:
 
     node: fx.Node
     module: nn.Module | None
-    dims: Mapping[str, Value]
+    dims: Mapping[str, Dims]
     numbers: Mapping[str, Any] = field(default_factory=dict)
     virtual: bool = False
 
     @property
-    def value(self) -> Value:
+    def value(self) -> Dims:
         """Dimensions of the node's value at the probe."""
         return self.dims[self.node.name]
 
@@ -162,18 +162,18 @@ class Converter:
         """Stride over the image plane."""
         return (1, 1)
 
-    def grid(self, module: nn.Module) -> int | None:
+    def size_multiple(self, module: nn.Module) -> int | None:
         """What the sides of the module's map must be multiples of; None if it works on one map size only."""
         return 1
 
-    def meta(self, module: nn.Module, *inputs: Tensor) -> Tensor | None:
+    def empty_output(self, module: nn.Module, *inputs: Tensor) -> Tensor | None:
         """An empty meta tensor of the output's shape at any map size, where the module runs at one only.
 
         The probe asks for it at sizes other than the model's own; None: the module itself runs there.
         """
         return None
 
-    def acts(self, site: Site) -> bool:
+    def has_activation(self, site: Site) -> bool:
         """Whether a "norm_act" site really has an activation."""
         return False
 
@@ -255,7 +255,7 @@ class OpaqueConverter(Converter):
         return constants(site.value, system)
 
 
-def _pin(system: System, exprs: Any, value: Value) -> None:
+def _pin(system: System, exprs: Any, value: Dims) -> None:
     if not value or exprs is None:
         return
     if isinstance(value[0], Dim):
@@ -267,7 +267,7 @@ def _pin(system: System, exprs: Any, value: Value) -> None:
             _pin(system, part, inner)
 
 
-def constants(value: Value, system: System) -> Any:
+def constants(value: Dims, system: System) -> Any:
     """Constant expressions for a whole value."""
     if value is None:
         return None

@@ -26,7 +26,7 @@ from bu2td.errors import (
 )
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dim, Value
+from bu2td.ir.values import Dim, Dims
 from bu2td.ops.registry import converter_for
 from bu2td.probe.pooled import pooled_maps
 
@@ -36,7 +36,7 @@ from bu2td.probe.pooled import pooled_maps
 _STEPS = (120960, 64 * 120960, 2**10 * 3**6 * 5**3 * 7**2)
 
 
-def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str, Value]:
+def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str, Dims]:
     """Measure the dimensions of every value in a captured graph.
 
     Needs: a `Capture` (parameters on meta); ``shapes`` at its image shape, if the graph ran there before.
@@ -54,7 +54,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     graph_module = capture.graph_module
     shapes = shapes or shapes_of(graph_module, base)
     pooled = pooled_maps(graph_module, shapes)
-    found: dict[str, Value] | None = None
+    found: dict[str, Dims] | None = None
     try:
         more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
         for step in _STEPS:
@@ -106,7 +106,7 @@ def _bound_to_size(
     )
 
 
-def _dims(base: Any, more: Any, taller: Any, wider: Any, step: int) -> Value:
+def _dims(base: Any, more: Any, taller: Any, wider: Any, step: int) -> Dims:
     if base is None:
         return None
     if isinstance(base, list):

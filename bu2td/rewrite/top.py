@@ -20,7 +20,7 @@ from bu2td.arrange.edits import alive_nodes
 from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import LevelPlan, Piece, Plan, Unit
+from bu2td.ir.plan import LevelPlan, Piece, Plan, UnitSpec
 from bu2td.ir.values import is_feature_map, is_spatial
 from bu2td.ops.converter import Change
 from bu2td.ops.registry import OPAQUE, converter_for_type
@@ -145,7 +145,7 @@ class _Emitter:
 
     # -- new units ---------------------------------------------------------------------------------
 
-    def _unit(self, unit: Unit, kind: type[Any], **settings: Any) -> nn.Module:
+    def _unit(self, unit: UnitSpec, kind: type[Any], **settings: Any) -> nn.Module:
         conv = self._dense(unit)
         norm_width = unit.in_channels if unit.preactivation else unit.out_channels
         norm = act = None
@@ -156,7 +156,7 @@ class _Emitter:
             act = self._act(unit.act, norm_width)
         return kind(conv, norm, act, preactivation=unit.preactivation, **settings)
 
-    def _dense(self, unit: Unit) -> nn.Module:
+    def _dense(self, unit: UnitSpec) -> nn.Module:
         converter, site = self.view.converter(unit.conv), self.view.site(unit.conv)
         return converter.dense(site, unit.in_channels, unit.out_channels, unit.kernel)
 
@@ -307,7 +307,7 @@ class _PieceEmitter:
                 target = f"{target}_again_{len(self.modules)}"
             self.modules[target] = module.to("meta")
             self._trace(target, str(node.target), module)
-            multiple = converter.grid(module)
+            multiple = converter.size_multiple(module)
             if multiple != 1 and reduction is not None:
                 kind = type(module).__name__
                 self.outer.limits.append(MapLimit(kind, view.path(name), int(reduction), multiple))

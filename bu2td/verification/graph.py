@@ -17,7 +17,7 @@ from bu2td.errors import Bu2tdError, VerificationError
 from bu2td.graph.flatten import flatten, owner_of
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Value, is_spatial, reduction_of
+from bu2td.ir.values import Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
@@ -136,7 +136,7 @@ def _level_nodes(flat: fx.GraphModule, levels: tuple[LevelClaim, ...]) -> list[s
 
 def _probe(
     flat: fx.GraphModule, image_shape: tuple[int, int, int, int], shapes: dict[str, Any]
-) -> Mapping[str, Value]:
+) -> Mapping[str, Dims]:
     capture = Capture(flat, flat, (2, *image_shape[1:]), {}, "")
     try:
         return probe(capture, shapes)
@@ -144,7 +144,7 @@ def _probe(
         raise _fail(str(error)) from error
 
 
-def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]) -> None:
+def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tuple[LevelClaim, ...]) -> None:
     outputs = _level_nodes(flat, levels)
     images = _pyramid_images(flat)
     for level, output in zip(levels, outputs, strict=True):
@@ -199,7 +199,7 @@ def _closure(start: str, step: Callable[[str], list[str]]) -> set[str]:
     return seen
 
 
-def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Value], levels: tuple[LevelClaim, ...]) -> None:
+def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tuple[LevelClaim, ...]) -> None:
     """No value that was reduced may reach a level's output, unless the block itself resampled it back."""
     modules = dict(flat.named_modules())
     outputs = set(_level_nodes(flat, levels))

@@ -271,7 +271,7 @@ def test_a_head_that_flattens_a_map_pools_to_its_size() -> None:
 def test_a_reduction_that_valid_padding_hides() -> None:
     analysis = bu2td.analyze(make("torchvision:inception_v3"))
     assert analysis.ladder == (32, 16, 8, 4, 2, 1)
-    assert [b.blocks[0].appends for b in analysis.bodies] == [True, True, False]
+    assert [b.blocks[0].concatenates_entry for b in analysis.bodies] == [True, True, False]
 
 
 def test_preactivation_is_recognised() -> None:
