@@ -193,7 +193,7 @@ def _levels(
         if widths.get(reduction, (-1, 0))[0] < position:
             widths[reduction] = (position, view.width(exit_))
             sizes[reduction] = tuple(d.size for d in view.dims[exit_][2:])
-    first = view.module(first_conv).out_channels
+    first = view.width(first_conv)
     dropouts = {whole_reduction(view, p.exit): tuple(p.dropouts) for p in pools}
     return tuple(
         BottomUpLevel(

@@ -158,7 +158,7 @@ def covers_map(view: GraphView, name: str) -> bool:
         return False
     if view.role(name) == Role.POOL:
         return not is_spatial(view.dims[name])  # the probe found it to be the global pool
-    return view.module(name).padding in ((0, 0), 0, "valid")
+    return not view.converter(name).pads(view.site(name))
 
 
 def _regions(

@@ -228,7 +228,7 @@ class _Arranger:
         for level in self.analysis.levels:
             if level.reduction == slot.reduction and not level.blocks:
                 return level.width
-        return self.view.module(self.analysis.first_conv).out_channels
+        return self.view.width(self.analysis.first_conv)
 
     def _coarsest_stage(self) -> int:
         """Width at which the levels that stand for the stem merge: that of the coarsest stage."""

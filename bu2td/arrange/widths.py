@@ -20,11 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from bu2td.errors import ConverterError
 from bu2td.graph.view import GraphView
 from bu2td.ir.plan import Edits
 from bu2td.ir.values import Dim, Dims
-from bu2td.ops.converter import Expr, Term
-from bu2td.ops.registry import OPAQUE
+from bu2td.ops import Expr, NoRuleError, Role, Term, blaming, pinned
 
 #: The relaxations in the order in which they are tried: (name, groups may change, entry free, exit free).
 RELAXATIONS = (
@@ -136,17 +136,28 @@ def _build(view: GraphView, request: Request, system: _System) -> tuple[dict[str
             continue
         system.factor = request.factors.get(name, Fraction(1))
         system.lookup = partial(_lookup, exprs, overrides, name)
-        converter, site = view.converter(name), view.site(name)
-        if converter is OPAQUE:
+        exprs[name], known = _tie(view, name, system)
+        if not known:
             opaque.append(name)
-        mark = system.mark()
-        try:
-            exprs[name] = _checked(converter.tie(site, system), value)
-        except (TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError):
-            system.reset(mark)
-            opaque.append(name)
-            exprs[name] = OPAQUE.tie(site, system)
     return exprs, opaque
+
+
+def _tie(view: GraphView, name: str, system: _System) -> tuple[Any, bool]:
+    """The expressions of a node's value, and whether its converter has a rule for it.
+
+    Where arguments are computed by the graph, a converter may not understand them: such a node is opaque, as is
+    one for which its converter says that it has no rule. Any other failure is the converter's.
+    """
+    converter, site, mark = view.converter(name), view.site(name), system.mark()
+    computed = any(view.dims[n.name] is None for n in site.node.all_input_nodes)
+    try:
+        with blaming(converter, "tie the channels of", view.where(name)):
+            return _checked(converter.tie(site, system), site.value), view.role(name) is not Role.OPAQUE
+    except (NoRuleError, ConverterError) as error:
+        if isinstance(error, ConverterError) and not computed:
+            raise
+        system.reset(mark)
+        return pinned(site, system), False
 
 
 def _lookup(exprs: dict[str, Any], overrides: dict[tuple[str, str], Any], reader: str, node: Any) -> Any:
@@ -162,7 +173,7 @@ def _checked(exprs: Any, value: Any) -> Any:
         return tuple(_checked(e, v) for e, v in zip(exprs, value, strict=True))
     for expr, dim in zip(exprs, value, strict=True):
         if (expr is None) != (dim.kind != "channel"):
-            raise ValueError(f"expression {expr} for dimension {dim}")
+            raise ValueError(f"it says {expr} of a dimension that counts {dim.kind}, of size {dim.size}")
     return tuple(exprs)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 from bu2td.graph.source import source_line
 from bu2td.ir.bottom_up import Capture
@@ -54,6 +54,10 @@ class GraphView:
         """Stride of a node over the image plane."""
         return self.converter(name).stride(self.site(name))
 
+    def groups(self, name: str) -> int:
+        """In how many groups a node reads its channels."""
+        return self.converter(name).groups(self.site(name))
+
     def width(self, name: str) -> int:
         """Channels of a feature map, wherever its layout has them."""
         return next(d.size for d in self.dims[name] if d.kind == "channel")
@@ -64,18 +68,17 @@ class GraphView:
 
     def inputs(self, name: str) -> list[str]:
         """The producers of spatial values that a node reads, without repetition; what only lends a size is none."""
-        node = self.nodes[name]
-        sources = node.all_input_nodes[:1] if self._lends_size(node) else node.all_input_nodes
-        return [n.name for n in sources if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n)]
+        found = (n for n in self.reads(name) if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n))
+        return [n.name for n in found]
 
-    def _lends_size(self, node: Any) -> bool:
-        """Whether a node reads its second argument's size alone."""
-        return node.op == "call_method" and node.target in ("expand_as", "view_as", "reshape_as")
+    def reads(self, name: str) -> list[fx.Node]:
+        """The nodes whose values a node reads, without those that only lend it their size or type."""
+        return read_nodes(self.nodes[name], self.converter(name).lends(self.site(name)))
 
-    def _is_broadcast(self, node: Any) -> bool:
+    def _is_broadcast(self, node: fx.Node) -> bool:
         """Whether a node spreads a pooled value over a map."""
-        lends = self._lends_size(node) and node.args
-        return bool(lends) and not is_spatial(self.dims.get(node.args[0].name))
+        lends = self.converter(node.name).lends(self.site(node.name))
+        return bool(lends) and not is_spatial(self.dims.get(self.site(node.name).source()))
 
     def path(self, name: str) -> str:
         """Module path of a node: the module that it calls, or the one whose forward holds it."""
@@ -84,12 +87,11 @@ class GraphView:
 
     def depthwise(self, name: str) -> bool:
         """Whether a node is a depthwise convolution."""
-        conv = self.module(name)
-        return self.role(name) == Role.CONV and 1 < conv.groups == conv.in_channels
+        return self.grouped(name) and self.groups(name) == self.site(name).input_dims()[1].size
 
     def grouped(self, name: str) -> bool:
         """Whether a node is a convolution over groups of channels, depthwise ones included."""
-        return self.role(name) == Role.CONV and self.module(name).groups > 1
+        return self.role(name) == Role.CONV and self.groups(name) > 1
 
     def is_container(self, path: str) -> bool:
         """Whether a module of the model only lists others (it has no forward of its own)."""
@@ -97,12 +99,7 @@ class GraphView:
 
     def operation(self, name: str) -> str:
         """What a node runs, by the name under which a converter would be registered."""
-        node, module = self.nodes[name], self.module(name)
-        if module is not None:
-            return type(module).__qualname__
-        if node.op == "call_method":
-            return f'"method:{node.target}"'
-        return getattr(node.target, "__name__", str(node.target))
+        return self.site(name).operation
 
     def where(self, name: str) -> str:
         """A node for messages: its path and source line."""
@@ -177,3 +174,13 @@ def shortcut_of(
         return None
     _, _, operand, chain = min(found)
     return operand, chain
+
+
+def read_nodes(node: fx.Node, lends: Collection[int]) -> list[fx.Node]:
+    """The nodes that a node reads, without those that stand only where an argument lends its size or type."""
+    if not lends:
+        return node.all_input_nodes
+    args = [arg for i, arg in enumerate(node.args) if i not in lends]
+    found: dict[fx.Node, None] = {}
+    fx.map_arg((args, node.kwargs), lambda n: found.setdefault(n))
+    return list(found)

@@ -22,10 +22,7 @@ from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import LevelPlan, Piece, Plan, UnitSpec
 from bu2td.ir.values import is_feature_map, is_spatial
-from bu2td.ops.converter import Change
-from bu2td.ops.registry import OPAQUE, converter_for_type
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized_deeply
+from bu2td.ops import Change, Role, blaming, converter_for, resized_deeply
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,6 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
     emitter = _Emitter(analysis, plan)
     emitter.top()
     return Emitted(emitter.modules, emitter.graph, emitter.origins, tuple(emitter.limits))
-
-
-#: Functions whose result is a view.
-_VIEWS = ("getitem", "chunk", "split", "flatten", "reshape", "squeeze", "unsqueeze", "transpose", "permute")
 
 
 class _Emitter:
@@ -132,10 +125,9 @@ class _Emitter:
         merge = self._unit(level.merge, td_nn.Merge, join=self.options.merge)
         features = self._call(f"{name}_merge", merge, features, lateral)
         for i, dropout in enumerate(level.dropouts):
-            site = self.view.site(dropout)
-            module = self.view.converter(dropout).rebuild(site, Change({})).module
             suffix = f"_{i}" if i else ""
-            features = self._call(f"{name}_dropout{suffix}", module, features)
+            dropped = self._like(dropout, level.merge_width)
+            features = self._call(f"{name}_dropout{suffix}", dropped, features)
         return self._body(level, features)
 
     def _body(self, level: LevelPlan, features: fx.Node) -> fx.Node:
@@ -147,23 +139,20 @@ class _Emitter:
 
     def _unit(self, unit: UnitSpec, kind: type[Any], **settings: Any) -> nn.Module:
         conv = self._dense(unit)
-        norm_width = unit.in_channels if unit.preactivation else unit.out_channels
-        norm = act = None
-        if unit.norm is not None:
-            converter, site = self.view.converter(unit.norm), self.view.site(unit.norm)
-            norm = converter.unit(site, norm_width)
-        if unit.act is not None:
-            act = self._act(unit.act, norm_width)
+        width = unit.in_channels if unit.preactivation else unit.out_channels
+        norm, act = (None if name is None else self._like(name, width) for name in (unit.norm, unit.act))
         return kind(conv, norm, act, preactivation=unit.preactivation, **settings)
+
+    def _like(self, name: str, width: int) -> nn.Module:
+        """A norm, activation or dropout of the kind of a node, for maps of a width."""
+        converter = self.view.converter(name)
+        with blaming(converter, "build a unit like", self.view.where(name)):
+            return converter.unit(self.view.site(name), width)
 
     def _dense(self, unit: UnitSpec) -> nn.Module:
         converter, site = self.view.converter(unit.conv), self.view.site(unit.conv)
-        return converter.dense(site, unit.in_channels, unit.out_channels, unit.kernel)
-
-    def _act(self, name: str, width: int) -> nn.Module:
-        sizes = {name: (None, width, None, None)}
-        site = self.view.site(name)
-        return self.view.converter(name).rebuild(site, Change(sizes, inplace=True)).module
+        with blaming(converter, "build a convolution like", self.view.where(unit.conv)):
+            return converter.dense(site, unit.in_channels, unit.out_channels, unit.kernel)
 
     def _upsample(self, width: int, factor: int) -> nn.Module:
         if self.options.upsample == "transpose":
@@ -290,18 +279,14 @@ class _PieceEmitter:
             inplace=True,
             map_size=self._map_size(reduction),
         )
-        try:
+        with blaming(converter, "rebuild", view.where(name)):
             rebuilt = converter.rebuild(site, change)
-        except Exception as error:
-            raise UnsupportedOperationError(
-                f"the converter {type(converter).__qualname__} failed to rebuild {view.where(name)}: {error}"
-            ) from error
         args = fx.map_arg(rebuilt.args if rebuilt.args is not None else node.args, read)
         kwargs = fx.map_arg(rebuilt.kwargs if rebuilt.kwargs is not None else node.kwargs, read)
         if node.op == "call_module":
             target = str(node.target)
             module = rebuilt.module
-            if module is None or converter is OPAQUE:
+            if module is None:
                 module = resized_deeply(view.module(name))
             if target in self.modules:
                 target = f"{target}_again_{len(self.modules)}"
@@ -373,11 +358,8 @@ class _PieceEmitter:
 
     def _may_alias(self, node: fx.Node) -> bool:
         """Whether a value may share memory with what its node read."""
-        if node.op == "call_function":
-            return getattr(node.target, "__name__", "") in _VIEWS
-        owner = self.modules[str(node.target)]
-        converter = converter_for_type(type(owner))
-        return isinstance(owner, td_nn.Upsample) or converter is None or converter.role in (Role.DROPOUT, Role.PASS)
+        converter = converter_for(node, self.modules.get(str(node.target)))
+        return converter.aliases or converter.role in (Role.DROPOUT, Role.PASS, Role.OPAQUE)
 
 
 def _feature_width(sizes: Any) -> int:

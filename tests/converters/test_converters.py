@@ -360,14 +360,14 @@ def test_a_package_brings_its_converters(tmp_path: Path) -> None:
 
             @bu2td.register_converter("their_package.Op")
             class OpConverter(bu2td.Converter):
-                role = Role.PASS
+                role = bu2td.Role.PASS
         """)
     )
     info = tmp_path / "their_package-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[bu2td.converters]\ntheirs = their_converters\n")
-    code = "from bu2td.ops.converter import registered; print('their_package.Op' in dict(registered()))"
+    code = "from bu2td.ops import registered; print('their_package.Op' in dict(registered()))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
     )
