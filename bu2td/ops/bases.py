@@ -86,7 +86,7 @@ class Convolution(Converter):
 
     def pads(self, site: Site) -> bool:
         """Whether it has padding."""
-        return self.setting(site.layer, "padding") not in ((0, 0), 0, "valid")
+        return self.pads_itself(site.layer) or self.setting(site.layer, "padding") not in ((0, 0), 0, "valid")
 
     def input_width(self, module: Any) -> int | None:
         """The channels that it reads."""
