@@ -6,7 +6,18 @@ capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan   
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
 from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, UnitSpec
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import Dim, DimKind, Dims, is_feature_map, is_spatial, is_tensor, reduction_of
+from bu2td.ir.values import (
+    Dim,
+    DimKind,
+    Dims,
+    TensorDims,
+    is_feature_map,
+    is_spatial,
+    is_tensor,
+    map_dims,
+    reduction_of,
+    tensors,
+)
 
 __all__ = [
     "Analysis",
@@ -16,6 +27,7 @@ __all__ = [
     "Cost",
     "Dim",
     "DimKind",
+    "Dims",
     "Edits",
     "Head",
     "LevelPlan",
@@ -23,11 +35,13 @@ __all__ = [
     "Plan",
     "Projection",
     "Stem",
+    "TensorDims",
     "UnitSpec",
-    "Dims",
     "format_table",
     "is_feature_map",
     "is_spatial",
     "is_tensor",
+    "map_dims",
     "reduction_of",
+    "tensors",
 ]
