@@ -4,7 +4,8 @@ capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan   
 """
 
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
-from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, UnitSpec
+from bu2td.ir.frozen import FrozenMap, Word
+from bu2td.ir.plan import Cost, Edits, LevelPlan, LevelShape, Piece, Plan, Projection, Relaxation, UnitSpec
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import (
     Dim,
@@ -29,14 +30,18 @@ __all__ = [
     "DimKind",
     "Dims",
     "Edits",
+    "FrozenMap",
     "Head",
     "LevelPlan",
+    "LevelShape",
     "Piece",
     "Plan",
     "Projection",
+    "Relaxation",
     "Stem",
     "TensorDims",
     "UnitSpec",
+    "Word",
     "format_table",
     "is_feature_map",
     "is_spatial",
