@@ -14,7 +14,7 @@ from bu2td.ir.frozen import FrozenMap
 from bu2td.ir.plan import Edits, Piece, Relaxation
 
 #: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
-_ATTEMPTS = 6
+_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def plan_run(templates: Templates, asked: Run) -> Piece:
         UnsupportedOperationError: see `bu2td.arrange.edits.restructure`.
     """
     run, relaxations = asked, list[Relaxation]()
-    for _ in range(_ATTEMPTS):
+    for _ in range(_ROUNDS):
         request = _request(templates, run)
         solution = solve_widths(templates.view, request)
         if solution.relaxation is Relaxation.FROZEN:

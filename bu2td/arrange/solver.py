@@ -50,7 +50,7 @@ class Problem:
     def holds(self, values: Mapping[int, int]) -> bool:
         """Whether values satisfy every row."""
         return (
-            all(row.amount(values) == 0 for row in self.zero)
+            not any(row.amount(values) for row in self.zero)
             and all((row.amount(values) / divisor).denominator == 1 for row, divisor in self.divisible)
             and all(value >= 1 for value in values.values())
         )

@@ -136,12 +136,12 @@ class ChannelSystem:
         """An expression, or the difference of two, over the roots of the classes."""
         coefficients: dict[int, Fraction] = {}
         constant = Fraction(0)
-        for sign, term in [*((1, t) for t in expr), *((-1, t) for t in minus)]:
+        for term in [*expr, *(Term(t.variable, -t.scale) for t in minus)]:
             if term.variable is None:
-                constant += sign * term.scale
+                constant += term.scale
             else:
                 root, ratio = self._ratios.find(term.variable)
-                coefficients[root] = coefficients.get(root, Fraction(0)) + sign * term.scale * ratio
+                coefficients[root] = coefficients.get(root, 0) + term.scale * ratio
         return Row(FrozenMap({root: c for root, c in coefficients.items() if c}), constant)
 
     def bottom_up(self) -> Mapping[int, int]:

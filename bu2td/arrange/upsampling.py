@@ -25,61 +25,63 @@ class _Placement:
     reads: frozenset[tuple[str, str]]
 
 
-def with_upsampling(run: Edited) -> Edits:
+def with_upsampling(edited: Edited) -> Edits:
     """Place the upsamplings of an up-block.
 
     Needs: the nodes of a block, edited but for upsamplings.
     Returns: its edits with them.
     Guarantees: one upsampling on every spatial path from entry to exit, each of a feature map.
     """
-    view = run.view
-    spatial = [n for n in run.nodes if n in run.alive and n not in run.edits.bypass and is_spatial(view.dims[n])]
+    view = edited.view
+    spatial = [
+        n for n in edited.nodes if n in edited.alive and n not in edited.edits.bypass and is_spatial(view.dims[n])
+    ]
     moved: frozenset[str] = frozenset()
     while True:
-        placement = _place(run, spatial, moved)
+        placement = _place(edited, spatial, moved)
         # Only an (N, C, H, W) map can be upsampled: what lies between it and its reader moves up.
         unfit = {
             what
             for what, reader in placement.reads
-            if not is_feature_map(view.dims[what]) and run.projection(what, reader) is None
+            if not is_feature_map(view.dims[what]) and edited.projection(what, reader) is None
         }
         if not unfit:
             break
         moved |= unfit
-    last = run.producer(run.exit)
+    last = edited.producer(edited.exit)
     at_exit = {(last, "")} if last not in placement.high else set()
-    return replace(run.edits, upsample=placement.reads | at_exit | _size_reads(run, placement.high))
+    return replace(edited.edits, upsample=placement.reads | at_exit | _size_reads(edited, placement.high))
 
 
-def _place(run: Edited, spatial: list[str], moved: frozenset[str]) -> _Placement:
+def _place(edited: Edited, spatial: list[str], moved: frozenset[str]) -> _Placement:
     """Low resolution up to the first node that needs the high one; ``moved`` nodes do besides."""
     high: set[str] = set()
     reads: set[tuple[str, str]] = set()
     for name in spatial:
-        sources = {operand: run.source(operand, name) for operand in run.view.inputs(name)}
-        if name in moved or _looks_around(run, name) or not high.isdisjoint(sources.values()):
+        sources = {operand: edited.source(operand, name) for operand in edited.view.inputs(name)}
+        if name in moved or _looks_around(edited, name) or not high.isdisjoint(sources.values()):
             high.add(name)
-            reads |= {(run.upsampled_as(o, name), name) for o, source in sources.items() if source not in high}
+            reads |= {(edited.upsampled_as(o, name), name) for o, source in sources.items() if source not in high}
     return _Placement(frozenset(high), frozenset(reads))
 
 
-def _looks_around(run: Edited, name: str) -> bool:
+def _looks_around(edited: Edited, name: str) -> bool:
     """Whether a node does not commute with upsampling."""
-    view, edits = run.view, run.edits
+    view, edits = edited.view, edited.edits
     role = view.role(name)
     pointwise = role == Role.CONV and edits.kernels.get(name, view.kernel(name)) == (1, 1)
     return name in edits.excursions or not (role.local or pointwise)
 
 
-def _size_reads(run: Edited, high: frozenset[str]) -> set[tuple[str, str]]:
+def _size_reads(edited: Edited, high: frozenset[str]) -> set[tuple[str, str]]:
     """Maps of which a node reads the size, for tensors at high resolution."""
-    view = run.view
-    sizes = [n for n in run.nodes if n in run.alive and view.dims[n] is None]
+    view = edited.view
+    sizes = [n for n in edited.nodes if n in edited.alive and view.dims[n] is None]
     return {
         (source, name)
         for name in sizes
         if not high.isdisjoint(_sized_by(view, name))
-        for source in (run.source(operand, name) for operand in view.inputs(name))
+        for source in (edited.source(operand, name) for operand in view.inputs(name))
         if source not in high
     }
 

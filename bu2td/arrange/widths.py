@@ -130,24 +130,24 @@ def _nearest(
 def _expressions(view: GraphView, request: Request, system: ChannelSystem) -> tuple[dict[str, Any], list[str]]:
     """Ask every converter for its ties, in graph order; returns expressions and opaque nodes."""
     edits = request.edits
-    run = Edited(view, request.nodes, request.exit, edits)
+    edited = Edited(view, request.nodes, request.exit, edits)
     exprs: dict[str, Any] = {request.entry: _fresh(system, view.dims[request.entry], None)}
     shortcuts = {
         (p.join, p.operand): _fresh(system, view.dims[p.operand], p.unit.out_channels) for p in edits.projections
     }
     opaque: list[str] = []
     for name in request.nodes:
-        if name in edits.bypass or name not in run.alive:
+        if name in edits.bypass or name not in edited.alive:
             continue
 
         def lookup(node: Any, reader: str = name) -> Any:
-            return shortcuts.get((reader, node.name), exprs.get(run.producer(node.name)))
+            return shortcuts.get((reader, node.name), exprs.get(edited.producer(node.name)))
 
         system.visit(lookup, request.factors.get(name, Fraction(1)))
         exprs[name], known = _tie(view, name, system)
         if not known:
             opaque.append(name)
-    stand_ins = {name: run.producer(name) for name in edits.bypass}
+    stand_ins = {name: edited.producer(name) for name in edits.bypass}
     return exprs | {name: exprs[own] for name, own in stand_ins.items() if own in exprs}, opaque
 
 

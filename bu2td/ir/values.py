@@ -64,15 +64,17 @@ def is_spatial(value: Dims) -> bool:
 
 def reduction_of(value: Dims) -> Fraction | None:
     """The reduction of a feature map (one height, one width, equal strides) or of several like it, else None."""
+    if is_tensor(value):
+        return _map_stride(value)
     found = {_map_stride(dims) for dims in tensors(value)}
     return found.pop() if len(found) == 1 else None
 
 
 def _map_stride(dims: TensorDims) -> Fraction | None:
     plane = [d for d in dims if d.kind in ("height", "width")]
-    if sorted(d.kind for d in plane) == ["height", "width"] and plane[0].stride == plane[1].stride:
-        return plane[0].stride
-    return None
+    if len(plane) != 2 or plane[0].kind == plane[1].kind or plane[0].stride != plane[1].stride:
+        return None
+    return plane[0].stride
 
 
 def is_feature_map(value: Dims) -> bool:

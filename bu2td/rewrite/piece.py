@@ -104,19 +104,60 @@ def emit_piece(view: GraphView, units: UnitBuilder, piece: Piece, place: Place) 
     return EmittedPiece(module, FrozenMap(emitter.origins), tuple(emitter.limits))
 
 
-class _Reads:
-    """What the emitted nodes get for the values of bottom-up nodes."""
+class _Calls:
+    """The graph that is emitted, and the modules that it calls."""
 
-    def __init__(self, view: GraphView, piece: Piece, graph: fx.Graph) -> None:
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.modules: dict[str, Any] = {}
+
+    def add(self, name: str, module: nn.Module, *args: fx.Node | None) -> fx.Node:
+        self.modules[name] = module
+        return self.graph.call_module(name, args)
+
+
+class _Operands:
+    """What emitted nodes read: the values that stand for bottom-up nodes, at the resolution of the reader."""
+
+    def __init__(self, view: GraphView, units: UnitBuilder, piece: Piece, calls: _Calls) -> None:
         self.view = view
-        self.entry = piece.entry
-        self.run = Edited(view, piece.nodes, piece.exit, piece.edits)
-        self.graph = graph
-        self.values: dict[str, fx.Node] = {}
+        self.units = units
+        self.piece = piece
+        self.calls = calls
+        self.edited = Edited(view, piece.nodes, piece.exit, piece.edits)
+        self.values = {piece.entry: calls.graph.placeholder("x")}
+        self._like = calls.graph.placeholder("like") if piece.factor > 1 else None
+        self._upsampled: dict[str, fx.Node] = {}
 
-    def get(self, name: str) -> fx.Node:
-        """The value that stands for a node's, at its own resolution."""
-        producer = self.run.producer(name)
+    def read(self, operand: str, reader: str) -> fx.Node:
+        """What a reader ("": the exit) gets for an operand that no projection stands in for."""
+        value = self._value(operand)
+        if not self.edited.upsampled(operand, reader):
+            return value
+        producer = self.edited.producer(operand)
+        if producer not in self._upsampled:
+            width = next(size for size in self.piece.sizes[producer] if size is not None)
+            self._upsampled[producer] = self._upsample(value, width)
+        return self._upsampled[producer]
+
+    def shortcut(self, built: Projection) -> fx.Node:
+        """Emit a projection, for the join that reads it."""
+        path = self.view.nodes[built.join].meta.get("path", "")
+        name = f"{path}.projection" if path else "projection"
+        value = self.calls.add(name, self.units.unit(built.unit), self._value(built.source))
+        if self.edited.upsampled(built.operand, built.join):
+            value = self._upsample(value, built.unit.out_channels)
+        if is_feature_map(self.view.dims[built.operand]):
+            return value
+        return self.calls.graph.call_method("permute", (value, 0, 2, 3, 1))  # the join is channels-last
+
+    def _upsample(self, value: fx.Node, width: int) -> fx.Node:
+        count = sum(target.startswith("upsample") for target in self.calls.modules)
+        name = f"upsample{count + 1}" if count else "upsample"
+        return self.calls.add(name, self.units.upsample(width, self.piece.factor), value, self._like)
+
+    def _value(self, name: str) -> fx.Node:
+        producer = self.edited.producer(name)
         if producer not in self.values and self.view.dims[producer] is None:
             self.values[producer] = self._size_of_entry(producer)
         return self.values[producer]
@@ -124,112 +165,73 @@ class _Reads:
     def _size_of_entry(self, name: str) -> fx.Node:
         """A size that the bottom-up network reads before the piece begins, read from the piece's entry."""
         view, node = self.view, self.view.nodes[name]
-        for source in (n.name for n in node.all_input_nodes):
-            if view.dims[source] is None or self.run.producer(source) in self.values:
-                self.get(source)
-            elif view.reduction(source) == view.reduction(self.entry):
-                self.values[self.run.producer(source)] = self.values[self.entry]
-            else:
+        for source in (self.edited.producer(n.name) for n in node.all_input_nodes):
+            if source in self.values or view.dims[source] is None:
+                continue
+            if view.reduction(source) != view.reduction(self.piece.entry):
                 raise UnsupportedOperationError(
                     f"{view.where(name)} reads the size of a map at another resolution than the level that uses "
                     f"it; read sizes from the tensor that they are used on"
                 )
-        return self.graph.node_copy(node, lambda n: self.get(n.name))
+            self.values[source] = self.values[self.piece.entry]
+        return self.calls.graph.node_copy(node, lambda n: self._value(n.name))
 
 
 class _PieceEmitter:
-    """Emits node after node: rebuilt by its converter, reading what stands for its operands."""
+    """Emits node after node, each rebuilt by its converter."""
 
     def __init__(self, view: GraphView, units: UnitBuilder, piece: Piece, place: Place) -> None:
         self.view = view
         self.units = units
         self.piece = piece
         self.place = place
-        self.graph = fx.Graph()
-        self.reads = _Reads(view, piece, self.graph)
-        self.modules: dict[str, Any] = {}
+        self.calls = _Calls()
+        self.operands = _Operands(view, units, piece, self.calls)
         self.origins: dict[str, str] = {}
         self.limits: list[MapLimit] = []
-        self._like: fx.Node | None = None
-        self._upsampled: dict[str, fx.Node] = {}
 
     def emit(self) -> fx.GraphModule:
-        piece, reads = self.piece, self.reads
-        entry = self.graph.placeholder("x")
-        self._like = self.graph.placeholder("like") if piece.factor > 1 else None
+        piece, calls, operands = self.piece, self.calls, self.operands
         if piece.entry_adapter is not None:
-            entry = self._call("entry_adapter", self.units.dense(piece.entry_adapter), entry)
-        reads.values[piece.entry] = entry
+            adapter = self.units.dense(piece.entry_adapter)
+            operands.values[piece.entry] = calls.add("entry_adapter", adapter, operands.values[piece.entry])
         for name in piece.nodes:
-            if name in reads.run.alive:
-                reads.values[name] = self._node(name)
-        result = self._read(piece.exit, "")
+            if name in operands.edited.alive:
+                operands.values[name] = self._node(name)
+        result = operands.read(piece.exit, "")
         if piece.exit_adapter is not None:
-            result = self._call("exit_adapter", self.units.dense(piece.exit_adapter), result)
-        self.graph.output(result)
-        settle_inplace(self.graph, self.modules)
-        self.graph.lint()
+            result = calls.add("exit_adapter", self.units.dense(piece.exit_adapter), result)
+        calls.graph.output(result)
+        settle_inplace(calls.graph, calls.modules)
+        calls.graph.lint()
         title = "Head" if self.place.name == "head" else f"Level_{self.place.name}"
-        return fx.GraphModule(self.modules, self.graph, class_name=title)
-
-    def _call(self, name: str, module: nn.Module, *args: fx.Node | None) -> fx.Node:
-        self.modules[name] = module
-        return self.graph.call_module(name, args)
-
-    # -- operands ----------------------------------------------------------------------------------
-
-    def _read(self, operand: str, reader: str) -> fx.Node:
-        """What a reader gets for an operand: its value, at the resolution that the reader works at."""
-        value = self.reads.get(operand)
-        if not self.reads.run.upsampled(operand, reader):
-            return value
-        producer = self.reads.run.producer(operand)
-        if producer not in self._upsampled:
-            width = next(size for size in self.piece.sizes[producer] if size is not None)
-            self._upsampled[producer] = self._upsample(value, width)
-        return self._upsampled[producer]
-
-    def _upsample(self, value: fx.Node, width: int) -> fx.Node:
-        count = sum(target.startswith("upsample") for target in self.modules)
-        module = self.units.upsample(width, self.piece.factor)
-        return self._call(f"upsample{count + 1}" if count else "upsample", module, value, self._like)
-
-    def _shortcut(self, built: Projection) -> fx.Node:
-        """A projection, at the resolution of the join that reads it."""
-        path = self.view.nodes[built.join].meta.get("path", "")
-        name = f"{path}.projection" if path else "projection"
-        value = self._call(name, self.units.unit(built.unit), self.reads.get(built.source))
-        if self.reads.run.upsampled(built.operand, built.join):
-            value = self._upsample(value, built.unit.out_channels)
-        if is_feature_map(self.view.dims[built.operand]):
-            return value
-        return self.graph.call_method("permute", (value, 0, 2, 3, 1))  # the join is channels-last
+        return fx.GraphModule(calls.modules, calls.graph, class_name=title)
 
     # -- nodes -------------------------------------------------------------------------------------
 
     def _node(self, name: str) -> fx.Node:
         view, node = self.view, self.view.nodes[name]
         built = next((p for p in self.piece.edits.projections if p.join == name), None)
-        shortcut = self._shortcut(built) if built else None
+        shortcut = self.operands.shortcut(built) if built else None
         reduction = self._reduction(name)
         rebuilt = self._rebuilt(name, reduction)
 
         def read(source: fx.Node) -> fx.Node:
             if shortcut is not None and built is not None and source.name == built.operand:
                 return shortcut
-            value = self._read(source.name, name)
+            value = self.operands.read(source.name, name)
             size = self.piece.edits.pools.get(name)
             if size is not None and is_spatial(view.dims[source.name]):
-                value = self._call(f"{_safe(name)}_pool", nn.AdaptiveAvgPool2d(size), value)
+                value = self.calls.add(f"{_safe(name)}_pool", nn.AdaptiveAvgPool2d(size), value)
             return value
 
         args = fx.map_arg(node.args if rebuilt.args is None else rebuilt.args, read)
         kwargs = fx.map_arg(node.kwargs if rebuilt.kwargs is None else rebuilt.kwargs, read)
         if node.op == "call_module":
-            return self.graph.call_module(self._module(name, rebuilt.module, reduction), args, kwargs)
+            return self.calls.graph.call_module(self._module(name, rebuilt.module, reduction), args, kwargs)
         if node.op == "get_attr":
             return self._attribute(str(node.target), rebuilt.parameter)
-        return self.graph.create_node(node.op, node.target, args, kwargs, name=_readable(view, name))
+        return self.calls.graph.create_node(node.op, node.target, args, kwargs, name=_readable(view, name))
 
     def _rebuilt(self, name: str, reduction: Fraction | None) -> Rebuilt:
         edits, converter = self.piece.edits, self.view.converter(name)
@@ -258,8 +260,8 @@ class _PieceEmitter:
         view, converter, path = self.view, self.view.converter(name), str(self.view.nodes[name].target)
         if module is None or converter is OPAQUE:
             module = resized_deeply(view.module(name))
-        target = f"{path}_again_{len(self.modules)}" if path in self.modules else path
-        self.modules[target] = module.to("meta")
+        target = f"{path}_again_{len(self.calls.modules)}" if path in self.calls.modules else path
+        self.calls.modules[target] = module.to("meta")
         for own, _ in [*module.named_parameters(), *module.named_buffers()]:
             self.origins[f"{target}.{own}"] = f"{path}.{own}"
         multiple = converter.size_multiple(module)
@@ -275,9 +277,9 @@ class _PieceEmitter:
         tensor = tensor.to(old.dtype)
         if isinstance(old, nn.Parameter):
             tensor = nn.Parameter(tensor, old.requires_grad)
-        self.modules[target] = tensor
+        self.calls.modules[target] = tensor
         self.origins[target] = target
-        return self.graph.get_attr(target)
+        return self.calls.graph.get_attr(target)
 
 
 def _safe(name: str) -> str:
