@@ -19,7 +19,7 @@ from bu2td.errors import ConverterError, ExampleInputError, OptionError
 from bu2td.graph.run import shapes_of
 from bu2td.graph.source import source_line
 from bu2td.graph.view import read_nodes
-from bu2td.ir.values import Dim, Dims, is_tensor
+from bu2td.ir.values import Dim, Dims, TensorDims, is_tensor, map_dims, tensors
 from bu2td.nn import Pyramid
 from bu2td.ops import NoRuleError, Site, blaming, converter_for
 from bu2td.ops.fields import Field, Ints, nothing, pixels, spans
@@ -92,11 +92,11 @@ def intervals(
         OptionError: ``pyramid_field`` returns no number of pixels.
     """
     batch, channels, height, width = (max(image_shape[0], 2), *image_shape[1:])
-    at_image = {name: _sizes(value) for name, value in dims.items()}
+    at_image = {name: tuple(d.size for d in v) if is_tensor(v) else None for name, v in dims.items()}
     pooled = pooled_maps(graph_module, at_image)
     if borders:
         return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
-    kinds = {d.kind for value in dims.values() for d in _flat(value)}
+    kinds = {d.kind for value in dims.values() for tensor in tensors(value) for d in tensor}
     counted = bool(kinds & {"token", "mixed"})
     side = _CANVAS // 2 if counted else _CANVAS
     found: Intervals | None = None
@@ -125,18 +125,6 @@ def intervals(
     return replace(found, unknown={**growing, **found.unknown})
 
 
-def _flat(value: Dims) -> list[Dim]:
-    if value is None:
-        return []
-    return list(value) if is_tensor(value) else [d for part in value for d in _flat(part)]
-
-
-def _sizes(value: Dims) -> Any:
-    if value is None:
-        return None
-    return tuple(d.size for d in value) if is_tensor(value) or not value else [_sizes(part) for part in value]
-
-
 def _touching(found: Intervals) -> list[str]:
     """The values whose fields reach the border of the canvas in the middle quarter of their positions."""
     names = []
@@ -150,13 +138,9 @@ def _touching(found: Intervals) -> list[str]:
     return names
 
 
-def _resized(value: Dims, shape: Any) -> Dims:
-    """Dimensions of a value with the sizes that it has on the canvas."""
-    if value is None or shape is None:
-        return None
-    if is_tensor(value) or not value:
-        return tuple(Dim(d.kind, n, d.stride) for d, n in zip(value, shape, strict=True))
-    return tuple(_resized(v, s) for v, s in zip(value, shape, strict=True))
+def _resized(dims: TensorDims, shape: Sequence[int]) -> TensorDims:
+    """Dimensions with the sizes that they have on the canvas."""
+    return tuple(Dim(d.kind, n, d.stride) for d, n in zip(dims, shape, strict=True))
 
 
 def _propagate(
@@ -170,7 +154,7 @@ def _propagate(
 ) -> Intervals:
     numbers: dict[str, Any] = {}
     shapes = shapes_of(graph_module, shape, pooled, quick=True, numbers=numbers)
-    sized = {name: _resized(dims[name], shapes.get(name)) for name in dims}
+    sized = {name: map_dims(_resized, value, shapes.get(name)) for name, value in dims.items()}
     modules = dict(graph_module.named_modules())
     sites = {}
     for node in graph_module.graph.nodes:
@@ -190,7 +174,7 @@ def _propagate(
 
 def _united(tall: Intervals, wide: Intervals) -> Intervals:
     """Heights of a tall canvas and widths of a wide one."""
-    dims = {name: _heights(value, wide.dims[name]) for name, value in tall.dims.items()}
+    dims = {name: map_dims(_with_heights, wide.dims[name], value) for name, value in tall.dims.items()}
     return Intervals(
         (tall.canvas[0], wide.canvas[1]),
         dims,
@@ -200,13 +184,9 @@ def _united(tall: Intervals, wide: Intervals) -> Intervals:
     )
 
 
-def _heights(tall: Dims, wide: Dims) -> Dims:
+def _with_heights(wide: TensorDims, tall: TensorDims) -> TensorDims:
     """The dimensions of ``wide``, heights those of ``tall``."""
-    if tall is None or wide is None:
-        return wide
-    if is_tensor(tall):
-        return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
-    return tuple(_heights(a, b) for a, b in zip(tall, wide, strict=True))
+    return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
 
 
 class _Walk:
@@ -259,9 +239,10 @@ class _Walk:
             return None
         inputs = [part for n in reads for part in _parts(self.fields.get(n.name))]
         if all(part.empty for part in inputs):
-            return _nothing(site.value, any(part.gated for part in inputs))
+            gated = any(part.gated for part in inputs)
+            return map_dims(lambda dims: nothing(len(dims), gated), site.value)
         if node.name in self.pooled:
-            return _nothing(site.value, True)
+            return map_dims(lambda dims: nothing(len(dims), True), site.value)
         found = self._rule(site)
         if found is None:
             self.unknown[node.name] = f"{_named(site)} ({node.name})"
@@ -304,12 +285,6 @@ def _parts(found: Any) -> list[Field]:
     if found is None:
         return []
     return [found] if isinstance(found, Field) else [part for inner in found for part in _parts(inner)]
-
-
-def _nothing(value: Dims, gated: bool) -> Any:
-    if is_tensor(value) or not value:
-        return nothing(len(value), gated)
-    return tuple(_nothing(part, gated) for part in value)
 
 
 def _check(found: Any, site: Site) -> None:

@@ -29,7 +29,7 @@ from bu2td.errors import OptionError, TopologyError, nearest
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import is_tensor, reduction_of
-from bu2td.ops.converter import Site
+from bu2td.ops import Site
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
 

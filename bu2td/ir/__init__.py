@@ -4,9 +4,21 @@ capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan   
 """
 
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
-from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, UnitSpec
+from bu2td.ir.frozen import FrozenMap, Word
+from bu2td.ir.plan import Cost, Edits, LevelPlan, LevelShape, Piece, Plan, Projection, Relaxation, UnitSpec
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import Dim, DimKind, Dims, is_feature_map, is_spatial, is_tensor, reduction_of
+from bu2td.ir.values import (
+    Dim,
+    DimKind,
+    Dims,
+    TensorDims,
+    is_feature_map,
+    is_spatial,
+    is_tensor,
+    map_dims,
+    reduction_of,
+    tensors,
+)
 
 __all__ = [
     "Analysis",
@@ -16,18 +28,25 @@ __all__ = [
     "Cost",
     "Dim",
     "DimKind",
+    "Dims",
     "Edits",
+    "FrozenMap",
     "Head",
     "LevelPlan",
+    "LevelShape",
     "Piece",
     "Plan",
     "Projection",
+    "Relaxation",
     "Stem",
+    "TensorDims",
     "UnitSpec",
-    "Dims",
+    "Word",
     "format_table",
     "is_feature_map",
     "is_spatial",
     "is_tensor",
+    "map_dims",
     "reduction_of",
+    "tensors",
 ]

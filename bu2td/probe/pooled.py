@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from bu2td.ops.converter import Site
+from bu2td.ops import Site
 from bu2td.ops.registry import converter_for
 
 
