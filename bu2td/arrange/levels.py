@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from bu2td.arrange.edits import entry_in_place_of, restructure
+from bu2td.arrange.edits import restructure
+from bu2td.arrange.shortcuts import entry_in_place_of
 from bu2td.arrange.templates import Templates
 from bu2td.arrange.widths import Request, Solution, solve_widths
 from bu2td.errors import ReductionError, WidthError
