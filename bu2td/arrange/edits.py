@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bu2td.arrange.shortcuts import entry_in_place_of, pads_channels, shortcut_edits
+from bu2td.arrange.shortcuts import entry_in_place_of, shortcut_edits
 from bu2td.arrange.templates import Templates, odd_kernel
 from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.view import GraphView
@@ -67,7 +67,7 @@ def restructure(
                     stride_one.add(name)
             elif role == Role.ATTENTION:
                 stride_one |= {name} if view.stride(name) != (1, 1) else set()
-            elif (role == Role.POOL and before != after) or (role == Role.PAD and not pads_channels(view, name)):
+            elif (role == Role.POOL and before != after) or (role == Role.PAD and not view.pads_channels(name)):
                 bypass[name] = source
             elif (
                 before not in (None, after)
@@ -79,7 +79,7 @@ def restructure(
         raise _unsupported(view, unsupported)
     projections: list[Projection] = []
     if first is not None:
-        shortcuts, projections = shortcut_edits(view, templates, first, entry_width, widths)
+        shortcuts, projections = shortcut_edits(templates, first, entry_width, widths)
         bypass.update(shortcuts)
     edits = Edits(
         bypass=bypass,

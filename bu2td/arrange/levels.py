@@ -18,8 +18,7 @@ from bu2td.arrange.shortcuts import entry_in_place_of
 from bu2td.arrange.templates import Templates
 from bu2td.arrange.widths import Request, Solution, solve_widths
 from bu2td.errors import ReductionError, WidthError
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel
+from bu2td.ir.bottom_up import Analysis, Block, BlockKind, BottomUpLevel
 from bu2td.ir.plan import Edits, LevelPlan, Piece, Plan
 from bu2td.ops.roles import Role
 from bu2td.options import Options, check_options
@@ -63,7 +62,7 @@ class _Arranger:
     def __init__(self, analysis: Analysis, options: Options) -> None:
         self.analysis = analysis
         self.options = options
-        self.view = GraphView(analysis.capture, analysis.dims)
+        self.view = analysis.view
         self.templates = Templates(self.view, analysis)
         self.notes: list[str] = []
         self.opaque: dict[str, str] = {}
@@ -194,7 +193,7 @@ class _Arranger:
             return self._coarsest(level, first, entry)
         if self.options.stem == "coarse" and before.source is None and self._is_first_body(slot):
             return self._chain(level, before, entry or widths[first.exit], coarser)
-        plain_first = first.kind == "conv" and first.strides and slot.body == self.analysis.bodies[-1]
+        plain_first = first.kind == BlockKind.CONV and first.strides and slot.body == self.analysis.bodies[-1]
         if (not first.strides and not first.shortcut) or plain_first:
             return self._chain(level, before, entry or widths[first.exit], coarser)
         return self._up_block(level, before, entry, factor, coarser)
@@ -243,7 +242,7 @@ class _Arranger:
         return _entry_width(first, None) or first.width
 
     def _coarsest(self, level: _LevelParts, first: Block, entry: int | None) -> LevelPlan:
-        direct = first.kind == "conv" and not self.templates.leading_norm(first)
+        direct = first.kind == BlockKind.CONV and not self.templates.leading_norm(first)
         merge_width = entry or level.widths[first.exit]
         entry_width = self.image_width if direct else merge_width
         lateral = (
@@ -309,7 +308,7 @@ class _Arranger:
     def _resolution_kernel(self, slot: _Slot, first: Block) -> dict[str, tuple[int, int]]:
         """In levels of plain conv units the first spatial kernel follows the resolution."""
         own = slot.place.blocks[0] if slot.place and slot.place.blocks else None
-        if own is None or own == first or own.kind != "conv" or first.kind != "conv":
+        if own is None or own == first or BlockKind.COMPOUND in (own.kind, first.kind):
             return {}
         mine, its = self.templates.conv_of(first), self.templates.conv_of(own)
         return {mine: self.templates.kernel(its)}
@@ -416,7 +415,7 @@ class _Arranger:
                 pools[nodes[0]] = (1, 1)
         edits = Edits(
             bypass=entry_in_place_of(nodes, entry, self.analysis),
-            pools={**pools, **self.templates.head_pool(nodes)},
+            pools={**pools, **head.pools},
             excursions=frozenset(nodes),
         )
         request = Request(

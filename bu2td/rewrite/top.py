@@ -72,7 +72,7 @@ _VIEWS = ("getitem", "chunk", "split", "flatten", "reshape", "squeeze", "unsquee
 
 class _Emitter:
     def __init__(self, analysis: Analysis, plan: Plan) -> None:
-        self.view = GraphView(analysis.capture, analysis.dims)
+        self.view = analysis.view
         self.plan = plan
         self.options = plan.options
         self.modules: dict[str, nn.Module] = {}
