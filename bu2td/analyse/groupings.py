@@ -129,8 +129,8 @@ def _apart(view: GraphView, segments: Sequence[Segment], a: int, b: int) -> bool
 def aggregated(view: GraphView, segments: Sequence[Segment], at: int, low: int) -> tuple[int, int] | None:
     """A region that appends to its entry, with the 1x1 convs that aggregate right behind.
 
-    These are all that the smallest submodule holds beside it and one 1x1 conv that it may begin with; in a net
-    written flat, the next segment, unless a pool follows (that is a transition).
+    These are all that the smallest submodule holds beside it and one 1x1 conv that it may begin with; where its
+    own module holds more than that, the next segment of this module, unless a pool follows (that is a transition).
     """
     segment = segments[at]
     if segment.kind != SegmentKind.BRANCHING or not concatenates_entry(view, segment):
@@ -154,9 +154,9 @@ def aggregated(view: GraphView, segments: Sequence[Segment], at: int, low: int) 
         path = path.rpartition(".")[0]
     if at + 1 == len(segments) or not chained(at + 1):
         return None
-    pooled = at + 2 < len(segments) and segments[at + 2].kind == SegmentKind.POOL
-    flat = not own or view.path(str(segments[at + 1].conv)).startswith(f"{own}.")
-    return (at, at + 2) if flat and not pooled else None
+    transition = at + 2 < len(segments) and segments[at + 2].kind == SegmentKind.POOL
+    own_conv = view.path(str(segments[at + 1].conv)).startswith(f"{own}.")
+    return (at, at + 2) if own_conv and not transition else None
 
 
 def is_pointwise(view: GraphView, segment: Segment) -> bool:
