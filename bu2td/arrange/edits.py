@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 
+from bu2td.arrange.shortcuts import entry_in_place_of, shortcut_edits
 from bu2td.arrange.templates import Templates, odd_kernel
 from bu2td.arrange.upsampling import with_upsampling
 from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView, follows_entry, shortcut_of
-from bu2td.ir.bottom_up import Analysis, Block
+from bu2td.graph.view import GraphView
+from bu2td.ir.bottom_up import Block
 from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import Edits, Projection
-from bu2td.ir.values import is_feature_map, is_spatial
+from bu2td.ir.plan import Edits
+from bu2td.ir.values import is_spatial
 from bu2td.ops.roles import Role
 
 
@@ -63,7 +64,7 @@ def restructure(
     sides = {n: kernels.get(n) or odd_kernel(view.kernel(n), view.stride(n)) for n in convs}
     foreign = entry_in_place_of(nodes, blocks[0].entry, templates.analysis)
     dropped = {n: view.inputs(n)[0] for n in _of(fates, _Fate.DROPPED)}
-    shortcuts, projections = _shortcuts(view, templates, first, entry_width, widths) if first else ({}, [])
+    shortcuts, projections = shortcut_edits(templates, first, entry_width, widths) if first else ({}, [])
     edits = Edits(
         bypass=FrozenMap({**foreign, **dropped, **shortcuts}),
         stride_one=frozenset(n for n in rebuilt if view.stride(n) != (1, 1)),
@@ -81,7 +82,7 @@ def _fate(view: GraphView, block: Block, name: str) -> _Fate:
         return _Fate.EXCURSION
     if role in (Role.CONV, Role.ATTENTION):
         return _Fate.REBUILT
-    if (role == Role.POOL and before != after) or (role == Role.PAD and not _pads_channels(view, name)):
+    if (role == Role.POOL and before != after) or (role == Role.PAD and not view.pads_channels(name)):
         return _Fate.DROPPED
     # Behind a view the reduction may be None: positions became tokens.
     reduces = before not in (None, after) and (after or role == Role.OPAQUE)
@@ -90,17 +91,6 @@ def _fate(view: GraphView, block: Block, name: str) -> _Fate:
 
 def _of(fates: Mapping[str, _Fate], fate: _Fate) -> list[str]:
     return [name for name, found in fates.items() if found is fate]
-
-
-def entry_in_place_of(nodes: Sequence[str], entry: str, analysis: Analysis) -> dict[str, str]:
-    """Maps from before the entry that nodes read back to (see `back_reads`), each with the entry in its place."""
-    inside, known = {*nodes}, {*nodes, entry}
-    return {source: entry for source, reader in analysis.aside if reader in inside and source not in known}
-
-
-def _pads_channels(view: GraphView, name: str) -> bool:
-    """Whether a node adds channels of zeros (a shortcut of option A)."""
-    return view.role(name) == Role.PAD and view.width(name) != view.width(view.inputs(name)[0])
 
 
 def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
@@ -117,35 +107,3 @@ def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError
         "these operations reduce resolution, and no converter says how they work without a stride:\n"
         + "\n".join(lines)
     )
-
-
-def _shortcuts(
-    view: GraphView, templates: Templates, first: Block, entry_width: int, widths: Mapping[str, int]
-) -> tuple[dict[str, str], list[Projection]]:
-    """Projections to drop (in == out) and to build (an identity shortcut whose width changes)."""
-    bypass: dict[str, str] = {}
-    projections = []
-    for join in first.nodes:
-        if view.role(join) != Role.ADD or len(view.inputs(join)) < 2:
-            continue
-        scale = widths[first.exit] / first.width
-        width = widths[first.exit] if view.width(join) == first.width else round(view.width(join) * scale)
-        found = shortcut_of(view, join, first.entry, first.nodes)
-        if found is None:
-            # A shortcut inside the block, from a value that is as wide as the entry.
-            tied = [o for o in view.inputs(join) if follows_entry(view, o, first.entry, first.nodes)]
-            if len(tied) == 1 and entry_width != width and is_feature_map(view.dims[tied[0]]):
-                projections.append(
-                    Projection(join, tied[0], tied[0], templates.projection(first, entry_width, width))
-                )
-            continue
-        operand, chain = found
-        projected = any(view.role(n) == Role.CONV for n in chain)
-        if not projected and any(view.role(n) in (Role.NORM, Role.NORM_ACT, Role.ACT) for n in chain):
-            continue  # an add inside the main path, which reads a changed entry
-        if entry_width == width and (projected or any(_pads_channels(view, n) for n in chain)):
-            bypass[operand] = first.entry
-        elif not projected and entry_width != width:
-            unit = templates.projection(first, entry_width, width)
-            projections.append(Projection(join, operand, templates.preactivated(first), unit))
-    return bypass, projections

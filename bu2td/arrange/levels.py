@@ -14,8 +14,7 @@ from bu2td.arrange.ladder import Slot, bare_width, block_widths, fed_width, ladd
 from bu2td.arrange.notes import notes_of
 from bu2td.arrange.pieces import Run, plan_head, plan_input, plan_run
 from bu2td.arrange.templates import Templates
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis, Block
+from bu2td.ir.bottom_up import Analysis, Block, BlockKind
 from bu2td.ir.frozen import FrozenMap
 from bu2td.ir.plan import LevelPlan, LevelShape, Plan, UnitSpec
 from bu2td.options import Options
@@ -33,7 +32,7 @@ def arrange(analysis: Analysis, options: Options) -> Plan:
         ReductionError, WidthError: an option does not fit the network.
         UnsupportedOperationError: operations without a converter reduce resolution on a level's path.
     """
-    view = GraphView(analysis.capture, analysis.dims)
+    view = analysis.view
     templates = Templates(view, analysis)
     planner = _LevelPlanner(templates, options)
     slots, levels = ladder(analysis, options), list[LevelPlan]()
@@ -112,7 +111,7 @@ class _LevelPlanner:
             bare = self.templates.bare_lateral(self.image_width, width)
             return LevelPlan(slot.reduction, LevelShape.COARSEST, None, self.image_width, width, width, bare)
         merge_width = body.fed or body.first_width
-        direct = body.first.kind == "conv" and not self.templates.leading_norm(body.first)
+        direct = body.first.kind is BlockKind.CONV and not self.templates.leading_norm(body.first)
         lateral = None if direct else self._lateral(body, merge_width)
         return LevelPlan(
             reduction=slot.reduction,
@@ -133,7 +132,7 @@ class _LevelPlanner:
             return self._bare(slot, before)
         first, last_bodies = body.first, self.analysis.bodies[-1]
         behind_stem = self.options.stem == "coarse" and before.source is None and self._is_coarsest_body(slot)
-        plain_first = first.kind == "conv" and first.strides and slot.body == last_bodies
+        plain_first = first.kind is BlockKind.CONV and first.strides and slot.body == last_bodies
         if behind_stem or plain_first or not (first.strides or first.shortcut):
             return self._chain(body, before)
         return self._up_block(body, before)
@@ -160,7 +159,7 @@ class _LevelPlanner:
     def _resolution_kernel(self, slot: Slot, first: Block) -> FrozenMap[str, tuple[int, int]]:
         """In levels of plain conv units the first spatial kernel follows the resolution."""
         own = slot.place.blocks[0] if slot.place and slot.place.blocks else None
-        if own is None or own == first or own.kind != "conv" or first.kind != "conv":
+        if own is None or own == first or BlockKind.COMPOUND in (own.kind, first.kind):
             return FrozenMap()
         mine, its = self.templates.conv_of(first), self.templates.conv_of(own)
         return FrozenMap({mine: self.templates.kernel(its)})

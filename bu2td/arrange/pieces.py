@@ -163,11 +163,10 @@ def plan_head(templates: Templates, width: int, convs_placed: bool) -> Piece:
     """The head for a last level of some width; its convs are part of it unless a level has them already."""
     view, head = templates.view, templates.analysis.head
     nodes, entry = head.nodes, head.entry
-    pools = templates.head_pool(nodes)
+    pools = dict(head.pools)
     if head.convs and not convs_placed:
         nodes = tuple(dict.fromkeys((*(n for b in head.convs for n in b.nodes), *nodes)))
         entry = head.convs[0].entry
-        pools = templates.head_pool(nodes)
         if not any(view.converter(n).needs_map for n in nodes):
             pools = {nodes[0]: (1, 1), **pools}
     edits = Edits(

@@ -1,8 +1,8 @@
-"""A captured graph as the passes look at it: roles, reductions, inputs, and shortcuts of its blocks."""
+"""A captured graph as the passes look at it: roles, reductions, inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -19,6 +19,7 @@ class GraphView:
     """Read-only access to a captured graph: roles, modules, regions. Shared by analysis and arrangement."""
 
     def __init__(self, capture: Capture, dims: Mapping[str, Dims]) -> None:
+        self.capture = capture
         self.graph_module = capture.graph_module
         self.source = capture.source
         self.dims = dims
@@ -93,6 +94,10 @@ class GraphView:
         """Whether a node is a convolution over groups of channels, depthwise ones included."""
         return self.role(name) == Role.CONV and self.groups(name) > 1
 
+    def pads_channels(self, name: str) -> bool:
+        """Whether a node adds channels of zeros."""
+        return self.role(name) == Role.PAD and self.width(name) != self.width(self.inputs(name)[0])
+
     def is_container(self, path: str) -> bool:
         """Whether a module of the model only lists others (it has no forward of its own)."""
         return isinstance(self.source.get_submodule(path), nn.Sequential | nn.ModuleList)
@@ -104,76 +109,6 @@ class GraphView:
     def where(self, name: str) -> str:
         """A node for messages: its path and source line."""
         return f"{self.path(name) or name} at {source_line(self.nodes[name])}"
-
-
-def residual_join(view: GraphView, exit_: str, nodes: Iterable[str]) -> str | None:
-    """The add that joins a block's main path with its shortcut: the last join before its exit."""
-    inside = set(nodes)
-    name = exit_
-    while name in inside:
-        inputs = view.inputs(name)
-        if len(inputs) > 1:
-            return name if view.role(name) == Role.ADD else None
-        if not inputs or view.role(name).transforms:
-            return None
-        name = inputs[0]
-    return None
-
-
-def follows_entry(view: GraphView, name: str, entry: str, nodes: Iterable[str]) -> bool:
-    """Whether the width of a value in a block is tied to the block's entry on every path between them.
-
-    Depthwise convolutions and everything that has no weights over channels hand a width on; a dense
-    convolution, a linear layer or a concatenation starts a new one.
-    """
-    inside = set(nodes)
-    known: dict[str, bool] = {entry: True}
-
-    def follows(at: str) -> bool:
-        if at not in known:
-            inputs = view.inputs(at) if at in inside else []
-            dense = view.role(at).makes_width and not view.depthwise(at)
-            known[at] = bool(inputs) and not dense and all(follows(source) for source in inputs)
-        return known[at]
-
-    return follows(name)
-
-
-def shortcut_of(
-    view: GraphView, join: str, entry: str, nodes: Iterable[str], prefix: Iterable[str] = ()
-) -> tuple[str, list[str]] | None:
-    """The operand of an add that is a shortcut from the entry, and the nodes on it from the entry on.
-
-    A shortcut is a chain of operations that do not look around: at most one pointwise (or k = stride)
-    convolution, its norm, a pool that reduces. The norm-act prefix of a block may lie on it. What its convolution
-    makes is for the add alone.
-    """
-    inside, before = set(nodes), set(prefix)
-    found: list[tuple[int, int, str, list[str]]] = []
-    for position, operand in enumerate(view.inputs(join)):
-        chain: list[str] = []
-        name, convs = operand, 0
-        while name != entry and name in inside:
-            inputs = view.inputs(name)
-            role = view.role(name)
-            if role == Role.CONV:
-                convs += 1
-                pointwise = view.kernel(name) in ((1, 1), view.stride(name))
-                if convs > 1 or not pointwise or len(inputs) != 1:
-                    break
-            elif len(inputs) != 1 or not role.on_shortcut:
-                break
-            chain.append(name)
-            name = inputs[0]
-        weights = next((i for i, n in enumerate(chain) if view.role(n) == Role.CONV), -1)
-        shared = any(len(view.nodes[n].users) > 1 for n in chain[: weights + 1])
-        if name == entry and not shared:
-            length = len([n for n in chain if n not in before])
-            found.append((length, position, operand, chain[::-1]))
-    if not found:
-        return None
-    _, _, operand, chain = min(found)
-    return operand, chain
 
 
 def read_nodes(node: fx.Node, lends: Collection[int]) -> list[fx.Node]:

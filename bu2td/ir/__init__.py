@@ -3,7 +3,18 @@
 capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan    verify -> Report
 """
 
-from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
+from bu2td.ir.bottom_up import (
+    Analysis,
+    Block,
+    BlockKind,
+    BottomUpLevel,
+    Capture,
+    Head,
+    Preactivation,
+    Shortcut,
+    ShortcutKind,
+    Stem,
+)
 from bu2td.ir.frozen import FrozenMap, Word
 from bu2td.ir.plan import Cost, Edits, LevelPlan, LevelShape, Piece, Plan, Projection, Relaxation, UnitSpec
 from bu2td.ir.tables import format_table
@@ -23,6 +34,7 @@ from bu2td.ir.values import (
 __all__ = [
     "Analysis",
     "Block",
+    "BlockKind",
     "BottomUpLevel",
     "Capture",
     "Cost",
@@ -36,8 +48,11 @@ __all__ = [
     "LevelShape",
     "Piece",
     "Plan",
+    "Preactivation",
     "Projection",
     "Relaxation",
+    "Shortcut",
+    "ShortcutKind",
     "Stem",
     "TensorDims",
     "UnitSpec",

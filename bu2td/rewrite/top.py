@@ -48,7 +48,7 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
     Raises:
         ConverterError: a converter failed to rebuild an operation.
     """
-    emitter = _Emitter(GraphView(analysis.capture, analysis.dims), plan)
+    emitter = _Emitter(analysis.view, plan)
     emitter.top()
     return Emitted(emitter.modules, emitter.graph, emitter.origins, tuple(emitter.limits))
 
