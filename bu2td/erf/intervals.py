@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from bu2td.errors import ConverterError, ExampleInputError, OptionError
 from bu2td.graph.run import shapes_of
-from bu2td.ir.values import Dim, Dims, TensorDims, is_tensor, map_dims, tensors
+from bu2td.ir.values import Dim, Dims, TensorDims, flat, is_tensor, map_dims
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.converter import Converter, Site, to_size
 from bu2td.ops.fields import (
@@ -110,7 +110,7 @@ def intervals(
     pooled = pooled_maps(graph_module, at_image)
     if borders:
         return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
-    kinds = {d.kind for value in dims.values() for tensor in tensors(value) for d in tensor}
+    kinds = {d.kind for value in dims.values() for d in flat(value)}
     counted = bool(kinds & {"token", "mixed"})
     side = _CANVAS // 2 if counted else _CANVAS
     found: Intervals | None = None
