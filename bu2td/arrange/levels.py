@@ -130,10 +130,7 @@ class _LevelPlanner:
         body = self._body(slot)
         if body is None:
             return self._bare(slot, before)
-        first, last_bodies = body.first, self.analysis.bodies[-1]
-        behind_stem = self.options.stem == "coarse" and before.source is None and self._is_coarsest_body(slot)
-        plain_first = first.kind is BlockKind.CONV and first.strides and slot.body == last_bodies
-        if behind_stem or plain_first or not (first.strides or first.shortcut):
+        if self._is_chain(body, before):
             return self._chain(body, before)
         return self._up_block(body, before)
 
@@ -172,6 +169,17 @@ class _LevelPlanner:
         return self.templates.lateral(body.blocks, body.kernels, self.image_width, width)
 
     # -- shapes ------------------------------------------------------------------------------------
+
+    def _is_chain(self, body: _Body, before: LevelPlan) -> bool:
+        """Whether all blocks follow the merge, since the first neither strides nor has a shortcut.
+
+        Nor does a stride count of the plain convolution that the bottom-up network begins with, and nothing does
+        behind the levels of a coarse stem.
+        """
+        first, slot = body.first, body.slot
+        begins = first.kind is BlockKind.CONV and slot.body == self.analysis.bodies[-1]
+        behind_stem = self.options.stem == "coarse" and before.source is None and self._is_coarsest_body(slot)
+        return behind_stem or not (first.shortcut or (first.strides and not begins))
 
     def _bare(self, slot: Slot, before: LevelPlan) -> LevelPlan:
         """Upsampling and merge alone."""

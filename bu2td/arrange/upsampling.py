@@ -33,9 +33,7 @@ def with_upsampling(edited: Edited) -> Edits:
     Guarantees: one upsampling on every spatial path from entry to exit, each of a feature map.
     """
     view = edited.view
-    spatial = [
-        n for n in edited.nodes if n in edited.alive and n not in edited.edits.bypass and is_spatial(view.dims[n])
-    ]
+    spatial = [n for n in edited.nodes if n in edited.alive and is_spatial(view.dims[n])]
     moved: frozenset[str] = frozenset()
     while True:
         placement = _place(edited, spatial, moved)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from bu2td.arrange.solver import solve
@@ -136,14 +137,12 @@ def _expressions(view: GraphView, request: Request, system: ChannelSystem) -> tu
         (p.join, p.operand): _fresh(system, view.dims[p.operand], p.unit.out_channels) for p in edits.projections
     }
     opaque: list[str] = []
-    for name in request.nodes:
-        if name in edits.bypass or name not in edited.alive:
-            continue
 
-        def lookup(node: Any, reader: str = name) -> Any:
-            return shortcuts.get((reader, node.name), exprs.get(edited.producer(node.name)))
+    def lookup(reader: str, node: Any) -> Any:
+        return shortcuts.get((reader, node.name)) or exprs.get(edited.producer(node.name))
 
-        system.visit(lookup, request.factors.get(name, Fraction(1)))
+    for name in (n for n in request.nodes if n in edited.alive):
+        system.visit(partial(lookup, name), request.factors.get(name, Fraction(1)))
         exprs[name], known = _tie(view, name, system)
         if not known:
             opaque.append(name)

@@ -19,7 +19,7 @@ from bu2td.errors import ConverterError, ExampleInputError, OptionError
 from bu2td.graph.run import shapes_of
 from bu2td.graph.source import source_line
 from bu2td.graph.view import read_nodes
-from bu2td.ir.values import Dim, Dims, TensorDims, is_tensor, map_dims, tensors
+from bu2td.ir.values import Dim, Dims, TensorDims, flat, is_tensor, map_dims
 from bu2td.nn import Pyramid
 from bu2td.ops import NoRuleError, Site, blaming, converter_for
 from bu2td.ops.fields import Field, Ints, nothing, pixels, spans
@@ -96,7 +96,7 @@ def intervals(
     pooled = pooled_maps(graph_module, at_image)
     if borders:
         return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
-    kinds = {d.kind for value in dims.values() for tensor in tensors(value) for d in tensor}
+    kinds = {d.kind for value in dims.values() for d in flat(value)}
     counted = bool(kinds & {"token", "mixed"})
     side = _CANVAS // 2 if counted else _CANVAS
     found: Intervals | None = None

@@ -57,7 +57,7 @@ from bu2td.errors import UnsupportedOperationError
 from bu2td.graph.source import source_line
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, tensors
+from bu2td.ir.values import Dims, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.roles import Role
 from bu2td.ops.surgery import drop_hooks
@@ -339,8 +339,12 @@ class _Positive:
 
 def _is_map(value: Dims) -> bool:
     """Whether a value still counts rows and columns; what is pooled along one of them is a gate."""
-    kinds = [{d.kind for d in dims} for dims in tensors(value)]
-    return any({"height", "width"} <= found or found & {"token", "mixed"} for found in kinds)
+    if value is None or not isinstance(value, tuple):
+        return False
+    if not is_tensor(value):
+        return any(_is_map(part) for part in value)
+    kinds = {d.kind for d in value}
+    return {"height", "width"} <= kinds or "token" in kinds or "mixed" in kinds
 
 
 def _name(node: fx.Node) -> str:

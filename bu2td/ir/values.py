@@ -57,9 +57,14 @@ def tensors(value: Dims) -> Iterator[TensorDims]:
             yield from tensors(part)
 
 
+def flat(value: Dims) -> Iterator[Dim]:
+    """All dimensions of all tensors of a value."""
+    return (d for dims in tensors(value) for d in dims)
+
+
 def is_spatial(value: Dims) -> bool:
     """Whether a value is a tensor (or several) with a height or width left."""
-    return any(d.kind in ("height", "width", "token", "mixed") for dims in tensors(value) for d in dims)
+    return any(d.kind in ("height", "width", "token", "mixed") for d in flat(value))
 
 
 def reduction_of(value: Dims) -> Fraction | None:

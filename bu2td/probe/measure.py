@@ -26,7 +26,7 @@ from bu2td.errors import (
 )
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dim, Dims, tensors
+from bu2td.ir.values import Dim, Dims, flat
 from bu2td.ops.registry import converter_for
 from bu2td.probe.pooled import pooled_maps
 
@@ -77,7 +77,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
 
 def _all_whole(values: Iterable[Dims]) -> bool:
     """Whether every stride among the dimensions is a whole number, or one over a whole number."""
-    strides = {d.stride for value in values for dims in tensors(value) for d in dims if d.stride is not None}
+    strides = {d.stride for value in values for d in flat(value) if d.stride is not None}
     return all(1 in (stride.numerator, stride.denominator) for stride in strides)
 
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from bu2td.ir.values import Dim, is_spatial, is_tensor, map_dims, reduction_of, tensors
+from bu2td.ir.values import Dim, flat, is_spatial, is_tensor, map_dims, reduction_of, tensors
 
 MAP = (Dim("batch", 2), Dim("channel", 8), Dim("height", 4, Fraction(2)), Dim("width", 4, Fraction(2)))
 COARSE = (Dim("batch", 2), Dim("channel", 8), Dim("height", 2, Fraction(4)), Dim("width", 2, Fraction(4)))
@@ -36,6 +36,7 @@ def test_tensors_of_a_value() -> None:
     assert list(tensors(MAP)) == [MAP]
     assert list(tensors(())) == [()]
     assert list(tensors(None)) == []
+    assert list(flat((POOLED, None, (POOLED,)))) == [*POOLED, *POOLED]
 
 
 def test_what_a_value_is() -> None:
