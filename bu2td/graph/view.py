@@ -27,6 +27,7 @@ class GraphView:
         self.order = {name: i for i, name in enumerate(self.nodes)}
         self.modules = dict(capture.graph_module.named_modules())
         self._roles: dict[str, Role] = {}
+        self._inputs: dict[str, tuple[str, ...]] = {}
 
     def site(self, name: str) -> Site:
         """The node as its converter sees it."""
@@ -63,11 +64,14 @@ class GraphView:
         """Reduction of a feature map, None for anything else."""
         return reduction_of(self.dims[name])
 
-    def inputs(self, name: str) -> list[str]:
+    def inputs(self, name: str) -> tuple[str, ...]:
         """The producers of spatial values that a node reads, without repetition; what only lends a size is none."""
-        node = self.nodes[name]
-        sources = node.all_input_nodes[:1] if self._lends_size(node) else node.all_input_nodes
-        return [n.name for n in sources if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n)]
+        if name not in self._inputs:
+            node = self.nodes[name]
+            sources = node.all_input_nodes[:1] if self._lends_size(node) else node.all_input_nodes
+            maps = (n for n in sources if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n))
+            self._inputs[name] = tuple(n.name for n in maps)
+        return self._inputs[name]
 
     def _lends_size(self, node: Any) -> bool:
         """Whether a node reads its second argument's size alone."""
