@@ -28,9 +28,9 @@ def set_aside_reads(view: GraphView, trunk: Sequence[str]) -> dict[tuple[str, st
     Guarantees: without these reads, every tensor named as a value is on the trunk.
     """
     aside: dict[tuple[str, str], str] = {}
-    for name in view.nodes:
+    for name in (n for n in view.nodes if not is_spatial(view.dims.get(n))):
         maps = [source for source in view.inputs(name) if view.reduction(source)]
-        if len({view.reduction(source) for source in maps}) > 1 and not is_spatial(view.dims.get(name)):
+        if len({view.reduction(source) for source in maps}) > 1:
             aside |= {(source, name): maps[-1] for source in maps[:-1]}
     for a, b in pairwise(trunk):
         if view.reduction(b) > view.reduction(a):

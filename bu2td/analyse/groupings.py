@@ -56,23 +56,26 @@ def separable(view: GraphView, segments: Sequence[Segment], at: int, low: int) -
 
 
 def _separable_module(view: GraphView, segments: Sequence[Segment], at: int, low: int) -> tuple[int, int] | None:
-    """The segments of the smallest submodule that holds a grouped conv and another layer, if they are one block.
-
-    A container that lists several grouped convs is a stage of blocks. A pool may stand between (anti-aliasing).
-    """
+    """The segments of the smallest submodule that holds a grouped conv and another layer, if they are one block."""
     conv = next(n for n in segments[at].nodes if view.role(n) == Role.CONV)
     for path in _around(view.path(conv)):
         inside = [i for i, s in enumerate(segments) if s.kind != SegmentKind.POOL and _under(view, s, path)]
         if len(inside) > 1:
-            break
-    else:
-        return None
-    first, last = inside[0], inside[-1]
+            whole = inside[0] >= low and _is_separable(view, segments, inside, path)
+            return (inside[0], inside[-1] + 1) if whole else None
+    return None
+
+
+def _is_separable(view: GraphView, segments: Sequence[Segment], inside: Sequence[int], path: str) -> bool:
+    """Whether the segments of a module are nothing but grouped and 1x1 convs.
+
+    A container that lists several grouped convs is a stage of blocks. A pool may stand between (anti-aliasing).
+    """
     grouped = [_all_convs(view, segments[i], view.grouped) for i in inside]
     fits = all(g or _all_pointwise(view, segments[i]) for g, i in zip(grouped, inside, strict=True))
-    unbroken = all(segments[i].kind == SegmentKind.POOL for i in {*range(first, last)} - {*inside})
+    unbroken = all(segments[i].kind == SegmentKind.POOL for i in {*range(inside[0], inside[-1])} - {*inside})
     stage = view.is_container(path) and sum(grouped) > 1
-    return (first, last + 1) if first >= low and fits and unbroken and not stage else None
+    return fits and unbroken and not stage
 
 
 def _separable_run(view: GraphView, segments: Sequence[Segment], at: int, low: int) -> tuple[int, int]:
@@ -82,8 +85,7 @@ def _separable_run(view: GraphView, segments: Sequence[Segment], at: int, low: i
         stop += 0 if _all_convs(view, segments[stop], view.grouped) else 1
     conv = segments[at - 1].conv if at > low and _all_pointwise(view, segments[at - 1]) else None
     if conv is not None and not _apart(view, segments, at, at - 1):
-        layer = view.module(conv)
-        first -= 1 if layer.out_channels > layer.in_channels else 0
+        first -= 1 if view.width(conv) > view.width(view.inputs(conv)[0]) else 0
     return first, stop
 
 
@@ -132,31 +134,35 @@ def aggregated(view: GraphView, segments: Sequence[Segment], at: int, low: int) 
     These are all that the smallest submodule holds beside it and one 1x1 conv that it may begin with; where its
     own module holds more than that, the next segment of this module, unless a pool follows (that is a transition).
     """
-    segment = segments[at]
-    if segment.kind != SegmentKind.BRANCHING or not concatenates_entry(view, segment):
+    if segments[at].kind != SegmentKind.BRANCHING or not concatenates_entry(view, segments[at]):
         return None
-
-    def chained(i: int) -> bool:
-        follows = i == 0 or segments[i - 1].exit == segments[i].entry
-        return (
-            is_pointwise(view, segments[i]) and not segments[i].prefixed and follows and _keeps(view, segments[i])
-        )
-
-    begins = at > low and chained(at - 1) and segments[at - 1].exit == segment.entry
-    own = path = block_name(view, segment)
+    begins = at > low and _chained(view, segments, at - 1) and segments[at - 1].exit == segments[at].entry
+    own = path = block_name(view, segments[at])
     while path:
         inside = [i for i, s in enumerate(segments) if _under(view, s, path)]
         first = at - 1 if begins and inside[:1] == [at - 1] else at
         if not inside or inside != list(range(first, first + len(inside))):
             break
         if inside[-1] > at:
-            return (first, inside[-1] + 1) if all(map(chained, range(at + 1, inside[-1] + 1))) else None
+            aggregates = all(_chained(view, segments, i) for i in range(at + 1, inside[-1] + 1))
+            return (first, inside[-1] + 1) if aggregates else None
         path = path.rpartition(".")[0]
-    if at + 1 == len(segments) or not chained(at + 1):
-        return None
+    return (at, at + 2) if _goes_on(view, segments, at, own) else None
+
+
+def _goes_on(view: GraphView, segments: Sequence[Segment], at: int, own: str) -> bool:
+    """Whether the next segment is a 1x1 conv unit of the same module without a pool behind it."""
+    if at + 1 == len(segments) or not _chained(view, segments, at + 1):
+        return False
     transition = at + 2 < len(segments) and segments[at + 2].kind == SegmentKind.POOL
-    own_conv = view.path(str(segments[at + 1].conv)).startswith(f"{own}.")
-    return (at, at + 2) if own_conv and not transition else None
+    return not transition and view.path(str(segments[at + 1].conv)).startswith(f"{own}.")
+
+
+def _chained(view: GraphView, segments: Sequence[Segment], at: int) -> bool:
+    """Whether a segment is a 1x1 conv unit that reads the one before it as it is."""
+    segment = segments[at]
+    follows = at == 0 or segments[at - 1].exit == segment.entry
+    return follows and is_pointwise(view, segment) and not segment.prefixed and _keeps(view, segment)
 
 
 def is_pointwise(view: GraphView, segment: Segment) -> bool:

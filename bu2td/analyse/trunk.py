@@ -7,7 +7,7 @@ between two neighbouring trunk tensors is a region; what follows the last is the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -195,47 +195,56 @@ def covers_map(view: GraphView, name: str) -> bool:
 def _deal_out(
     view: GraphView, trunk: Sequence[str], aside: Mapping[tuple[str, str], str]
 ) -> tuple[list[list[str]], list[str]]:
-    """Deal all nodes out to the stretches between trunk tensors; what follows the last is the tail.
+    """Deal all nodes out to the stretches between trunk tensors; what follows the last is the tail."""
+    places = _places(view, trunk, aside)
+    runs: list[list[str]] = [[] for _ in trunk[1:]]
+    tail: list[str] = []
+    for name, node in view.nodes.items():
+        if node.op not in ("placeholder", "output"):
+            for at in sorted(places[name]):
+                (runs[at] if 0 <= at < len(runs) else tail).append(name)
+    return runs, tail
+
+
+def _places(
+    view: GraphView, trunk: Sequence[str], aside: Mapping[tuple[str, str], str]
+) -> Mapping[str, Collection[int]]:
+    """Behind which trunk tensor a node stands, by its index.
 
     What is computed from parameters alone goes to every place that reads it.
     """
     index = {name: i for i, name in enumerate(trunk)}
     places: dict[str, set[int]] = {}
     for name, node in view.nodes.items():
-        read = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
-        read = [aside.get((source, name), source) for source in read]
+        read = [aside.get((n.name, name), n.name) for n in node.all_input_nodes if n.op != "get_attr"]
         places[name] = {max((index[n] if n in index else max(places[n], default=-1) for n in read), default=-1)}
     for name in reversed(view.nodes):
         node = view.nodes[name]
         if node.op == "get_attr" or (places[name] == {-1} and node.op not in ("placeholder", "output")):
             places[name] = {at for user in node.users for at in places[user.name]}
-    runs: list[list[str]] = [[] for _ in trunk[1:]]
-    tail: list[str] = []
-    for name, node in view.nodes.items():
-        if node.op in ("placeholder", "output"):
-            continue
-        for at in sorted(places[name]):
-            (runs[at] if 0 <= at < len(runs) else tail).append(name)
-    return runs, tail
+    return places
 
 
 def _region(view: GraphView, entry: str, exit_: str, nodes: Sequence[str]) -> Region:
     operations = [n for n in nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
     roles = frozenset(view.role(n) for n in operations)
     layers = [n for n in operations if view.role(n).dense and is_spatial(view.dims[n])]
-    several_paths = any(len(view.inputs(n)) > 1 for n in operations)
+    branches = any(len(view.inputs(n)) > 1 for n in operations) or len(layers) > 1
     reduces = view.reduction(entry) != view.reduction(exit_)
-    if reduces and all(role.rearranges for role in roles):
-        kind = RegionKind.POOL
-    elif several_paths or len(layers) > 1 or roles & {Role.OPAQUE, Role.ATTENTION}:
-        kind = RegionKind.BRANCHING
-    elif layers:
-        kind = RegionKind.CONV
-    else:
-        otherwise = RegionKind.BRANCHING if reduces else RegionKind.PASS
-        kind = next((kind for kind, marks in _BY_ROLE.items() if marks & roles), otherwise)
+    kind = _kind(roles, reduces, branches, bool(layers))
     conv = layers[0] if kind == RegionKind.CONV else None
     return Region(entry, exit_, tuple(nodes), kind, roles, conv)
+
+
+def _kind(roles: frozenset[Role], reduces: bool, branches: bool, has_layer: bool) -> RegionKind:
+    if reduces and all(role.rearranges for role in roles):
+        return RegionKind.POOL
+    if branches or roles & {Role.OPAQUE, Role.ATTENTION}:
+        return RegionKind.BRANCHING
+    if has_layer:
+        return RegionKind.CONV
+    otherwise = RegionKind.BRANCHING if reduces else RegionKind.PASS
+    return next((kind for kind, marks in _BY_ROLE.items() if marks & roles), otherwise)
 
 
 def _check_tail(view: GraphView, tail: Sequence[str]) -> None:

@@ -102,31 +102,29 @@ class Templates:
 
     def _norm_act(self, conv: str, nodes: Sequence[str]) -> tuple[str | None, str | None]:
         """The norm right behind a convolution, and the activation that follows next."""
+        norm = self._norm_behind(conv)
+        if norm is not None and self._has_activation(norm):
+            return norm, None
+        start = self.view.order[norm or conv]
+        behind = sorted((n for n in nodes if self.view.order[n] > start), key=self.view.order.__getitem__)
+        maps = (n for n in behind if is_feature_map(self.view.dims[n]))
+        return norm, next((n for n in maps if self.view.role(n) == Role.ACT or self._has_activation(n)), None)
+
+    def _norm_behind(self, name: str) -> str | None:
+        """The norm that alone reads a convolution."""
         view = self.view
-        norm: str | None = None
-        name = conv
-        while norm is None:
+        while True:
             users = [u.name for u in view.nodes[name].users if is_spatial(view.dims.get(u.name))]
             if len(users) != 1 or view.role(users[0]) not in (Role.NORM, Role.NORM_ACT, Role.PASS, Role.DROPOUT):
-                break
+                return None
             name = users[0]
             if view.role(name).normalises:
-                norm = name
-        if (
-            norm is not None
-            and view.role(norm) == Role.NORM_ACT
-            and view.converter(norm).has_activation(view.site(norm))
-        ):
-            return norm, None
-        start = view.order[norm or conv]
-        inside = set(nodes)
-        for other in view.nodes:
-            if other in inside and view.order[other] > start and is_feature_map(view.dims[other]):
-                if view.role(other) == Role.ACT:
-                    return norm, other
-                if view.role(other) == Role.NORM_ACT and view.converter(other).has_activation(view.site(other)):
-                    return norm, other
-        return norm, None
+                return name
+
+    def _has_activation(self, name: str) -> bool:
+        """Whether a node is a norm with its activation inside."""
+        view = self.view
+        return view.role(name) == Role.NORM_ACT and bool(view.converter(name).has_activation(view.site(name)))
 
     def _preactivation(self, block: Block | None) -> Preactivation | None:
         """The norm-act that a pre-activation block starts with; of another block, the finest level's last one's."""

@@ -27,6 +27,7 @@ class GraphView:
         self.order = {name: i for i, name in enumerate(self.nodes)}
         self.modules = dict(capture.graph_module.named_modules())
         self._roles: dict[str, Role] = {}
+        self._inputs: dict[str, tuple[str, ...]] = {}
 
     def site(self, name: str) -> Site:
         """The node as its converter sees it."""
@@ -67,10 +68,12 @@ class GraphView:
         """Reduction of a feature map, None for anything else."""
         return reduction_of(self.dims[name])
 
-    def inputs(self, name: str) -> list[str]:
+    def inputs(self, name: str) -> tuple[str, ...]:
         """The producers of spatial values that a node reads, without repetition; what only lends a size is none."""
-        found = (n for n in self.reads(name) if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n))
-        return [n.name for n in found]
+        if name not in self._inputs:
+            maps = (n for n in self.reads(name) if is_spatial(self.dims.get(n.name)) and not self._is_broadcast(n))
+            self._inputs[name] = tuple(n.name for n in maps)
+        return self._inputs[name]
 
     def reads(self, name: str) -> list[fx.Node]:
         """The nodes whose values a node reads, without those that only lend it their size or type."""

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cut import Branches, add, cat
-from nets import head, unit
+from nets import head, make, unit
 from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import TopologyError
+from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Block, BlockKind, ShortcutKind
 
 
@@ -108,6 +109,23 @@ def test_a_head_knows_what_binds_its_map() -> None:
     assert bound.head.pools == {bound.head.pooled_reader: (16, 16)}
     assert bound.view.operation(bound.head.pooled_reader) == "Flatten"
     assert analysed(*units, head(8)).head.pools == {}
+
+
+@pytest.mark.parametrize(("word", "count"), [("resnet18", 1), ("test_mambaout", 2)])
+def test_a_conversion_looks_at_its_graph_once(word: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second view is of the graph in which channels-last maps are shown as maps."""
+    views: list[GraphView] = []
+    built = GraphView.__init__
+
+    def counted(view: GraphView, *arguments: Any) -> None:
+        views.append(view)
+        built(view, *arguments)
+
+    monkeypatch.setattr(GraphView, "__init__", counted)
+    analysis = bu2td.analyze(make(word))
+    bu2td.convert(analysis, device="meta", max_macs_ratio=None)
+    assert len(views) == count
+    assert analysis.view is views[-1]
 
 
 # --- levels inside one piece --------------------------------------------------------------------------
