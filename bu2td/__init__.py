@@ -11,14 +11,14 @@ from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import Plan
+from bu2td.measure.memory import training_memory
 from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term
 from bu2td.ops.registry import register_converter, unregister_converter
 from bu2td.ops.roles import Role
 from bu2td.optimization.optimizer import optimize
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
-
-__version__ = "0.1.0"
+from bu2td.version import __version__ as __version__
 
 __all__ = [
     "Analysis",
@@ -41,6 +41,7 @@ __all__ = [
     "optimize",
     "register_converter",
     "save",
+    "training_memory",
     "unregister_converter",
     "verify",
 ]

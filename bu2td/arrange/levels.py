@@ -21,7 +21,7 @@ from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel
 from bu2td.ir.plan import Edits, LevelPlan, Piece, Plan
 from bu2td.ops.roles import Role
-from bu2td.options import Options, check_options
+from bu2td.options import Options
 
 #: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
 _ATTEMPTS = 6
@@ -51,10 +51,9 @@ def arrange(analysis: Analysis, options: Options) -> Plan:
         satisfy the channel system; every relaxation is named.
 
     Raises:
-        OptionError, ReductionError, WidthError, SigmaError: an option does not fit.
+        ReductionError, WidthError: an option does not fit the network.
         UnsupportedOperationError: operations without a converter reduce resolution on a level's path.
     """
-    check_options(options)
     return _Arranger(analysis, options).run()
 
 

@@ -1,6 +1,7 @@
 """How a captured graph is read."""
 
-from bu2td.graph.flatten import flatten, owner_of
+from bu2td.graph.collector import paused_collector
+from bu2td.graph.flatten import flatten, last_nodes, owner_of
 from bu2td.graph.run import shapes_of
 from bu2td.graph.source import is_torch_source, source_line
 from bu2td.graph.view import GraphView, follows_entry, residual_join, shortcut_of
@@ -10,7 +11,9 @@ __all__ = [
     "flatten",
     "follows_entry",
     "is_torch_source",
+    "last_nodes",
     "owner_of",
+    "paused_collector",
     "residual_join",
     "shapes_of",
     "shortcut_of",
