@@ -310,12 +310,11 @@ class TopDownNetwork(fx.GraphModule):
                 f"levels={levels!r} must name some of the network's reductions {list(self.plan.ladder)}"
             )
         plain = Checkpointing(chosen, inside, self.graph, self.stages)
-        self.graph = recomputing(plain.graph, segments_of(self, chosen, inside))
+        self.graph = recomputing(plain.graph, segments_of(self, self.stages, chosen, inside))
         self.record = replace(self.record, stages=plain.stages.within(self.graph), checkpointing=plain)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by level for layer-wise learning rates (timm's interface)."""
-        return {
-            "stem": r"^(prepare|pyramid)",
-            "blocks": [(rf"^{level.name}(?:_|\.)", (i,)) for i, level in enumerate(self.plan.levels)],
-        }
+        stages = (self.record.checkpointing or self.record).stages
+        levels = [rf"^(?:{'|'.join(stage.calls)})\." for stage in stages.levels]
+        return {"stem": r"^(prepare|pyramid)", "blocks": [(level, (i,)) for i, level in enumerate(levels)]}

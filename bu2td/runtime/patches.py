@@ -42,6 +42,8 @@ class PatchNetwork(nn.Module):
         logits, auxiliary = patches.forward_both(images)
         loss = F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)
 
+    `bu2td.save` and `bu2td.load` take it as any converted network.
+
     Args:
         network: a converted network; it is not copied. Optimise it with ``mode="training"`` before, if at all.
         share: height and width of the window as shares of the image's, in (0, 1]. With 1 the network runs whole.

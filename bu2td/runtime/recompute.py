@@ -4,7 +4,7 @@ Which segments. Let a level's output be kept and its inside be computed again (`
 only the outputs of the levels are stored. The peak then is the inside of the level that is in its backward pass.
 That is the finest, whose maps are four times those of the next: to store little before its backward pass begins
 buys nothing, as that begins at once. It must be cut itself: into its lateral, the upsampling and the first half of
-the merge, the second half, and its body, each computed again on its own (`pieces`).
+the merge, the second half, and its body, each computed again on its own (`in_parts`).
 
 How low the finest level can go, in maps of its size. The backward pass of a conv-norm-act unit holds the gradient
 of its result or of its input, the norm's input, the activation's mask and one gradient more. PyTorch keeps the
@@ -21,18 +21,15 @@ import contextlib
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from bu2td.ir.stages import Stage
+from bu2td.ir.stages import Stage, Stages
 from bu2td.nn import Joining, Upsample
-
-if TYPE_CHECKING:
-    from bu2td.runtime.network import TopDownNetwork
 
 #: Norms whose result nobody keeps: an activation may overwrite it.
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -176,22 +173,25 @@ class FrozenStatistics:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def segments_of(network: TopDownNetwork, levels: Sequence[int] | None, inside: bool) -> list[Segment]:
+def segments_of(
+    network: fx.GraphModule, stages: Stages, levels: Sequence[int] | None, inside: bool
+) -> list[Segment]:
     """The segments of a network, each of nodes of its graph in their order.
 
     Args:
         network: without checkpointing.
+        stages: the nodes of its graph.
         levels: reductions of the levels that are computed again; None: all, and the head.
         inside: whether the finest of them is cut into parts.
     """
-    wanted = network.plan.ladder if levels is None else levels
+    wanted = [stage.reduction for stage in stages.levels] if levels is None else levels
     found: list[Segment] = []
-    for stage in network.stages.levels:
+    for stage in stages.levels:
         nodes = [node for node in network.graph.nodes if node.name in stage.calls]
         if stage.reduction in wanted and nodes:
             cut = inside and stage.reduction == min(wanted)
             found += in_parts(nodes, stage, network) if cut else whole(nodes)
-    head = [node for node in network.graph.nodes if node.name == network.stages.head]
+    head = [node for node in network.graph.nodes if node.name == stages.head]
     return found + (whole(head) if levels is None else [])
 
 

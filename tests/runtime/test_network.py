@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import pickle
+import re
 import warnings
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -164,6 +165,21 @@ def test_timm_surface(lenet: Any) -> None:
         lenet.reset_classifier(5)
     with pytest.raises(OptionError, match="global_pool='max'"):
         network.reset_classifier(3, "max")
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_every_parameter_is_in_one_group(checkpointed: bool) -> None:
+    network = bu2td.convert(timm.create_model("resnet10t"), device="meta")
+    network.set_grad_checkpointing(checkpointed)
+    groups = network.group_matcher()["blocks"]
+    assert [order for _, order in groups] == [(i,) for i in range(len(network.plan.levels))]
+    for name, _ in network.named_parameters():
+        found = [i for pattern, (i,) in groups if re.match(pattern, name)]
+        level = next(
+            (i for i, level in enumerate(network.plan.levels) if re.match(rf"{level.name}[_.]", name)), None
+        )
+        assert found == ([] if level is None else [level]), name
+        assert (level is None) == name.startswith("head.")
 
 
 def test_checkpointing_changes_no_number() -> None:
