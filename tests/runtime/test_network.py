@@ -227,6 +227,7 @@ def test_save_and_load_by_factory(tmp_path: Path, resnet18: Any) -> None:
     content = torch.load(tmp_path / "td.pt", weights_only=True)
     assert set(content) == {"recipe", "state_dict"}
     json.dumps(content["recipe"])
+    assert content["recipe"]["bu2td"] == loaded.recipe["bu2td"] == bu2td.__version__
 
 
 def test_save_and_load_by_model(tmp_path: Path) -> None:
