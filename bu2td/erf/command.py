@@ -25,6 +25,7 @@ from bu2td.arguments import (
     respond,
 )
 from bu2td.erf.gradient import Gradients, gradient
+from bu2td.erf.plot import Panel, check_plot, plot
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import write_csv
 from bu2td.erf.theory import Fields, theory
@@ -134,8 +135,6 @@ def _check(options: argparse.Namespace) -> None:
     if options.csv:
         check_folder(options.csv)
     if options.plot:
-        from bu2td.erf.plot import check_plot
-
         check_plot(options.plot)
     if options.count < 1:
         raise OptionError(f"--count {options.count} must be at least 1")
@@ -204,12 +203,10 @@ def _find(options: argparse.Namespace, side: _Side) -> _Side:
 
 
 def _draw(options: argparse.Namespace, sides: list[_Side]) -> None:
-    from bu2td.erf.plot import Panel, plot
-
     panels = []
     for side in sides:
-        every = theory(side.subject, layers="all")
-        panels.append(Panel.of(side.word, side.subject, every, side.gradients))
+        maps = side.gradients.maps if side.gradients else {}
+        panels.append(Panel.of(side.word, side.subject, theory(side.subject, layers="all").rows, maps))
     plot(panels, options.plot)
 
 
