@@ -37,7 +37,7 @@ from bu2td.ops.fields import (
     windows,
 )
 from bu2td.ops.registry import converter_for
-from bu2td.probe.pooled import pooled_maps
+from bu2td.probe import pooled_maps
 
 #: Where a virtual canvas starts: 2^6 * 3 * 5 * 7, which common strides divide; half of it where tokens are counted,
 #: whose number is its area. There it is only as long as that along one axis at a time, and along the other one as
