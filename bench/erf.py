@@ -40,7 +40,7 @@ from bu2td.models.words import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from erf.positive import compare_support
-from test_families import SMALLEST
+from families import SMALLEST
 
 REAL = (Path(__file__).parent / "real_models.txt").read_text().split()
 MODELS = list(dict.fromkeys([*(f"bu2td:{name}" for name in INPUT_SIZES), *SMALLEST.values(), *REAL]))

@@ -140,10 +140,17 @@ def _imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
                 base = parts[: len(parts) - node.level + module.is_package]
                 source = ".".join([*base, source] if source else base)
             for alias in node.names:
-                if f"{source}.{alias.name}" in known:
-                    yield Import(module, known[f"{source}.{alias.name}"], "", node.lineno)
+                inside = f"{source}.{alias.name}"
+                if inside in known and alias.name not in _bound(known[source]):
+                    yield Import(module, known[inside], "", node.lineno)
                 elif source in known:
                     yield Import(module, known[source], alias.name, node.lineno)
+
+
+def _bound(package: Module) -> set[str]:
+    """Names that a package takes from its modules: a function hides a module of the same name."""
+    lines = [n for n in package.tree.body if isinstance(n, ast.ImportFrom) and n.module != package.name]
+    return {alias.asname or alias.name for line in lines for alias in line.names}
 
 
 def _running(tree: ast.AST) -> Iterator[ast.AST]:

@@ -42,7 +42,8 @@ SOUND = {
     "bu2td/ops/hints.py": "if TYPE_CHECKING:\n    from bu2td.io import load\nelse:\n    import bu2td.errors",
     "bu2td/ops/told.py": 'def told(x):\n    """Long.\n' + "    line\n" * 60 + '    """\n' + "    x = 1\n" * 50,
     "bu2td/analyse/refuse.py": "raise Bu2tdError('try timm.create_model(\"resnet18\")')",
-    "converters/__init__.py": "from bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
+    "converters/conv.py": "",
+    "converters/__init__.py": "from bu2td_converters import conv\nfrom bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
     "pyproject.toml": _packages("bu2td", "bu2td_converters", "bu2td.ir", "bu2td.ops"),
 }
 
