@@ -1,5 +1,7 @@
 """How a captured graph is read: flat, with its owners, shapes and source lines."""
 
+from pathlib import Path
+
 import torch
 from nets import convert_baseline
 from torch import Tensor, fx, nn
@@ -49,6 +51,6 @@ def test_a_node_knows_the_line_that_wrote_it() -> None:
     [tanh] = [node for node in graph.nodes if "tanh" in str(node.target)]
     file, _, line = source_line(tanh).rpartition(":")
     assert file.endswith("test_graph.py")
-    assert "torch.tanh" in open(__file__).read().splitlines()[int(line) - 1]  # noqa: SIM115
+    assert "torch.tanh" in Path(__file__).read_text().splitlines()[int(line) - 1]
     assert is_torch_source(torch.nn.modules.conv.__file__)
     assert not is_torch_source(__file__)
