@@ -1,4 +1,4 @@
-"""Whether the cost model of bu2td/choose.py chooses well: its gains beside measured ones, over shapes.
+"""Whether the cost model of bu2td/optimization/cost_model.py chooses well: its gains beside measured ones, over shapes.
 
     python bench/choices.py [--repeat 9] [--match winograd]
 

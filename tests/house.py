@@ -426,6 +426,13 @@ def unlisted_packages(house: House) -> list[str]:
     return sorted(listed ^ {name for name, module in house.modules.items() if module.is_package})
 
 
+def untold_packages(house: House) -> list[str]:
+    """Packages that README's section on the inside does not name."""
+    text = (house.root / "README.md").read_text().partition("## Inside")[2]
+    packages = {m.floor for m in house.modules.values() if m.is_package} - {"bu2td", "bu2td_converters"}
+    return [f"README.md does not tell of {name}" for name in sorted(packages) if f"`{name}`" not in text]
+
+
 def misplaced_tests(house: House) -> list[str]:
     """Packages without a folder of tests, and folders of tests without a package."""
     packages = {m.floor for m in house.modules.values() if m.is_package} - {"bu2td", "bu2td_converters", *LATER}
@@ -450,5 +457,6 @@ RULES: tuple[Callable[[House], list[str]], ...] = (
     worldly_names,
     unstated_contracts,
     unlisted_packages,
+    untold_packages,
     misplaced_tests,
 )

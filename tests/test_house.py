@@ -44,6 +44,7 @@ SOUND = {
     "bu2td/analyse/refuse.py": "raise Bu2tdError('try timm.create_model(\"resnet18\")')",
     "converters/conv.py": "",
     "converters/__init__.py": "from bu2td_converters import conv\nfrom bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
+    "README.md": "## Inside\n" + ", ".join(f"`{name}`" for name in (*house.STAGES, "ir", "ops")),
     "pyproject.toml": _packages("bu2td", "bu2td_converters", "bu2td.ir", "bu2td.ops"),
 }
 
@@ -87,6 +88,8 @@ PLANTED = [
     (house.unstated_contracts, "bu2td/probe/a.py", "def part():\n    '''Needs: a.'''", "part"),
     (house.unlisted_packages, "bu2td/graph/__init__.py", "", "bu2td.graph"),
     (house.unlisted_packages, "pyproject.toml", "packages = []", "bu2td.ir"),
+    (house.untold_packages, "bu2td/graph/__init__.py", "", "graph"),
+    (house.untold_packages, "README.md", "`ir`\n## Inside\n`ops`", "ir"),
     (house.misplaced_tests, "bu2td/graph/__init__.py", "", "tests/graph"),
     (house.misplaced_tests, "tests/attic/test_attic.py", "", "tests/attic"),
 ]
