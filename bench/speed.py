@@ -240,7 +240,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(name: str, task: str, kind: str, settings: Settings) -> list[dict[str, Any]]:
-    """One job."""
     return roofline_rows(name, settings) if kind == "roofline" else speed_rows(name, task, kind, settings)
 
 

@@ -43,7 +43,8 @@ SOUND = {
     "bu2td/ops/told.py": 'def told(x):\n    """Long.\n' + "    line\n" * 60 + '    """\n' + "    x = 1\n" * 50,
     "bu2td/analyse/refuse.py": "raise Bu2tdError('try timm.create_model(\"resnet18\")')",
     "converters/conv.py": "",
-    "converters/__init__.py": "from bu2td_converters import conv\nfrom bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
+    "converters/linear.py": "from bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
+    "converters/__init__.py": "from bu2td_converters import conv, linear",
     "README.md": "## Inside\n" + ", ".join(f"`{name}`" for name in (*house.STAGES, "ir", "ops")),
     "pyproject.toml": _packages("bu2td", "bu2td_converters", "bu2td.ir", "bu2td.ops"),
 }
