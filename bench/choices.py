@@ -1,4 +1,4 @@
-"""Whether the cost model of bu2td/choose.py chooses well: its gains beside measured ones, over shapes.
+"""Whether the cost model of `bu2td.optimize` chooses well: its gains beside measured ones, over shapes.
 
     python bench/choices.py [--repeat 9] [--match winograd]
 
@@ -95,7 +95,6 @@ def predicted(rule: str, mode: str, conv: nn.Conv2d, side: int, batch: int) -> t
 
 
 def run(rule: str, mode: str, *numbers: str, settings: speed.Settings) -> list[dict[str, Any]]:
-    """One row."""
     inputs, outputs, kernel, groups, side, batch = map(int, numbers)
     torch.manual_seed(0)
     last = torch.channels_last

@@ -32,7 +32,6 @@ import _results
 import torch
 
 import bu2td
-from bu2td.erf.gradient import compare_support
 from bu2td.erf.subject import subject
 from bu2td.erf.theory import theory
 from bu2td.errors import Bu2tdError, ConverterError, ExampleInputError, VerificationError
@@ -40,7 +39,8 @@ from bu2td.models.baselines import INPUT_SIZES
 from bu2td.models.words import create_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from test_families import SMALLEST
+from erf.positive import compare_support
+from families import SMALLEST
 
 REAL = (Path(__file__).parent / "real_models.txt").read_text().split()
 MODELS = list(dict.fromkeys([*(f"bu2td:{name}" for name in INPUT_SIZES), *SMALLEST.values(), *REAL]))

@@ -187,7 +187,6 @@ def main() -> None:
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows."""
     jobs = [
         (network, way, precision)
         for precision in PRECISIONS

@@ -3,7 +3,7 @@
     python bench/speed.py                        # everything, one core; goes on where it was stopped
     python bench/speed.py --match lenet_fc --repeat 3 --out /tmp/speed
     python bench/speed.py --tasks inference --kinds eager roofline
-    python bench/speed.py --rates                # the rates behind bu2td/choose.py, one minute
+    python bench/speed.py --rates                # the rates of the cost model, one minute
 
 Per network, inference and a training step (forward, cross-entropy, backward, SGD with momentum), in one process:
 
@@ -240,7 +240,6 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(name: str, task: str, kind: str, settings: Settings) -> list[dict[str, Any]]:
-    """One job."""
     return roofline_rows(name, settings) if kind == "roofline" else speed_rows(name, task, kind, settings)
 
 
@@ -251,7 +250,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--rates", action="store_true", help="measure the rates of bu2td/choose.py instead")
+    parser.add_argument("--rates", action="store_true", help="measure the rates of the cost model instead")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)

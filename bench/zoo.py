@@ -12,7 +12,7 @@ import sys
 
 import _results
 
-from bu2td.cli.commands import main
+from bu2td.cli import main
 
 if __name__ == "__main__":
     own = sys.argv[1:]

@@ -31,9 +31,8 @@ from bu2td.ops import (
     resized,
     unregister_converter,
 )
-from bu2td.optimization.optimizer import optimize
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.runtime.patches import PatchNetwork
+from bu2td.optimization import optimize
+from bu2td.runtime import PatchNetwork, TopDownNetwork
 from bu2td.version import __version__ as __version__
 
 __all__ = [

@@ -1,5 +1,5 @@
 """``python -m bu2td``: the command line."""
 
-from bu2td.cli.commands import main
+from bu2td.cli import main
 
 raise SystemExit(main())

@@ -83,21 +83,23 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def command(commands: Any, name: str, run: Callable[..., str], text: str, model: bool = True) -> Any:
-    """Add a command that runs ``run``; returns its parser."""
-    parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+def about(text: str, **settings: str) -> dict[str, Any]:
+    """Settings of a command's parser: what it does, in the list of commands and above its own help."""
+    return {"help": text, "description": f"{text[0].upper()}{text[1:]}.", **settings}
+
+
+def add_run(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], str]) -> None:
+    """Let `respond` call ``run`` where this command is chosen."""
     parser.set_defaults(run=run, parser=parser, status=0)
-    if model:
-        add_model(parser)
-    return parser
 
 
-def add_model(parser: Any) -> None:
-    """The MODEL word."""
+def add_model(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], str]) -> None:
+    """The MODEL word of a command, and what it runs."""
+    add_run(parser, run)
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
-def add_input_size(parser: Any) -> None:
+def add_input_size(parser: argparse.ArgumentParser) -> None:
     """The image size."""
     parser.add_argument(
         "--input-size",
@@ -107,7 +109,7 @@ def add_input_size(parser: Any) -> None:
     )
 
 
-def add_json(parser: Any) -> None:
+def add_json(parser: argparse.ArgumentParser) -> None:
     """JSON in place of tables."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 

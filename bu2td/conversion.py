@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.analyse.levels import analyse
-from bu2td.arrange.levels import arrange
-from bu2td.capture.trace import capture
+from bu2td.analyse import analyse
+from bu2td.arrange import arrange
+from bu2td.capture import capture
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
 from bu2td.graph.collector import paused_collector
 from bu2td.graph.flatten import flatten, owner_of
@@ -20,15 +20,13 @@ from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import Cost, Plan
 from bu2td.ir.stages import Stages, stages_of
 from bu2td.ir.tables import format_table
-from bu2td.measure.cost import measure_cost, total
+from bu2td.measure import measure_cost, total
+from bu2td.models import word_of
 from bu2td.options import Options, as_device, as_sequence, suggests_names
-from bu2td.probe.measure import probe
-from bu2td.rewrite.initialise import inherit_matching, initialise
-from bu2td.rewrite.top import MapLimit, rewrite
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.runtime.record import Recipe, Record
-from bu2td.verification.graph import LevelClaim, Report, verify_graph
-from bu2td.verification.numbers import verify_numbers
+from bu2td.probe import probe
+from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
+from bu2td.runtime import Recipe, Record, TopDownNetwork
+from bu2td.verification import LevelClaim, Report, verify_graph, verify_numbers
 
 _NAMED = 6  # layers of a kind that a note names
 
@@ -148,7 +146,7 @@ class Emission:
             options=self.plan.options,
             image_shape=captured.image_shape,
             fingerprint=captured.fingerprint,
-            factory=Recipe.factory_of(source),
+            factory=word_of(source),
             model=type(source).__name__,
             num_classes=_num_classes(self.analysis),
         )

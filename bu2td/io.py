@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from bu2td.analyse.levels import analyse
-from bu2td.capture.trace import capture
+from bu2td.analyse import analyse
+from bu2td.capture import capture
 from bu2td.conversion import emit
 from bu2td.errors import Bu2tdError, FileError, NotAModelError, nearest
 from bu2td.files import replacing
 from bu2td.graph.collector import paused_collector
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.optimization import Optimization
-from bu2td.optimization.transform import retransform
+from bu2td.models import is_library_word
+from bu2td.optimization import retransform
 from bu2td.options import as_device
-from bu2td.probe.measure import probe
-from bu2td.rewrite.initialise import fill_buffers
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.runtime.patches import PatchNetwork
-from bu2td.runtime.record import FORMAT, Recipe, is_library_word
+from bu2td.probe import probe
+from bu2td.rewrite import fill_buffers
+from bu2td.runtime import FORMAT, PatchNetwork, Recipe, TopDownNetwork
 
 
 def save(network: TopDownNetwork | PatchNetwork, file: str | os.PathLike[str]) -> None:

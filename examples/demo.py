@@ -124,7 +124,6 @@ def level_outputs(
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write into")
     parser.add_argument("--epochs", type=int, default=16, help="of each training (default 16)")
@@ -146,7 +145,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the demo."""
     args = parse_arguments()
     out: Path = args.out
     started = time.perf_counter()

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from bu2td.ir.tables import format_table
-
 BENCH = Path(__file__).parents[1] / "bench"
 pytest.importorskip("matplotlib")
 
@@ -52,8 +50,3 @@ def test_both_forms_of_a_choice_compute_the_same(
     assert len(results[0]) == (1 if mode == "inference" else 3)
     for old, new in zip(*results, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
-
-
-def test_tables_of_rows_that_lack_a_column() -> None:
-    text = format_table([{"a": 1, "b": 2.5}, {"a": 10}, {"c": "x", "a": 3}])
-    assert text.splitlines() == [" a    b  c", " 1  2.5", "10", " 3       x"]

@@ -32,25 +32,6 @@ def modules(network: nn.Module, kind: str) -> list[Any]:
 # --- channels -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dpn48b", "rexnet_100"])
-def test_blocks_that_grow_share_the_common_width(name: str) -> None:
-    """In uni a block that adds to its input's channels is fed its bottom-up share of what it makes."""
-    plan = of_timm(name, "uni").plan
-    bodies = [level for level in plan.levels if level.body]
-    assert plan.relaxations == ()
-    assert len({level.width for level in bodies}) == 1
-
-
-@pytest.mark.parametrize(("name", "reduction"), [("hgnet_tiny", 16), ("poolformer_s12", 4)])
-def test_a_first_block_that_cannot_change_a_width_gets_a_transition(name: str, reduction: int) -> None:
-    """A depthwise downsampler, or a pooling mixer, is as wide behind as before: that is no relaxation."""
-    network = of_timm(name)
-    assert network.plan.relaxations == ()
-    [level] = [level for level in network.plan.levels if level.reduction == reduction]
-    assert level.transition is not None
-    assert level.transition.in_channels == level.entry_width
-
-
 def test_branches_of_depthwise_convs_form_one_block_with_their_1x1_convs() -> None:
     for name, block in (
         ("mobileone_s0", "stages.3"),

@@ -1,111 +1,140 @@
-"""The house: floors import downwards only, importing is cheap, every pass says what it does."""
+"""The house keeps its rules (`house` has them), and every rule notices what breaks it."""
 
-import ast
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import house
 import pytest
+from house import House
 
 ROOT = Path(__file__).parents[1]
 
-#: Floors, lowest first; a module imports only from modules above it in this list.
-FLOORS = [
-    *("errors", "files", "nn", "plan", "options", "fields", "converter"),
-    *(
-        "canonical",
-        "capture",
-        "probe",
-        "intervals",
-        "view",
-        "severed",
-        "regions",
-        "layout",
-        "units",
-        "blocks",
-        "analyse",
-    ),
-    *("channels", "kinds", "restructure", "arrange", "rewrite"),
-    *("cost", "verify", "recompute", "network", "memory", "choose", "simplify", "fuse", "transform"),
-    *("initialise", "baselines", "models", "convert", "optimize", "patches", "arguments"),
-    *("zoo", "sweep", "draw", "erf", "evaluate", "cli"),
-]
+STAGE = '''
+def {name}():
+    """Do it.
 
-PASSES = {
-    "capture": "capture",
-    "probe": "probe",
-    "canonical": "canonicalise",
-    "severed": "set_aside_reads",
-    "regions": "find_regions",
-    "layout": "expose_maps",
-    "units": "read_units",
-    "blocks": "find_blocks",
-    "analyse": "analyse",
-    "channels": "solve_widths",
-    "arrange": "arrange",
-    "restructure": "restructure",
-    "rewrite": "rewrite",
-    "verify": "verify_graph",
+    Needs: nothing.
+    Returns: nothing.
+    Guarantees: nothing.
+    """
+'''
+
+
+def _packages(*names: str) -> str:
+    return f"packages = {[*names, *(f'bu2td.{floor}' for floor in house.STAGES)]}\n"
+
+
+#: A tree without a fault: the stages, data, operations, a converter, tests of every package.
+SOUND = {
+    **{f"bu2td/{name}/__init__.py": f"from bu2td.{name}.inside import {f}" for name, f in house.STAGES.items()},
+    **{f"bu2td/{name}/inside.py": STAGE.format(name=f) for name, f in house.STAGES.items()},
+    **{f"tests/{name}/test_{name}.py": "" for name in (*house.STAGES, "ir", "ops")},
+    "bu2td/__init__.py": "from bu2td.conversion import convert",
+    "bu2td/conversion.py": "from bu2td.analyse import analyse\n\ndef convert(): ...\n",
+    "bu2td/errors.py": "class Bu2tdError(Exception): ...\n",
+    "bu2td/io.py": "from bu2td.analyse import analyse",
+    "bu2td/ir/__init__.py": "@dataclass(frozen=True)\nclass Plan:\n    widths: tuple[int, ...]\n",
+    "bu2td/ops/__init__.py": "",
+    "bu2td/ops/b.py": "from bu2td.ops.a import a",
+    "bu2td/ops/c.py": "from bu2td.ops import b",
+    "bu2td/ops/hints.py": "if TYPE_CHECKING:\n    from bu2td.io import load\nelse:\n    import bu2td.errors",
+    "bu2td/ops/told.py": 'def told(x):\n    """Long.\n' + "    line\n" * 60 + '    """\n' + "    x = 1\n" * 50,
+    "bu2td/analyse/refuse.py": "raise Bu2tdError('try timm.create_model(\"resnet18\")')",
+    "converters/conv.py": "",
+    "converters/linear.py": "from bu2td.ops import *\nkeys = 'timm.layers.DropPath', 'timm.layers.Linear'\n",
+    "converters/__init__.py": "from bu2td_converters import conv, linear",
+    "README.md": "## Inside\n" + ", ".join(f"`{name}`" for name in (*house.STAGES, "ir", "ops")),
+    "pyproject.toml": _packages("bu2td", "bu2td_converters", "bu2td.ir", "bu2td.ops"),
 }
 
+LONG = "def long():\n" + "    x = 1\n" * 60
+LONG_METHOD = "class A:\n    def long(self):\n" + "        x = 1\n" * 60
+BRANCHY = "def branchy(x):\n" + "    x = 1 if x else 2\n" * 16
+#: (rule, file, its text, what the rule says).
+PLANTED = [
+    (house.unknown_floors, "bu2td/attic.py", "", "attic"),
+    (house.upward_imports, "bu2td/ir/plan.py", "from bu2td.conversion import convert", "bu2td.conversion"),
+    (house.upward_imports, "bu2td/ir/plan.py", "def late():\n    import bu2td.analyse", "bu2td.analyse"),
+    (house.upward_imports, "bu2td/ir/plan.py", "from ..conversion import convert", "bu2td.conversion"),
+    (house.upward_imports, "converters/conv.py", "from bu2td.analyse import analyse", "bu2td.analyse"),
+    (house.circles, "bu2td/ops/a.py", "from bu2td.ops.c import c", "a <-> bu2td.ops.b <-> bu2td.ops.c"),
+    (house.circles, "bu2td/ops/a.py", "def late():\n    from bu2td.ops.b import b", "bu2td.ops.a <-> bu2td.ops.b"),
+    (house.circles, "bu2td/ops/a.py", "import bu2td.ops.a", "itself"),
+    (house.private_imports, "bu2td/io.py", "from bu2td.conversion import _build", "_build"),
+    (house.private_imports, "bu2td/io.py", "from bu2td import conversion as c\nc._build()", "_build"),
+    (house.private_imports, "bu2td/io.py", "import bu2td.conversion\nbu2td.conversion._build()", "_build"),
+    (house.imports_behind_faces, "bu2td/io.py", "from bu2td.analyse.inside import analyse", "not bu2td.analyse"),
+    (house.imports_behind_faces, "bu2td/io.py", "from bu2td.analyse import inside", "not bu2td.analyse"),
+    (house.met_strangers, "bu2td/verification/inside.py", "from bu2td.arrange import arrange", "bu2td.arrange"),
+    (house.met_strangers, "bu2td/verification/inside.py", "from bu2td.io import a", "reaches bu2td.analyse"),
+    (house.soft_data, "bu2td/ir/a.py", "@dataclass\nclass A:\n    x: int", "is not frozen"),
+    (
+        house.soft_data,
+        "bu2td/ir/a.py",
+        "@dataclass(frozen=True)\nclass A:\n    x: tuple[dict[str, int], ...]",
+        "dict",
+    ),
+    (house.large_functions, "bu2td/ops/a.py", LONG, "61 lines"),
+    (house.large_functions, "bu2td/ops/a.py", LONG_METHOD, "A.long"),
+    (house.large_functions, "bu2td/ops/a.py", BRANCHY, "16 decisions"),
+    (house.worldly_names, "bu2td/analyse/a.py", "if name == 'resnet18': ...", "resnet"),
+    (house.worldly_names, "bu2td/analyse/a.py", "is_dla = True", "dla"),
+    (house.worldly_names, "bu2td/analyse/a.py", "def f(densenet=1): ...", "densenet"),
+    (house.worldly_names, "bu2td/analyse/a.py", "import timm.layers as layers", "timm"),
+    (house.worldly_names, "bu2td/analyse/a.py", "drops = ('DropPath',)", "DropPath"),
+    (house.unstated_contracts, "bu2td/probe/inside.py", "def probe():\n    '''Needs: a. Returns: b.'''", "probe"),
+    (house.unstated_contracts, "bu2td/probe/inside.py", "", "has no function probe"),
+    (house.unstated_contracts, "bu2td/probe/a.py", "def part():\n    '''Needs: a.'''", "part"),
+    (house.unlisted_packages, "bu2td/graph/__init__.py", "", "bu2td.graph"),
+    (house.unlisted_packages, "pyproject.toml", "packages = []", "bu2td.ir"),
+    (house.untold_packages, "bu2td/graph/__init__.py", "", "graph"),
+    (house.untold_packages, "README.md", "`ir`\n## Inside\n`ops`", "ir"),
+    (house.misplaced_tests, "bu2td/graph/__init__.py", "", "tests/graph"),
+    (house.misplaced_tests, "tests/attic/test_attic.py", "", "tests/attic"),
+]
 
-def _imports(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        else:
-            continue
-        found |= {n.split(".")[1] for n in names if n.startswith("bu2td.") and n.split(".")[1] in FLOORS}
-    return found
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[..., House]:
+    """Write a tree, by default the sound one, and read it."""
+
+    def written(files: dict[str, str]) -> House:
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return House(tmp_path)
+
+    return written
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_floors_import_only_from_below(floor: str) -> None:
-    place = ROOT / "bu2td" / floor
-    files = list(place.glob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    below = set(FLOORS[: FLOORS.index(floor)])
-    for file in files:
-        upward = _imports(file) - below - {floor}
-        # `load` calls the factory of a recipe, which is the only reason for an import at run time.
-        assert not upward, f"{file.name} imports upward: {upward}"
+@pytest.fixture(scope="module")
+def this() -> House:
+    return House(ROOT)
 
 
-def test_every_module_has_a_floor() -> None:
-    modules = {p.stem for p in (ROOT / "bu2td").glob("*.py")} | {"nn", "erf", "evaluate"}
-    assert modules - {"__init__", "__main__"} == set(FLOORS)
+@pytest.mark.parametrize("rule", house.RULES, ids=lambda rule: rule.__name__)
+def test_the_house_keeps_the_rule(rule: Callable[[House], list[str]], this: House) -> None:
+    found = rule(this)
+    assert not found, "\n" + "\n".join(found)
 
 
-def test_converters_stand_on_the_converter_floor() -> None:
-    allowed = set(FLOORS[: FLOORS.index("converter") + 1])
-    for file in (ROOT / "converters").glob("*.py"):
-        assert _imports(file) <= allowed, file.name
+@pytest.mark.parametrize("rule", house.RULES, ids=lambda rule: rule.__name__)
+def test_a_sound_tree_breaks_no_rule(rule: Callable[[House], list[str]], tree: Callable[..., House]) -> None:
+    assert rule(tree(SOUND)) == []
 
 
-@pytest.mark.parametrize("module", PASSES)
-def test_passes_state_needs_returns_and_guarantees(module: str) -> None:
-    import importlib
+@pytest.mark.parametrize(("rule", "file", "text", "said"), PLANTED)
+def test_a_planted_violation_is_found(
+    rule: Callable[[House], list[str]], file: str, text: str, said: str, tree: Callable[..., House]
+) -> None:
+    found = rule(tree({**SOUND, file: text}))
+    assert any(said in line for line in found), found
 
-    function = getattr(importlib.import_module(f"bu2td.{module}"), PASSES[module])
-    for word in ("Needs:", "Returns:", "Guarantees:"):
-        assert word in function.__doc__
 
-
-def test_no_family_names_in_the_passes() -> None:
-    families = ("resnet", "mobilenet", "densenet", "inception", "vgg", "convnext", "squeezenet", "googlenet", "dla")
-    for module in PASSES:
-        tree = ast.parse((ROOT / "bu2td" / f"{module}.py").read_text())
-        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        docs = {
-            ast.get_docstring(n, clean=False)
-            for n in ast.walk(tree)
-            if isinstance(n, ast.FunctionDef | ast.Module | ast.ClassDef)
-        }
-        examples = ("create_model(", "timm.models.nfnet")  # an error's example, a leaf that is no leaf
-        code = [s.lower() for s in strings if s not in docs and not any(e in s for e in examples)]
-        assert not [s for s in code for f in families if f in s]
+def test_every_rule_has_a_planted_violation() -> None:
+    assert {rule for rule, *_ in PLANTED} == set(house.RULES)
 
 
 def test_import_loads_nothing_optional() -> None:

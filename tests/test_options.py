@@ -83,16 +83,6 @@ def test_merge(resnet18: Any) -> None:
     }
 
 
-def test_merges_compute_what_they_say() -> None:
-    x, lateral = torch.rand(1, 2, 4, 4), torch.rand(1, 2, 4, 4)
-    from bu2td.nn import Merge
-
-    seen = {join: Merge(nn.Identity(), join=join)(x, lateral) for join in ("add_concat", "add", "concat")}
-    torch.testing.assert_close(seen["add_concat"], torch.cat([x + lateral, lateral], 1))
-    torch.testing.assert_close(seen["add"], x + lateral)
-    torch.testing.assert_close(seen["concat"], torch.cat([x, lateral], 1))
-
-
 def test_pyramid_and_sigma(resnet18: Any) -> None:
     network = bu2td.convert(resnet18, pyramid="max_blur", sigma=0.75, device="meta")
     pyramid: Any = network.pyramid

@@ -1,5 +1,5 @@
 """The command line."""
 
-from bu2td.cli.commands import main
+from bu2td.cli.program import main
 
 __all__ = ["main"]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bu2td
 from bu2td.arguments import (
     Parser,
+    about,
     add_input_size,
     add_json,
     add_model,
@@ -25,6 +26,7 @@ from bu2td.arguments import (
     respond,
 )
 from bu2td.erf.gradient import Gradients, gradient
+from bu2td.erf.plot import Panel, check_plot, plot
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import write_csv
 from bu2td.erf.theory import Fields, theory
@@ -37,21 +39,20 @@ from bu2td.errors import (
     nearest,
 )
 from bu2td.ir.tables import format_table
-from bu2td.models.words import create_model
+from bu2td.models import create_model
 
 MODES = ("theory", "gradient", "both")
 SIDES = ("bottom-up", "top-down")
 
 #: Settings of the parser, here and in ``bu2td erf``.
-ABOUT: dict[str, Any] = {
-    "help": "show the receptive fields of a model and of its top-down network",
-    "description": "Show the receptive fields of a model and of its top-down network, level by level.",
-    "epilog": "Fields are in pixels. A size with + sees the whole image besides, through a global gate.",
-}
+ABOUT = about(
+    "show the receptive fields of a model and of its top-down network, level by level",
+    epilog="Fields are in pixels. A size with + sees the whole image besides, through a global gate.",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; see `bu2td.cli.commands.main`."""
+    """Run the command; see `bu2td.arguments.respond`."""
     parser = Parser(prog="python -m bu2td.erf", **{k: v for k, v in ABOUT.items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))
@@ -59,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
-    parser.set_defaults(run=run, parser=parser, status=0)
-    add_model(parser)
+    add_model(parser, run)
     add = parser.add_argument
     add(
         "--arrangement",
@@ -134,8 +134,6 @@ def _check(options: argparse.Namespace) -> None:
     if options.csv:
         check_folder(options.csv)
     if options.plot:
-        from bu2td.erf.plot import check_plot
-
         check_plot(options.plot)
     if options.count < 1:
         raise OptionError(f"--count {options.count} must be at least 1")
@@ -204,12 +202,10 @@ def _find(options: argparse.Namespace, side: _Side) -> _Side:
 
 
 def _draw(options: argparse.Namespace, sides: list[_Side]) -> None:
-    from bu2td.erf.plot import Panel, plot
-
     panels = []
     for side in sides:
-        every = theory(side.subject, layers="all")
-        panels.append(Panel.of(side.word, side.subject, every, side.gradients))
+        maps = side.gradients.maps if side.gradients else {}
+        panels.append(Panel.of(side.word, side.subject, theory(side.subject, layers="all").rows, maps))
     plot(panels, options.plot)
 
 
@@ -249,11 +245,11 @@ def _text(options: argparse.Namespace, sides: list[_Side]) -> str:
     lines = [f"receptive fields of {what}{turned}, image {size}"]
     together = options.layers == "levels"
     levels = sorted({name for side in sides for name in side.subject.levels}, key=lambda n: -Fraction(n[1:]))
-    for kind, about, cells in (("fields", _THEORY, _theory_cells), ("gradients", _GRADIENT, _gradient_cells)):
+    for kind, explained, cells in (("fields", _THEORY, _theory_cells), ("gradients", _GRADIENT, _gradient_cells)):
         tables = [(s.word, getattr(s, kind).rows if getattr(s, kind) else [], cells) for s in sides]
         if not any(rows for _, rows, _ in tables):
             continue
-        lines += ["", about.format(count=options.count, seed=options.seed)]
+        lines += ["", explained.format(count=options.count, seed=options.seed)]
         if together:
             lines.append(format_table(_side_by_side(tables, levels)))
         else:

@@ -37,15 +37,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.erf.intervals import Line, intervals
-from bu2td.erf.positive import positive_copy, positive_graph
+from bu2td.erf.plot import plot_maps
 from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import Table
-from bu2td.errors import ExampleInputError, NonFiniteError, OptionError, UnsupportedOperationError
+from bu2td.errors import ExampleInputError, NonFiniteError, OptionError
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.tables import format_table
 from bu2td.options import as_device
 
-__all__ = ["Gradients", "compare_support", "gradient", "input_gradients", "positive_copy"]
+__all__ = ["Gradients", "centre_fields", "gradient", "input_gradients"]
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,18 @@ class Gradients(Table):
             FileError: the file cannot be written.
             MissingPackageError: matplotlib is not installed.
         """
-        from bu2td.erf.plot import plot_maps
-
-        plot_maps([self], file)
+        plot_maps(self.title, self.maps, self.image_size, file)
 
 
 @dataclass(frozen=True)
-class _Box:
-    """A theoretical field: its pixels inside the image, its size without borders, whether the image cuts it off."""
+class CentreField:
+    """The theoretical field of a centre unit.
+
+    Attributes:
+        rows, columns: its pixels inside the image.
+        size: its height and width without borders.
+        clipped: whether the image cuts it off.
+    """
 
     rows: slice
     columns: slice
@@ -170,7 +174,7 @@ def gradient(
     axes = {node: looked_at.axes(node) for node in nodes.values()}
     found = input_gradients(network, axes, batches)
     maps = {layer: _distribution(layer, found[node]) for layer, node in nodes.items()}
-    fields = _theory(looked_at, nodes, size)
+    fields = centre_fields(looked_at, nodes, size)
     rows = [
         _row(layer, node, looked_at, maps[layer], fields.get(layer), axes[node]) for layer, node in nodes.items()
     ]
@@ -268,42 +272,6 @@ def _random_images(
         yield torch.randn((min(batch_size, count - start), channels, *size), generator=generator)
 
 
-def compare_support(model: Any, side: int, *, example_inputs: Tensor | None = None) -> list[dict[str, Any]]:
-    """Compare the theoretical field of the centre unit of every level with the positive copy's gradient.
-
-    Args:
-        model: as for `positive_copy`.
-        side: of the square canvas; fields are compared pixel by pixel with what of them lies on it.
-        example_inputs: an image batch, which fixes channels as in `bu2td.analyze`.
-
-    Returns:
-        A dict per level, coarse to fine: name, theory and support, each (top, left, bottom, right) in pixels,
-        ends included; whole: whether the canvas holds the whole field; cause: "", or the operation that a
-        positive copy has no rule for, behind which ``support`` is None. ``theory`` is None behind an operation
-        without an interval rule.
-    """
-    looked_at = subject(model, example_inputs)
-    channels = looked_at.image_shape[1]
-    boxes = _theory(looked_at, looked_at.levels, (side, side))
-    rows = []
-    for name, node in looked_at.levels.items():
-        box = boxes.get(name)
-        edges, cause = None, ""
-        if box is not None:
-            edges = (box.rows.start, box.columns.start, box.rows.stop - 1, box.columns.stop - 1)
-        try:
-            copied = positive_graph(looked_at, [node])
-        except UnsupportedOperationError as error:
-            found, cause = None, str(error).splitlines()[1].strip()
-        else:
-            image = torch.ones(1, channels, side, side, dtype=torch.float64)
-            at = input_gradients(copied, {node: looked_at.axes(node)}, iter([image]))[node].nonzero()
-            found = (*at.min(0).values.tolist(), *at.max(0).values.tolist())
-        whole = bool(box and not box.clipped)
-        rows.append({"name": name, "theory": edges, "support": found, "whole": whole, "cause": cause})
-    return rows
-
-
 # --- numbers ------------------------------------------------------------------------------------------
 
 
@@ -342,7 +310,7 @@ def _row(
     node: str,
     looked_at: Subject,
     mass: Tensor,
-    field: _Box | None,
+    field: CentreField | None,
     axes: tuple[int, int],
 ) -> dict[str, Any]:
     reached = bool(mass.any())
@@ -404,7 +372,7 @@ def _check_finite(looked_at: Subject) -> None:
         )
 
 
-def _theory(looked_at: Subject, nodes: Mapping[str, str], size: tuple[int, int]) -> dict[str, _Box]:
+def centre_fields(looked_at: Subject, nodes: Mapping[str, str], size: tuple[int, int]) -> dict[str, CentreField]:
     """The theoretical field of the centre unit of each layer; layers behind an operation without a rule miss."""
     graph, dims = looked_at.graph_module, looked_at.dims
     free = intervals(graph, dims, looked_at.image_shape)
@@ -421,7 +389,7 @@ def _theory(looked_at: Subject, nodes: Mapping[str, str], size: tuple[int, int])
             for (lo, hi), whole, side in zip(seen, (height, width), size, strict=True)
         )
         rows, columns = (slice(lo, hi + 1) for lo, hi in seen)
-        boxes[layer] = _Box(rows, columns, (height, width), clipped)
+        boxes[layer] = CentreField(rows, columns, (height, width), clipped)
     return boxes
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -24,9 +25,6 @@ from bu2td.ops.roles import Role
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from bu2td.erf.gradient import Gradients
-    from bu2td.erf.theory import Fields
 
 __all__ = ["Curve", "Level", "Panel", "check_plot", "plot", "plot_fields", "plot_maps"]
 
@@ -85,21 +83,26 @@ class Panel:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, word: str, looked_at: Subject, every: Fields, gradients: Gradients | None = None) -> Panel:
-        """The panel of a network out of the fields of all its layers."""
+    def of(
+        cls,
+        word: str,
+        looked_at: Subject,
+        rows: Sequence[Mapping[str, Any]],
+        maps: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> Panel:
+        """The panel of a network out of the rows of all its layers, and the heat maps of some."""
         depth = depths(looked_at)
-        rows = {row["node"]: row for row in every.rows if row["size"] is not None}
+        fields = {row["node"]: row for row in rows if row["size"] is not None}
         largest: dict[int, int] = {}
-        for node, row in rows.items():
+        for node, row in fields.items():
             largest[depth[node]] = max(largest.get(depth[node], 0), *row["size"])
         levels = []
         for name, node in looked_at.levels.items():
-            if node in rows:
-                row = rows[node]
+            if node in fields:
+                row = fields[node]
                 box = _box(row, looked_at, node)
                 levels.append(Level(name, row["reduction"], depth[node], max(row["size"]), box))
         size = (looked_at.image_shape[2], looked_at.image_shape[3])
-        maps = gradients.maps if gradients else {}
         return cls(word, size, Curve(sorted(largest), [largest[d] for d in sorted(largest)]), levels, maps)
 
 
@@ -176,35 +179,39 @@ def plot(panels: Sequence[Panel], path: str | os.PathLike[str], *, title: str | 
             figure.savefig(temporary, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
 
 
-def plot_fields(fields: Fields, path: str | os.PathLike[str]) -> None:
-    """Draw the rows of one table in their order: field size against the number of the row.
+def plot_fields(
+    title: str, rows: Sequence[Mapping[str, Any]], image_size: tuple[int, int], path: str | os.PathLike[str]
+) -> None:
+    """Draw the rows of `bu2td.erf.Fields` in their order: field size against the number of the row.
 
     Raises:
         OptionError, FileError, MissingPackageError: see `check_plot`.
     """
-    word = "top-down" if fields.title.startswith("top-down") else "bottom-up"
-    rows = [(i, row) for i, row in enumerate(fields.rows, start=1) if row["size"] is not None]
-    curve = Curve([i for i, _ in rows], [max(row["size"]) for _, row in rows])
-    few = len(rows) <= 12
+    numbered = [(i, row) for i, row in enumerate(rows, start=1) if row["size"] is not None]
+    curve = Curve([i for i, _ in numbered], [max(row["size"]) for _, row in numbered])
+    few = len(numbered) <= 12
     levels = [
         Level(row["name"], row["reduction"] or 0, i, max(row["size"]), (0.0, 0.0, 0.0, 0.0))
-        for i, row in rows
+        for i, row in numbered
         if few or row["name"][1:].isdecimal()
     ]
-    plot([Panel(word, fields.image_size, curve, levels)], path, title=fields.title)
+    plot([Panel(_word(title), image_size, curve, levels)], path, title=title)
 
 
-def plot_maps(gradients: Sequence[Gradients], path: str | os.PathLike[str]) -> None:
-    """Draw the heat map of every layer, a network per row.
+def plot_maps(
+    title: str, maps: Mapping[str, Tensor], image_size: tuple[int, int], path: str | os.PathLike[str]
+) -> None:
+    """Draw the heat map of every layer of `bu2td.erf.Gradients`.
 
     Raises:
         OptionError, FileError, MissingPackageError: see `check_plot`.
     """
-    panels = []
-    for one in gradients:
-        word = "top-down" if one.title.startswith("top-down") else "bottom-up"
-        panels.append(Panel(word, one.image_size, Curve((), ()), (), one.maps))
-    plot(panels, path)
+    plot([Panel(_word(title), image_size, Curve((), ()), (), maps)], path)
+
+
+def _word(title: str) -> str:
+    """Which of the two networks a title is of."""
+    return "top-down" if title.startswith("top-down") else "bottom-up"
 
 
 # --- the figure ---------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor, fx, nn
 
 from bu2td.erf.intervals import Intervals, Line, PyramidField, intervals
+from bu2td.erf.plot import plot_fields
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import Table
 from bu2td.errors import OptionError, TopologyError, nearest
@@ -88,9 +89,7 @@ class Fields(Table):
             MissingPackageError: matplotlib is not installed.
             FileError: the file cannot be written.
         """
-        from bu2td.erf import plot
-
-        plot.plot_fields(self, path)
+        plot_fields(self.title, self.rows, self.image_size, path)
 
 
 def theory(
@@ -147,20 +146,13 @@ def theory(
 
 def _named(looked_at: Subject, layers: str | Sequence[str]) -> list[tuple[str, fx.Node]]:
     """The layers that are asked for as (name, node), in the order of the graph."""
-    nodes = {n.name: n for n in looked_at.graph_module.graph.nodes}
-    values = [n for n in nodes.values() if _is_value(n, looked_at)]
+    values = [n for n in looked_at.graph_module.graph.nodes if _is_value(n, looked_at)]
     every = _module_names(values)
     if isinstance(layers, str) and layers == "all":
         return [(every[node], node) for node in values]
     if isinstance(layers, str) and layers == "levels":
-        chosen = {node: name for name, node in looked_at.levels.items()}
-        return _levels(looked_at, values, chosen, every)
-    known: dict[str, fx.Node] = {}
-    for node in values:  # a container is known by its last operation
-        parts = (str(node.target) if node.op == "call_module" else node.meta.get("path", "")).split(".")
-        known |= {".".join(parts[:i]): node for i in range(1, len(parts) + 1)}
-    known |= {**{n.name: n for n in values}, **{name: node for node, name in every.items()}}
-    known |= {name: nodes[node] for name, node in looked_at.levels.items()}
+        return _levels(looked_at, values, every)
+    known = _known(looked_at, values, every)
     asked = [layers] if isinstance(layers, str) else list(layers)
     for layer in asked:
         if layer not in known:
@@ -171,6 +163,17 @@ def _named(looked_at: Subject, layers: str | Sequence[str]) -> list[tuple[str, f
         looked_at.axes(known[layer].name, layer)
     order = {node: i for i, node in enumerate(values)}
     return sorted(((layer, known[layer]) for layer in asked), key=lambda item: order[item[1]])
+
+
+def _known(looked_at: Subject, values: Sequence[fx.Node], every: Mapping[fx.Node, str]) -> dict[str, fx.Node]:
+    """What may be asked for: containers (their last operation), nodes, modules, levels; a later one goes before."""
+    known: dict[str, fx.Node] = {}
+    for node in values:
+        parts = (str(node.target) if node.op == "call_module" else node.meta.get("path", "")).split(".")
+        known |= {".".join(parts[:i]): node for i in range(1, len(parts) + 1)}
+    nodes = {node.name: node for node in values}
+    known |= {**nodes, **{name: node for node, name in every.items()}}
+    return known | {name: nodes[node] for name, node in looked_at.levels.items()}
 
 
 def _is_value(node: fx.Node, looked_at: Subject) -> bool:
@@ -195,9 +198,10 @@ def _module_names(nodes: Sequence[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _levels(
-    looked_at: Subject, values: Sequence[fx.Node], chosen: Mapping[str, str], every: Mapping[fx.Node, str]
+    looked_at: Subject, values: Sequence[fx.Node], every: Mapping[fx.Node, str]
 ) -> list[tuple[str, fx.Node]]:
     """First convolution, levels, head."""
+    chosen = {node: name for name, node in looked_at.levels.items()}
     modules = dict(looked_at.graph_module.named_modules())
     found = []
     first = True

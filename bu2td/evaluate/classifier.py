@@ -13,7 +13,7 @@ from bu2td.errors import ModelOutputError, NotAModelError, OptionError
 from bu2td.evaluate.data import Data, Images
 from bu2td.evaluate.settings import Settings
 from bu2td.models.words import create_model
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 _CHUNK = 1024
 

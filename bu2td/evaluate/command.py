@@ -53,7 +53,7 @@ _VARIED = ("lr", "batch_size", "weight_decay")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; see `bu2td.cli.commands.main`."""
+    """Run the command; see `bu2td.arguments.respond`."""
     parser = Parser(prog="python -m bu2td.evaluate", **{k: v for k, v in ABOUT.items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))

@@ -21,7 +21,7 @@ from bu2td.evaluate.fit import write_rows
 from bu2td.evaluate.runfolder import RunFolder, create, describe_data, move_aside, open_run
 from bu2td.evaluate.search import search
 from bu2td.evaluate.settings import Settings
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 STAGES = ("all", "train", "robustness", "corruptions", "explain")
 _ATTACKED, _MAPS = "robustness", "explanations.npz"

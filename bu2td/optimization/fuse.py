@@ -28,7 +28,7 @@ from bu2td.optimization.kernels import (
 from bu2td.optimization.kernels.fused import activation_of
 from bu2td.optimization.kernels.lowres import Pair, same_padding, summed_kernel
 from bu2td.optimization.simplify import winograd_forms
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SUM_METHODS = ("add", "add_")

@@ -14,7 +14,7 @@ from bu2td.errors import NotAModelError, OptimizeError, OptionError, Verificatio
 from bu2td.ir.optimization import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
 from bu2td.optimization.transform import transform
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 #: Relative difference of the logits that is allowed.
 TOLERANCE = 1e-4

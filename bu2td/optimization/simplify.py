@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample
 from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 #: Activations that take their input's memory, also under autograd.
 _IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)

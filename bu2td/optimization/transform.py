@@ -13,7 +13,7 @@ from bu2td.ops.surgery import meta_copy
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.fuse import fuse
 from bu2td.optimization.simplify import Shapes, simplify
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 
 def transform(network: TopDownNetwork, choose: Chooser, image_shape: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from bu2td.ir.optimization import Optimization
 from bu2td.ir.plan import Plan
@@ -70,20 +70,6 @@ class Recipe:
         names = ("fingerprint", "factory", "model", "num_classes", "bu2td", "torch")
         rest = {name: data[name] for name in names}
         return Recipe(Options(**options), tuple(data["image_shape"]), optimization=optimization, **rest)
-
-    @staticmethod
-    def factory_of(model: nn.Module) -> str | None:
-        """The word that builds a model again, where a library knows it."""
-        config: Any = getattr(model, "pretrained_cfg", None)
-        known = getattr(model, "bu2td_factory", None) or (
-            config.get("architecture") if hasattr(config, "get") else None
-        )
-        return known if is_library_word(known) else None
-
-
-def is_library_word(word: Any) -> bool:
-    """Whether a word builds a model of a library: a file must not name a user's code, which `load` would run."""
-    return isinstance(word, str) and (":" not in word or word.startswith(("torchvision:", "bu2td:")))
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ from bu2td.errors import (
 )
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import Plan, Relaxation
-from bu2td.models.words import create_model
-from bu2td.rewrite.initialise import initialise
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.models import create_model
+from bu2td.rewrite import initialise
+from bu2td.runtime import TopDownNetwork
 
 __all__ = ["Row", "ZooModel", "convert_model", "list_zoo", "select"]
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 import bu2td
-from bu2td.cli import commands as cli
-from bu2td.cli.commands import main
+from bu2td.cli import main, structure
 
 LENET = "bu2td:lenet_fc"
 
@@ -67,7 +66,7 @@ def test_inspect_another_size(run: Any) -> None:
 
 def test_inspect_allocates_nothing_and_analyses_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     devices, analyses = [], []
-    analyze, create_model = bu2td.analyze, cli.create_model
+    analyze, create_model = bu2td.analyze, structure.create_model
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         analyses.append(1)
@@ -78,7 +77,7 @@ def test_inspect_allocates_nothing_and_analyses_once(run: Any, monkeypatch: pyte
         return create_model(word, device=device)
 
     monkeypatch.setattr(bu2td, "analyze", counted)
-    monkeypatch.setattr(cli, "create_model", watched)
+    monkeypatch.setattr(structure, "create_model", watched)
     assert run("inspect", LENET)[0] == 0
     assert (devices, len(analyses)) == (["meta"], 1)
 
@@ -253,7 +252,7 @@ def test_interrupted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "create_model", interrupt)
+    monkeypatch.setattr(structure, "create_model", interrupt)
     assert run("inspect", LENET) == (130, "", "")
 
 

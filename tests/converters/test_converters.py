@@ -1,11 +1,6 @@
 """Converters: every operation is rebuilt for other widths, and the registry keeps its rules."""
 
-import importlib.metadata
-import subprocess
-import sys
-import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +11,6 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import ConverterError
-from bu2td.ops.registry import converter_for_type, registered
 from bu2td.ops.roles import Role
 
 
@@ -235,29 +229,6 @@ def test_regroup_and_frozen_are_named_and_counted() -> None:
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
-class Mixing(nn.Module):
-    """A residual block without convolution whose main path reads its own normalised entry twice."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.gamma = nn.GroupNorm(1, width), nn.Parameter(torch.ones(width, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(x)
-        return x + self.gamma * (F.avg_pool2d(y, 3, 1, 1) - y)
-
-
-def test_transition_where_a_first_block_cannot_change_its_width() -> None:
-    model = nn.Sequential(
-        unit(3, 8), Mixing(8), Mixing(8), unit(8, 16, 3, 2), Mixing(16), unit(16, 24, 3, 2), Mixing(24), head(24)
-    )
-    network = bu2td.convert(model, example_inputs=torch.zeros(1, 3, 32, 32), seed=0, max_macs_ratio=None)
-    assert network.plan.relaxations == ()
-    assert network.get_submodule("r1_transition.conv").in_channels == 16
-    network(torch.rand(2, 3, 30, 30)).square().sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
-
-
 class Mystery(nn.Module):
     """An operation of a user's own: scales every channel by a learned gain, on a fixed number of channels."""
 
@@ -342,33 +313,3 @@ def test_a_converter_that_fails_is_named() -> None:
             bu2td.convert(Around(Mystery), example_inputs=torch.zeros(1, 3, 32, 32))
     finally:
         bu2td.unregister_converter(Mystery)
-
-
-def test_our_converters_come_through_the_entry_point() -> None:
-    assert "bu2td_converters" in {e.value for e in importlib.metadata.entry_points(group="bu2td.converters")}
-    names = dict(registered())
-    assert {"torch.nn.modules.conv.Conv2d", "timm.layers.norm_act.BatchNormAct2d", "method:chunk"} <= set(names)
-    assert all(type(c).__doc__ for c in names.values())
-    assert converter_for_type(nn.Module) is None
-
-
-def test_a_package_brings_its_converters(tmp_path: Path) -> None:
-    """A distribution with an entry point in the group is loaded at the first look-up."""
-    (tmp_path / "their_converters.py").write_text(
-        textwrap.dedent("""
-            import bu2td
-
-            @bu2td.register_converter("their_package.Op")
-            class OpConverter(bu2td.Converter):
-                role = bu2td.Role.PASS
-        """)
-    )
-    info = tmp_path / "their_package-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[bu2td.converters]\ntheirs = their_converters\n")
-    code = "from bu2td.ops import registered; print('their_package.Op' in dict(registered()))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
-    )
-    assert result.stdout.strip() == "True", result.stderr

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from bu2td.cli import commands as cli
+from bu2td import cli
 from bu2td.erf import command
 
 LENET = "bu2td:lenet_fc"

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td import errors
-from bu2td.erf.gradient import _moments, _side, compare_support, gradient, input_gradients, positive_copy
+from bu2td.erf.gradient import _moments, _side, gradient, input_gradients
 from bu2td.erf.intervals import intervals
 from bu2td.erf.subject import subject
 from bu2td.models import baselines
 from bu2td.nn import REDUCERS
+from erf.positive import compare_support, positive_copy
 
 slow = pytest.mark.slow
 needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="no timm")

@@ -13,7 +13,7 @@ import pytest
 for package in ("foolbox", "lightning_fabric", "yaml", "matplotlib", "torchvision"):
     pytest.importorskip(package)
 
-from bu2td.cli import commands as cli
+from bu2td import cli
 from bu2td.evaluate import Settings, evaluate
 from bu2td.evaluate.command import main
 from bu2td.evaluate.runfolder import move_aside

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import bu2td
-from bu2td.cli.commands import main
+from bu2td.cli import main
 from bu2td.errors import FusedNetworkError, ReductionError
 from bu2td.measure.memory import Tracker, measured, training_memory
 from bu2td.models import baselines
@@ -316,7 +316,7 @@ def test_inspect_says_what_it_cannot_predict(call: Any, monkeypatch: pytest.Monk
     def fails(*args: Any) -> None:
         raise NotImplementedError("no backward on meta")
 
-    monkeypatch.setattr("bu2td.cli.commands.training_memory", fails)
+    monkeypatch.setattr("bu2td.cli.inspection.training_memory", fails)
     status, out, _ = call(main, "inspect", "bu2td:lenet_fc", "--arrangement", "td")
     assert status == 0
     row = next(line.split() for line in out.splitlines() if line.startswith("td "))

@@ -265,7 +265,7 @@ BAD_NAMES = [
     ("some/folder", "looks like a path"),
     ("user_nets.py", "write user_nets.py:FACTORY"),
     ("torchvison:resnet18", "Did you mean 'torchvision'"),
-    ("bu2td.baselins:nin", "no module 'bu2td.baselins'. Did you mean 'bu2td.models.baselines'?"),
+    ("bu2td.models.baselins:nin", "no module 'bu2td.models.baselins'. Did you mean 'bu2td.models.baselines'?"),
     ("bu2td.models.baselines:lenetfc", "Did you mean 'lenet_fc'"),
     ("bu2td.models.baselines:NIN", "missing 2 required positional arguments"),
     ("bu2td.models.baselines:NIN.widths", "no 'NIN.widths' in module 'bu2td.models.baselines'"),

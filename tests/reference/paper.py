@@ -139,7 +139,6 @@ class PlainTopDown(nn.Module):
         self.classifier = Unit(width, 10, 1, PLAIN_KIND)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
         images = self.pyramid(image)
         x = self.coarsest(images[0])
         for level, level_image in zip(self.finer, images[1:], strict=True):
@@ -238,7 +237,6 @@ class ResidualTopDown(nn.Module):
         self.classifier = nn.Linear(widths[-1], 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
         images = self.pyramid(image)
         x = self.lateral(images.pop(0))
         if self.stem is not None:

@@ -110,7 +110,6 @@ class Unit(nn.Module):
         return self.norm(self.act(x)) if self.swapped else self.act(self.norm(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the unit."""
         if self.pre_activation:
             return self.conv(self.norm_act(x))
         return self.norm_act(self.conv(x))

@@ -101,7 +101,6 @@ class ResNet18TopDown(nn.Module):
         self.fc = nn.Linear(64, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
         coarsest, *images = self.pyramid(image)
         x = self.coarsest(self.lateral(coarsest))
         return self.fc(run(self.finer, x, images).mean(dim=(2, 3)))
@@ -127,7 +126,6 @@ class DepthwiseSeparable(nn.Module):
         self.relu6 = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the block."""
         x = self.relu6(self.norm1(self.depthwise(x)))
         return self.norm2(self.project(x))
 
@@ -248,7 +246,6 @@ class MobileNetV2TopDown(nn.Module):
             self.classifier = nn.Linear(1280, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
         coarsest, *images = self.pyramid(image)
         x = self.coarsest(self.lateral(coarsest))
         if self.head_conv_first:
@@ -359,7 +356,6 @@ class DenseNet121TopDown(nn.Module):
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits."""
         coarsest, *images = self.pyramid(image)
         x = run(self.finer, self.coarsest(self.lateral(coarsest)), images)
         return self.classifier(self.relu(self.norm(x)).mean(dim=(2, 3)))

@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from bu2td import errors
-from bu2td.cli import commands as cli
+from bu2td import cli, errors
 from bu2td.options import ARRANGEMENTS
-from bu2td.zoo import sweep, zoo
+from bu2td.zoo import sweeps, zoo
 from bu2td.zoo.zoo import Row, ZooModel
 
 timm = pytest.importorskip("timm")
@@ -62,7 +61,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         asked.append((model.word, *arrangements))
         return [Row(model.word, model.family, name, "verified") for name in arrangements]
 
-    monkeypatch.setattr(sweep, "convert_model", convert_model)
+    monkeypatch.setattr(sweeps, "convert_model", convert_model)
     return asked
 
 
@@ -255,12 +254,12 @@ ODD = row(
 
 def test_rows_survive_the_file(tmp_path: Path) -> None:
     file = tmp_path / "zoo.csv"
-    sweep.write_rows(file, [ODD, row()], {"seed": 0})
-    assert sweep.read_rows(file) == [ODD, row()]
+    sweeps.write_rows(file, [ODD, row()], {"seed": 0})
+    assert sweeps.read_rows(file) == [ODD, row()]
     document = json.loads(file.with_suffix(".json").read_text())
-    assert document == {"about": {"seed": 0}, **sweep.summarise([ODD, row()])}
+    assert document == {"about": {"seed": 0}, **sweeps.summarise([ODD, row()])}
     file.write_text(file.read_text() * 2)  # two tables, one behind the other
-    assert sweep.read_rows(file) == [ODD, row()] * 2
+    assert sweeps.read_rows(file) == [ODD, row()] * 2
 
 
 @pytest.mark.parametrize(
@@ -278,11 +277,11 @@ def test_rows_survive_the_file(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_no_sweep(tmp_path: Path, spoil: Callable[[str], str]) -> None:
     file = tmp_path / "zoo.csv"
-    sweep.write_rows(file, [row()], {})
+    sweeps.write_rows(file, [row()], {})
     file.write_text(spoil(file.read_text()))
     before = file.read_bytes()
     with pytest.raises(errors.FileError, match="not a table of bu2td zoo"):
-        next(sweep.sweep([ONE], file=file, resume=True))
+        next(sweeps.sweep([ONE], file=file, resume=True))
     assert file.read_bytes() == before
 
 
@@ -299,7 +298,7 @@ def test_summary() -> None:
         row("c", status="refused", cause="TopologyError", family="hrnet"),
         row("c", "rev", "refused", cause="TopologyError", family="hrnet"),
     ]
-    found = sweep.summarise(rows)
+    found = sweeps.summarise(rows)
     td, rev = found["arrangements"]
     assert td == {
         **{"arrangement": "td", "models": 3, "verified": 2, "refused": 1, "failed": 0, "ran": 1, "levels": 10},
@@ -317,10 +316,10 @@ def test_summary() -> None:
     ]
     assert found["feature_info"] == [{"same": 1, "head conv": 0, "different": 1, "none": 1}]
     assert [(r["model"], r["arrangement"], r["message"]) for r in found["failed"]] == [("b", "rev", "m")]
-    text = sweep.describe(found)
+    text = sweeps.describe(found)
     assert [part.partition("\n")[0] for part in text.split("\n\n")][-1] == "arrangements"
     assert "b      rev          VerificationError  m" in text
-    assert "failed\n" not in sweep.describe(sweep.summarise(rows[:1]))
+    assert "failed\n" not in sweeps.describe(sweeps.summarise(rows[:1]))
 
 
 # --- sweeps -------------------------------------------------------------------------------------------
@@ -330,7 +329,7 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     """Two real models; the row that is there already is kept as it is, and only the others are run."""
     file = tmp_path / "zoo.csv"
     old = row(TWO.word, "uni", message="of an older version")
-    sweep.write_rows(file, [old], {})
+    sweeps.write_rows(file, [old], {})
     asked = []
     convert_model = zoo.convert_model
 
@@ -338,30 +337,30 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append((model.word, *arrangements))
         return convert_model(model, arrangements, real)
 
-    monkeypatch.setattr(sweep, "convert_model", counted)
-    steps = list(sweep.sweep([TWO, ONE], file=file, resume=True, real=False))
+    monkeypatch.setattr(sweeps, "convert_model", counted)
+    steps = list(sweeps.sweep([TWO, ONE], file=file, resume=True, real=False))
     assert asked == [("test_resnet", "td", "rev"), ("test_byobnet", "td", "uni", "rev")]
     assert [(count, total, len(rows)) for count, total, rows in steps] == [(0, 2, 1), (1, 2, 3), (2, 2, 6)]
     rows = steps[-1][2]
     in_order = [(model.word, name) for model in (ONE, TWO) for name in ARRANGEMENTS]
     assert [(r.model, r.arrangement) for r in rows] == in_order  # of the zoo, not of the sweep
-    assert sweep.read_rows(file) == rows
+    assert sweeps.read_rows(file) == rows
     assert old in rows
     assert {r.status for r in rows} == {"verified"}
     about = json.loads(file.with_suffix(".json").read_text())["about"]
     assert (about["timm"], about["seed"], about["real"]) == (timm.__version__, 0, None)
-    assert [(count, total) for count, total, _ in sweep.sweep([TWO, ONE], file=file, resume=True)] == [(0, 0)]
+    assert [(count, total) for count, total, _ in sweeps.sweep([TWO, ONE], file=file, resume=True)] == [(0, 0)]
 
 
 def test_fresh_and_resumed(tmp_path: Path, done: list[tuple[str, ...]]) -> None:
     file = tmp_path / "zoo.csv"
-    sweep.write_rows(file, [ODD, replace(ODD, model="from elsewhere")], {})
+    sweeps.write_rows(file, [ODD, replace(ODD, model="from elsewhere")], {})
     with pytest.raises(errors.FileError, match="--resume"):
-        next(sweep.sweep([ONE], file=file))
-    assert sweep.read_rows(file) == [ODD, replace(ODD, model="from elsewhere")]
-    *_, (_, _, rows) = sweep.sweep([ONE], ["td"], file=file, resume=True)
+        next(sweeps.sweep([ONE], file=file))
+    assert sweeps.read_rows(file) == [ODD, replace(ODD, model="from elsewhere")]
+    *_, (_, _, rows) = sweeps.sweep([ONE], ["td"], file=file, resume=True)
     assert [r.model for r in rows] == ["from elsewhere", ONE.word, "resnet18"]
-    *_, (_, _, rows) = sweep.sweep([ONE], ["rev"], file=file, fresh=True)
+    *_, (_, _, rows) = sweeps.sweep([ONE], ["rev"], file=file, fresh=True)
     assert [(r.model, r.arrangement) for r in rows] == [(ONE.word, "rev")]
     assert done == [(ONE.word, "td"), (ONE.word, "rev")]
 
@@ -369,10 +368,10 @@ def test_fresh_and_resumed(tmp_path: Path, done: list[tuple[str, ...]]) -> None:
 @pytest.mark.slow
 def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are renewed; the death of one ends the sweep, and leaves whole files to go on with."""
-    monkeypatch.setattr(sweep, "_MODELS_PER_WORKER", 2)
+    monkeypatch.setattr(sweeps, "_MODELS_PER_WORKER", 2)
     file = tmp_path / "zoo.csv"
     models = zoo.select(ZOO, matches=["test_*"])
-    steps = sweep.sweep(models, ["td"], file=file, jobs=2, real=False)
+    steps = sweeps.sweep(models, ["td"], file=file, jobs=2, real=False)
     assert [len(rows) for _, _, rows in islice(steps, 5)] == [0, 1, 2, 3, 4]
     used = set(multiprocessing.active_children())
     _, _, first = next(steps)
@@ -385,7 +384,7 @@ def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     while multiprocessing.active_children() and time.monotonic() < end:
         time.sleep(0.02)
     assert not multiprocessing.active_children()
-    kept = sweep.read_rows(file)
+    kept = sweeps.read_rows(file)
     assert set(first) <= set(kept)
     assert len(kept) < len(models)
 
@@ -397,15 +396,15 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     end = time.monotonic() + STARTED
-    while not (file.exists() and sweep.read_rows(file)) and time.monotonic() < end:
+    while not (file.exists() and sweeps.read_rows(file)) and time.monotonic() < end:
         time.sleep(0.02)
     process.kill()
     process.communicate()
     models = zoo.select(ZOO, matches=["test_convnext*"])
-    kept = sweep.read_rows(file)
+    kept = sweeps.read_rows(file)
     assert 0 < len(kept) < 3 * len(models)
-    *_, (_, _, rows) = sweep.sweep(models, file=file, resume=True, real=False)
-    assert rows == sweep.read_rows(file)
+    *_, (_, _, rows) = sweeps.sweep(models, file=file, resume=True, real=False)
+    assert rows == sweeps.read_rows(file)
     assert [(r.model, r.arrangement) for r in rows] == [(m.word, a) for m in models for a in ARRANGEMENTS]
     assert rows[: len(kept)] == kept
 
@@ -448,10 +447,10 @@ def test_interrupted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return [row(model.word)]
 
-    monkeypatch.setattr(sweep, "convert_model", interrupted)
+    monkeypatch.setattr(sweeps, "convert_model", interrupted)
     status, out, _ = run("--match", ONE.word, TWO.word)
     assert (status, out) == (130, "")
-    assert [r.model for r in sweep.read_rows(Path("zoo.csv"))] == [ONE.word]
+    assert [r.model for r in sweeps.read_rows(Path("zoo.csv"))] == [ONE.word]
 
 
 WRONG: dict[str, tuple[tuple[str, ...], str, str]] = {

@@ -82,16 +82,7 @@ def sweep(
         MissingPackageError: torchvision or timm is not installed.
         Bu2tdError: a process was killed; the file has all rows that were finished.
     """
-    for name in arrangements:
-        if name not in ARRANGEMENTS:
-            hint = nearest(name, ARRANGEMENTS) or f" It knows {', '.join(ARRANGEMENTS)}."
-            raise OptionError(f"a sweep has no arrangement {name!r}.{hint}")
-    if jobs < 1:
-        raise OptionError(f"jobs={jobs} must be at least 1")
-    if file.suffix != ".csv":
-        raise OptionError(f"{file} must end in .csv")
-    if file.exists() and not resume and not fresh:
-        raise FileError(f"{file} is already there: go on with it (--resume), or replace it (--fresh)")
+    _check(arrangements, file, resume or fresh, jobs)
     kept = read_rows(file) if resume and file.exists() else []
     done = {(row.model, row.arrangement): row for row in kept}
     missing = [(model, [a for a in arrangements if (model.word, a) not in done]) for model in models]
@@ -108,6 +99,20 @@ def sweep(
         rows = sorted(done.values(), key=place)
         write_rows(file, rows, about)
         yield count, len(todo), rows
+
+
+def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int) -> None:
+    """Refuse what a sweep cannot do; ``wanted``: the file may be there already."""
+    for name in arrangements:
+        if name not in ARRANGEMENTS:
+            hint = nearest(name, ARRANGEMENTS) or f" It knows {', '.join(ARRANGEMENTS)}."
+            raise OptionError(f"a sweep has no arrangement {name!r}.{hint}")
+    if jobs < 1:
+        raise OptionError(f"jobs={jobs} must be at least 1")
+    if file.suffix != ".csv":
+        raise OptionError(f"{file} must end in .csv")
+    if file.exists() and not wanted:
+        raise FileError(f"{file} is already there: go on with it (--resume), or replace it (--fresh)")
 
 
 def finish(steps: Iterator[tuple[int, int, list[Row]]]) -> list[Row]:

@@ -87,7 +87,6 @@ class BoxConv(nn.Module):
         self.padding = (0, 0) if isinstance(conv.padding, str) or self.same else _pair(conv.padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Filter."""
         groups = 1 if x.shape[1] == 1 else self.groups
         x = x.unflatten(1, (groups, -1)).mean(2)
         if self.same:
@@ -107,7 +106,6 @@ class BoxTransposed(nn.Module):
         self.factor = factor
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:
-        """Upsample."""
         x = x.mean(1, keepdim=True).repeat_interleave(self.factor, 2).repeat_interleave(self.factor, 3)
         return x[..., : like.shape[-2], : like.shape[-1]]
 
@@ -136,7 +134,6 @@ class BoxHalo(nn.Module):
         self.pooled = 1 if isinstance(attention.pool, nn.Identity) else 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum."""
         x = _box(x.mean(1, keepdim=True), self.window, self.block, self.halo)
         x = x.repeat_interleave(self.per_block, 2).repeat_interleave(self.per_block, 3)
         return F.avg_pool2d(x, self.pooled)
@@ -159,7 +156,6 @@ class BoxPool(nn.Module):
         self.same, self.ceil = _pads_itself(pool), bool(getattr(pool, "ceil_mode", False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Sum."""
         if self.same:
             x = _same_pad(x, self.kernel, self.stride, self.dilation)
         else:

@@ -41,7 +41,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.erf.boxes import (
+from bu2td.erf.gradient import centre_fields, input_gradients
+from bu2td.erf.subject import Subject, subject
+from bu2td.errors import UnsupportedOperationError
+from bu2td.graph.source import source_line
+from bu2td.graph.view import GraphView
+from bu2td.ir.bottom_up import Capture
+from bu2td.ir.values import Dims, is_tensor
+from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.ops.roles import Role
+from bu2td.ops.surgery import drop_hooks
+from erf.boxes import (
     BlurredPyramid,
     BoxConv,
     BoxHalo,
@@ -52,17 +62,8 @@ from bu2td.erf.boxes import (
     passed,
     summed,
 )
-from bu2td.erf.subject import Subject, subject
-from bu2td.errors import UnsupportedOperationError
-from bu2td.graph.source import source_line
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, is_tensor
-from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import drop_hooks
 
-__all__ = ["positive_copy"]
+__all__ = ["compare_support", "positive_copy"]
 
 #: Roles of operations that become the identity.
 _IDENTITIES = (Role.NORM, Role.ACT, Role.NORM_ACT, Role.DROPOUT)
@@ -113,6 +114,42 @@ def positive_copy(
 def positive_graph(looked_at: Subject, outputs: Sequence[str]) -> fx.GraphModule:
     """The positive copy of a `Subject`; see `positive_copy`."""
     return _Positive(looked_at).build(outputs)
+
+
+def compare_support(model: Any, side: int, *, example_inputs: Tensor | None = None) -> list[dict[str, Any]]:
+    """Compare the theoretical field of the centre unit of every level with the positive copy's gradient.
+
+    Args:
+        model: as for `positive_copy`.
+        side: of the square canvas; fields are compared pixel by pixel with what of them lies on it.
+        example_inputs: an image batch, which fixes channels as in `bu2td.analyze`.
+
+    Returns:
+        A dict per level, coarse to fine: name, theory and support, each (top, left, bottom, right) in pixels,
+        ends included; whole: whether the canvas holds the whole field; cause: "", or the operation that a
+        positive copy has no rule for, behind which ``support`` is None. ``theory`` is None behind an operation
+        without an interval rule.
+    """
+    looked_at = subject(model, example_inputs)
+    channels = looked_at.image_shape[1]
+    fields = centre_fields(looked_at, looked_at.levels, (side, side))
+    rows = []
+    for name, node in looked_at.levels.items():
+        field = fields.get(name)
+        edges, cause = None, ""
+        if field is not None:
+            edges = (field.rows.start, field.columns.start, field.rows.stop - 1, field.columns.stop - 1)
+        try:
+            copied = positive_graph(looked_at, [node])
+        except UnsupportedOperationError as error:
+            found, cause = None, str(error).splitlines()[1].strip()
+        else:
+            image = torch.ones(1, channels, side, side, dtype=torch.float64)
+            at = input_gradients(copied, {node: looked_at.axes(node)}, iter([image]))[node].nonzero()
+            found = (*at.min(0).values.tolist(), *at.max(0).values.tolist())
+        whole = bool(field and not field.clipped)
+        rows.append({"name": name, "theory": edges, "support": found, "whole": whole, "cause": cause})
+    return rows
 
 
 class _Positive:

@@ -1,0 +1,67 @@
+"""``bu2td zoo``: what becomes of every CNN classifier of torchvision and timm."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bu2td.arguments import about, add_json, add_run, check_folder
+from bu2td.options import ARRANGEMENTS
+from bu2td.zoo import describe, finish, list_zoo, select, summarise, sweep
+
+FAULTS_FOUND = 1
+
+ABOUT = about(
+    "convert every CNN classifier of torchvision and timm, and keep what became of each in a table",
+    epilog="Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 for "
+    "an error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards that run "
+    "at the same time need files of their own; joined by cat, they make one FILE.",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of the command."""
+    add_run(parser, run)
+    add = parser.add_argument
+    listed: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add("--family", **listed, default=[], metavar="F", help="modules of timm (resnet), or torchvision:MODULE")
+    add("--match", **listed, default=[], metavar="PATTERN", help="parts of names, or shell patterns")
+    add("--arrangement", **listed, metavar="td|uni|rev", help="default: all three")
+    add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th model, from the I-th on")
+    add("--jobs", type=int, default=1, metavar="N", help="processes at work; default: %(default)s")
+    add("--no-real", dest="real", action="store_false", help="run nothing on real tensors, plan and verify only")
+    add("-o", "--output", default="zoo.csv", metavar="FILE.csv", help="default: %(default)s; a summary in .json")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="keep the rows that FILE has, and do the others")
+    existing.add_argument("--fresh", action="store_true", help="replace FILE")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> str:
+    """Sweep; ``options.status`` says whether a network failed."""
+    check_folder(options.output)
+    models = select(list_zoo(), options.family, options.match, options.shard)
+    steps = sweep(
+        models,
+        options.arrangement or ARRANGEMENTS,
+        file=Path(options.output),
+        resume=options.resume,
+        fresh=options.fresh,
+        jobs=options.jobs,
+        real=options.real,
+    )
+    rows = finish(steps)
+    if any(row.status == "failed" for row in rows):
+        options.status = FAULTS_FOUND
+    summary = Path(options.output).with_suffix(".json")
+    if options.json:
+        return summary.read_text(encoding="utf-8").rstrip()
+    return f"{describe(summarise(rows))}\nwritten to {options.output} and {summary}"
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N in whole numbers")
+    return int(index), int(count)

@@ -1,0 +1,41 @@
+"""The registry: converters come through entry points, ours and anybody's."""
+
+import importlib.metadata
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from torch import nn
+
+from bu2td.ops import converter_for_type, registered
+
+
+def test_our_converters_come_through_the_entry_point() -> None:
+    assert "bu2td_converters" in {e.value for e in importlib.metadata.entry_points(group="bu2td.converters")}
+    names = dict(registered())
+    assert {"torch.nn.modules.conv.Conv2d", "timm.layers.norm_act.BatchNormAct2d", "method:chunk"} <= set(names)
+    assert all(type(c).__doc__ for c in names.values())
+    assert converter_for_type(nn.Module) is None
+
+
+def test_a_package_brings_its_converters(tmp_path: Path) -> None:
+    """A distribution with an entry point in the group is loaded at the first look-up."""
+    (tmp_path / "their_converters.py").write_text(
+        textwrap.dedent("""
+            import bu2td
+
+            @bu2td.register_converter("their_package.Op")
+            class OpConverter(bu2td.Converter):
+                role = bu2td.Role.PASS
+        """)
+    )
+    info = tmp_path / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bu2td.converters]\ntheirs = their_converters\n")
+    code = "from bu2td.ops import registered; print('their_package.Op' in dict(registered()))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
+    )
+    assert result.stdout.strip() == "True", result.stderr

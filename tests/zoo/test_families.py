@@ -1,0 +1,43 @@
+"""Families: the smallest model of every family of the zoo, in all three arrangements, on the meta device.
+
+`pytest -m zoo` runs them all, `pytest -m zoo1` to `-m zoo4` a quarter each.
+"""
+
+import pytest
+from families import SMALLEST
+
+from bu2td.options import ARRANGEMENTS
+from bu2td.zoo.zoo import ZooModel, convert_model, list_zoo
+
+pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+
+pytestmark = pytest.mark.zoo
+
+SHARDS = (pytest.mark.zoo1, pytest.mark.zoo2, pytest.mark.zoo3, pytest.mark.zoo4)
+
+#: Families that cannot be turned upside down: their exception. Every other one is verified.
+REFUSED = {
+    "convmixer": "NoReductionError",  # one resolution throughout
+    "hrnet": "TopologyError",  # several resolutions side by side, and no trunk
+}
+
+
+def test_every_family_is_listed() -> None:
+    zoo = list_zoo()
+    assert set(SMALLEST) == {model.family for model in zoo}
+    assert {ZooModel(word, family) for family, word in SMALLEST.items()} <= set(zoo)
+    assert set(REFUSED) <= set(SMALLEST)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=SHARDS[i % len(SHARDS)]) for i, name in enumerate(SMALLEST)]
+)
+def test_family(family: str) -> None:
+    rows = convert_model(ZooModel(SMALLEST[family], family), ARRANGEMENTS, real=False)
+    expected = ("refused", REFUSED[family]) if family in REFUSED else ("verified", "")
+    found = {row.arrangement: (row.status, row.cause) for row in rows}
+    assert found == dict.fromkeys(ARRANGEMENTS, expected), rows[0].message
+    for row in rows:
+        assert row.none + row.regroup + row.entry_adapter + row.exit_adapter + row.frozen == row.levels
+        assert bool(row.levels) == (row.status == "verified") == (not row.message)
