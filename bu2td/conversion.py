@@ -18,7 +18,7 @@ from bu2td.graph.flatten import flatten, owner_of
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import Cost, Plan
-from bu2td.ir.stages import Stages, stages_of
+from bu2td.ir.stages import Stages
 from bu2td.ir.tables import format_table
 from bu2td.measure import measure_cost, total
 from bu2td.models import word_of
@@ -164,8 +164,7 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     """
     planned = arrange(analysis, options)
     emitted = rewrite(analysis, planned)
-    root = fx.GraphModule(emitted.modules, emitted.graph)
-    stages = stages_of(root.graph, planned.ladder)
+    root, stages = emitted.root, emitted.stages
     flat = flatten(root, copied=False)
     sizes = _check_sizes(analysis, emitted.limits)
     claims = _claims(planned, stages)

@@ -5,7 +5,7 @@ The node of a call has the name of the module that it calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,26 +72,3 @@ class Stages:
         """What of the stages is a node of a graph: calls that a rewrite took away, or swallowed, are left out."""
         names = [node.name for node in graph.nodes]
         return replace(self, levels=tuple(stage.within(names) for stage in self.levels))
-
-
-def stages_of(graph: fx.Graph, ladder: Sequence[int]) -> Stages:
-    """Name the parts of a top graph as `bu2td.rewrite` emits it, for the reductions of its levels."""
-    names = [node.name for node in graph.nodes if node.op != "output"]
-    return Stages("pyramid", tuple(_stage_of(names, reduction) for reduction in ladder), "head")
-
-
-def _stage_of(names: Sequence[str], reduction: int) -> Stage:
-    level = f"r{reduction}"
-    dropouts = tuple(name for name in names if name.startswith(f"{level}_dropout"))
-    stage = Stage(
-        reduction=reduction,
-        image=f"{level}_image",
-        output="",
-        lateral=f"{level}_lateral",
-        transition=f"{level}_transition",
-        upsampling=f"{level}_up",
-        merge=f"{level}_merge",
-        dropouts=dropouts,
-        body=level,
-    ).within(names)
-    return replace(stage, output=stage.calls[-1])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -16,7 +16,9 @@ from torch import fx, nn
 from bu2td import nn as td_nn
 from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.frozen import FrozenMap
 from bu2td.ir.plan import LevelPlan, Piece, Plan
+from bu2td.ir.stages import Stage, Stages
 from bu2td.rewrite.piece import MapLimit, Place, emit_piece
 from bu2td.rewrite.units import UnitBuilder
 
@@ -26,15 +28,15 @@ class Emitted:
     """The emitted network.
 
     Attributes:
-        modules: by name.
-        graph: the top graph, which calls them.
-        origins: parameter or buffer of the emitted network -> its name in the bottom-up network.
+        root: its modules, and the top graph that calls them.
+        stages: which node of the top graph is what.
+        origins: parameter or buffer -> its name in the bottom-up network.
         limits: of the images that it works on.
     """
 
-    modules: dict[str, nn.Module]
-    graph: fx.Graph
-    origins: dict[str, str]
+    root: fx.GraphModule
+    stages: Stages
+    origins: Mapping[str, str]
     limits: tuple[MapLimit, ...] = ()
 
 
@@ -49,8 +51,9 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
         ConverterError: a converter failed to rebuild an operation.
     """
     emitter = _Emitter(analysis.view, plan)
-    emitter.top()
-    return Emitted(emitter.modules, emitter.graph, emitter.origins, tuple(emitter.limits))
+    stages = emitter.top()
+    root = fx.GraphModule(emitter.modules, emitter.graph)
+    return Emitted(root, stages, FrozenMap(emitter.origins), tuple(emitter.limits))
 
 
 class _Emitter:
@@ -62,9 +65,10 @@ class _Emitter:
         self.graph = fx.Graph()
         self.origins: dict[str, str] = {}
         self.limits: list[MapLimit] = []
+        self.stages: list[Stage] = []
 
-    def top(self) -> None:
-        """Emit pyramid, levels coarse to fine, and head."""
+    def top(self) -> Stages:
+        """Emit pyramid, levels coarse to fine, and head; returns which node is what."""
         plan, options = self.plan, self.plan.options
         image = self.graph.placeholder("x")
         self.modules["pyramid"] = pyramid = td_nn.Pyramid(plan.ladder, options.pyramid, options.sigma)
@@ -79,34 +83,53 @@ class _Emitter:
             features = self._level(level, picture, features, coarser // level.reduction)
             coarser = level.reduction
         assert features is not None
-        self.graph.output(self._piece(plan.head, "head", None, features))
+        head = self._piece(plan.head, "head", None, features)
+        self.graph.output(head)
         self.graph.lint()
         _limit(pyramid, self.limits, plan.image_shape[2:])
+        return Stages(images.name, tuple(self.stages), head.name)
 
     def _level(self, level: LevelPlan, picture: fx.Node, features: fx.Node | None, factor: int) -> fx.Node:
-        name, units = level.name, self.units
+        """Emit a level, and note which of its nodes is what; returns the node of its features."""
+        parts: dict[str, fx.Node] = {}
+        dropouts: list[fx.Node] = []
         lateral = picture
         if level.lateral is not None:
-            lateral = self._call(f"{name}_lateral", units.unit(level.lateral, td_nn.Lateral), picture)
+            unit = self.units.unit(level.lateral, td_nn.Lateral)
+            lateral = parts["lateral"] = self._call(f"{level.name}_lateral", unit, picture)
         if features is None:
-            return self._body(level, lateral)
+            features = lateral
+        else:
+            parts |= self._merged(level, features, lateral, factor)
+            dropouts = self._dropouts(level, parts["merge"])
+            features = [parts["merge"], *dropouts][-1]
+        if level.body is not None:
+            features = parts["body"] = self._piece(level.body, level.name, level, features)
+        names = {part: node.name for part, node in parts.items()}
+        dropped = tuple(node.name for node in dropouts)
+        self.stages.append(Stage(level.reduction, picture.name, features.name, dropouts=dropped, **names))
+        return features
+
+    def _merged(self, level: LevelPlan, features: fx.Node, lateral: fx.Node, factor: int) -> dict[str, fx.Node]:
+        """Transition, upsampling or up-block, and merge."""
+        name, units, parts = level.name, self.units, dict[str, fx.Node]()
         if level.transition is not None:
             transition = units.unit(level.transition, td_nn.Transition)
-            features = self._call(f"{name}_transition", transition, features)
+            features = parts["transition"] = self._call(f"{name}_transition", transition, features)
         if level.up is not None:
             features = self._piece(level.up, f"{name}_up", level, features, lateral)
         else:
             features = self._call(f"{name}_up", units.upsample(level.merge_width, factor), features, lateral)
         assert level.merge is not None
         merge = units.unit(level.merge, td_nn.Merge, join=self.plan.options.merge)
-        features = self._call(f"{name}_merge", merge, features, lateral)
-        for i, dropout in enumerate(level.dropouts):
-            suffix = f"_{i}" if i else ""
-            features = self._call(f"{name}_dropout{suffix}", units.like(dropout, level.merge_width), features)
-        return self._body(level, features)
+        return {**parts, "upsampling": features, "merge": self._call(f"{name}_merge", merge, features, lateral)}
 
-    def _body(self, level: LevelPlan, features: fx.Node) -> fx.Node:
-        return features if level.body is None else self._piece(level.body, level.name, level, features)
+    def _dropouts(self, level: LevelPlan, features: fx.Node) -> list[fx.Node]:
+        nodes = [features]
+        for i, dropout in enumerate(level.dropouts):
+            module = self.units.like(dropout, level.merge_width)
+            nodes.append(self._call(f"{level.name}_dropout{f'_{i}' if i else ''}", module, nodes[-1]))
+        return nodes[1:]
 
     def _piece(self, piece: Piece, name: str, level: LevelPlan | None, *args: fx.Node) -> fx.Node:
         _, _, height, width = self.plan.image_shape

@@ -94,13 +94,13 @@ def emit(model: nn.Module, arrangement: Any = "td") -> Emitted:
 def test_nothing_is_shared() -> None:
     """Neither with the bottom-up network nor between two places."""
     model = Recurrent()
-    modules = emit(model).modules
-    tensors = [t for m in modules.values() for t in [*m.parameters(), *m.buffers()]]
+    root = emit(model).root
+    tensors = [*root.parameters(), *root.buffers()]
     assert len({id(t) for t in tensors}) == len(tensors)
     own = {id(t) for t in [*model.parameters(), *model.buffers()]}
     assert not own & {id(t) for t in tensors}
     assert all(t.is_meta for t in tensors)
-    twice = {name for name, _ in modules["r2"].named_modules()}
+    twice = {name for name, _ in root.get_submodule("r2").named_modules()}
     assert {"again.0", "again.0_again_3"} <= twice
 
 
@@ -109,7 +109,7 @@ def test_origins_name_parameters_of_the_bottom_up_network() -> None:
     emitted = emit(model)
     known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     assert set(emitted.origins.values()) <= known
-    whole = nn.ModuleDict(emitted.modules)
+    whole = emitted.root
     there = {name for name, _ in [*whole.named_parameters(), *whole.named_buffers()]}
     assert set(emitted.origins) <= there
     assert emitted.origins["r2.scale"] == "scale"
