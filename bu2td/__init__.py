@@ -9,11 +9,27 @@ from typing import Any
 from bu2td.conversion import analyze, convert, verify
 from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Plan
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term
-from bu2td.ops.registry import register_converter, unregister_converter
-from bu2td.ops.roles import Role
+from bu2td.ir import Analysis, Dim, Plan
+from bu2td.ops import (
+    Activation,
+    Change,
+    Converter,
+    Convolution,
+    Dropout,
+    Expr,
+    Field,
+    Norm,
+    NoRuleError,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    Term,
+    register_converter,
+    register_family,
+    resized,
+    unregister_converter,
+)
 from bu2td.optimization.optimizer import optimize
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
@@ -21,10 +37,18 @@ from bu2td.runtime.patches import PatchNetwork
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activation",
     "Analysis",
     "Bu2tdError",
     "Change",
     "Converter",
+    "Convolution",
+    "Dim",
+    "Dropout",
+    "Expr",
+    "Field",
+    "NoRuleError",
+    "Norm",
     "PatchNetwork",
     "Plan",
     "Rebuilt",
@@ -40,6 +64,8 @@ __all__ = [
     "load",
     "optimize",
     "register_converter",
+    "register_family",
+    "resized",
     "save",
     "unregister_converter",
     "verify",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
 from bu2td.files import replacing
+from bu2td.ir.bottom_up import BottomUpLevel
 from bu2td.ir.plan import LevelPlan, Plan
 from bu2td.nn import Pyramid
 from bu2td.runtime.network import TopDownNetwork
@@ -112,7 +113,7 @@ class _Row:
     reduction: int
     y: float
     size: tuple[int, int]
-    bottom_up: dict[str, Any] | None
+    bottom_up: BottomUpLevel | None
     top_down: LevelPlan | None
 
 
@@ -121,14 +122,14 @@ class _Layout:
 
     def __init__(self, plan: Plan, title: str | None) -> None:
         height, width = plan.image_shape[-2:]
-        bottom_up = {row["reduction"]: row for row in plan.bottom_up}
+        bottom_up = {level.reduction: level for level in plan.bottom_up}
         top_down = {level.reduction: level for level in plan.levels}
-        widths = [*(row["width"] for row in plan.bottom_up), *plan.widths]
+        widths = [*(level.width for level in plan.bottom_up), *plan.widths]
         self.width_scale = MAX_BOX_WIDTH / max(widths) ** 0.5
         self.height_scale = MAX_BOX_HEIGHT / (height * width) ** 0.25
         self.image_scale = min(MAX_BOX_HEIGHT / height**0.5, MAX_IMAGE_WIDTH / width**0.5)
         self.name_width = 0.08 + 0.07 * len(f"r{max(*bottom_up, *top_down)}")
-        self.bodies = [row["reduction"] for row in plan.bottom_up if row["blocks"]]
+        self.bodies = [level.reduction for level in plan.bottom_up if level.blocks]
         self.top = MARGIN + (0.25 if title else 0) + HEADER + HEAD_ZONE
         self.head_y = -self.top + HEAD_BOX[1] / 2 + 0.1
         self.rows: list[_Row] = []
@@ -369,9 +370,8 @@ def _bottom_up(pen: _Pen, plan: Plan, classes: int) -> None:
     below = None
     for row in reversed(rows):
         assert row.bottom_up
-        channels, blocks = row.bottom_up["width"], row.bottom_up["blocks"]
+        channels, blocks, size = row.bottom_up.width, len(row.bottom_up.blocks), row.bottom_up.size
         half = layout.box_height(row.size) / 2
-        size = row.bottom_up.get("size")
         if row is image and not blocks and not size:
             # Most stems stride in their first conv: at full resolution there is only the image.
             pen.label(LABEL_X, row.y, "r1", "image", (plan.image_shape[1], *row.size))

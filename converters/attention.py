@@ -14,13 +14,21 @@ from typing import Any
 
 import numpy as np
 from bu2td_converters.conv import ConvConverter
+from bu2td_converters.timm import TimmLayer
 from torch import Tensor, nn
 
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops import (
+    Change,
+    Converter,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    converter_for_type,
+    register_converter,
+    resized,
+)
 from bu2td.ops.fields import mix, nothing, tapped, windows
-from bu2td.ops.registry import converter_for_type, register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
 
 _CONV = ConvConverter()
 
@@ -44,7 +52,7 @@ def _embedding(old: Any, sizes: tuple[int, int], dim: int, attributes: dict[str,
     return resized(old, shapes, {"dim_head": dim, "scale": dim**-0.5, **attributes})
 
 
-class _Attention(Converter):
+class _Attention(TimmLayer):
     """Reads (N, C, H, W), returns (N, D, H / s, W / s) where the layer strides by s."""
 
     role = Role.ATTENTION
@@ -59,7 +67,7 @@ class _Attention(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; heads or groups divide them."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         system.divisible(entry[1], getattr(site.layer, self.divisor), site.node.name, relaxable=True)
         return entry
 
@@ -94,7 +102,7 @@ class _HeadedAttention(_Attention):
 
     def tie(self, site: Site, system: System) -> Any:
         """The input width is free; heads divide the output width."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         out = system.fresh(site.layer.dim_out_v, site.node.name)
         system.divisible(out, site.layer.num_heads, site.node.name, relaxable=True)
         return (entry[0], out, *entry[2:])
@@ -122,8 +130,10 @@ class BottleneckAttnConverter(_HeadedAttention):
         """One map size only."""
         return None
 
-    def empty_output(self, module: Any, *inputs: Tensor) -> Tensor | None:
-        """The output's shape at any map size."""
+    def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
+        """The output's shape at any map size; at its own size the layer runs."""
+        if proof:
+            return None
         n, _, height, width = inputs[0].shape
         step = 2 if _pools(module) else 1
         return inputs[0].new_empty(n, module.dim_out_v, height // step, width // step)
@@ -201,8 +211,10 @@ class LambdaLayerConverter(_Attention):
         """One map size where pairs of positions have embeddings, else any."""
         return 1 if module.pos_emb is None else None
 
-    def empty_output(self, module: Any, *inputs: Tensor) -> Tensor | None:
-        """The output's shape at any map size."""
+    def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
+        """The output's shape at any map size; at its own size the layer runs."""
+        if proof:
+            return None
         n, width, *sides = inputs[0].shape
         step = 2 if _pools(module) else 1
         return inputs[0].new_empty(n, width, *(side // step for side in sides))
@@ -276,7 +288,7 @@ def _matrix(conv: Any, kernel: tuple[int, int], groups: int, block: int) -> nn.M
 @register_converter(
     "timm.layers.attention_pool2d.AttentionPool2d", "timm.layers.attention_pool2d.RotAttentionPool2d"
 )
-class AttentionPoolConverter(Converter):
+class AttentionPoolConverter(TimmLayer):
     """A head that pools a map (N, C, H, W) -> (N, D) by attention. It goes on reading a map of its own size."""
 
     role = Role.HEAD
@@ -292,7 +304,7 @@ class AttentionPoolConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """The input width is free, and so is the output's, but for a head without projection."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         pool = site.layer
         projects = isinstance(pool.proj, nn.Linear)
         size = pool.proj.out_features if projects else pool.embed_dim

@@ -9,47 +9,42 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from bu2td.ir.values import Dim
-from bu2td.ops.converter import Change, Converter, Expr, Rebuilt, Site, System, Term
+from bu2td.ir import Dim
+from bu2td.ops import (
+    Change,
+    Converter,
+    Expr,
+    NoRuleError,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    Term,
+    broadcast,
+    register_converter,
+)
 from bu2td.ops.fields import Field, compressed, joined, lift, transpose, viewed
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
 
 
-def broadcast(site: Site, system: System, count: int = 2) -> Any:
-    """Tie the dimensions of all tensor operands, aligned from the right; size 1 broadcasts."""
-    if site.value is None:
-        return None
-    operands = [
-        (system.of(node), site.dims[node.name])
-        for node in site.node.args[:count]
-        if isinstance(node, fx.Node) and site.dims[node.name]
-    ]
-    result = []
-    for offset in range(len(site.value), 0, -1):
-        dim: Dim = site.value[-offset]
-        found: Expr | None = None
-        for exprs, dims in operands:
-            if offset > len(dims) or exprs[-offset] is None:
-                continue
-            expr = exprs[-offset]
-            if dims[-offset].size == 1 and dim.size != 1:
-                system.equal(expr, system.constant(1))
-                continue
-            found = expr if found is None else system.equal(found, expr)
-        result.append(found if dim.kind == "channel" else None)
-    return tuple(result)
+def _parts_of(site: Site) -> list[fx.Node]:
+    """The tensors that a site joins."""
+    parts = site.argument(0, "tensors")
+    if not isinstance(parts, list | tuple) or not all(isinstance(n, fx.Node) and site.dims[n.name] for n in parts):
+        raise NoRuleError("what is joined is no list of tensors")
+    return list(parts)
 
 
-class _Arithmetic(Converter):
-    def tie(self, site: Site, system: System) -> Any:
-        """Operands have equal widths, but for broadcasting."""
-        return broadcast(site, system)
+def _joined_axis(site: Site) -> int:
+    """The dimension along which a site joins."""
+    axis = site.literal(1, "dim", site.argument(1, "axis", 0))
+    if not isinstance(axis, int):
+        raise NoRuleError(f"dim={axis!r} is not a number")
+    return axis % len(site.value)
 
 
 @register_converter("_operator.add", torch.add, "method:add", "_operator.sub", torch.sub, "method:sub",
                     "torch.ops.aten.add.Tensor")  # fmt: skip
-class AddConverter(_Arithmetic):
+class AddConverter(Converter):
     """Sums: residual connections, or the arithmetic of a gate or of sizes."""
 
     role = Role.ADD
@@ -60,7 +55,7 @@ class AddConverter(_Arithmetic):
     "torch.true_divide", "_operator.floordiv", "torch.maximum", "torch.minimum", "method:where",
     torch.where,
 )  # fmt: skip
-class MulConverter(_Arithmetic):
+class MulConverter(Converter):
     """Products: gates, layer scales, constants; and the arithmetic of sizes."""
 
     role = Role.MUL
@@ -85,8 +80,8 @@ class StackConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Tie the tensors; the new dimension counts them."""
-        parts = [system.of(n) for n in site.argument(0, "tensors")]
-        axis = site.argument(1, "dim", 0) % len(site.value)
+        parts = [system.of(n) for n in _parts_of(site)]
+        axis = _joined_axis(site)
         merged = list(parts[0])
         for part in parts[1:]:
             merged = [
@@ -96,8 +91,8 @@ class StackConverter(Converter):
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Concatenated along the new dimension."""
-        axis = site.literal(1, "dim", 0) % len(site.value)
-        parts = [fields[n.name] for n in site.argument(0, "tensors")]
+        axis = _joined_axis(site)
+        parts = [fields[n.name] for n in _parts_of(site)]
         parts = [Field(np.expand_dims(p.lo, axis), np.expand_dims(p.hi, axis), p.gated) for p in parts]
         return compressed(joined(parts, [1] * len(parts), axis), [axis])
 
@@ -107,16 +102,18 @@ class UnbindConverter(Converter):
     """The slices of a tensor along a dimension that counts them."""
 
     role = Role.SPLIT
+    aliases = True
 
     def tie(self, site: Site, system: System) -> Any:
         """The dimension stays as long as it is, and goes."""
-        entry, axis = system.of(site.node.args[0]), _axis(site, 1)
+        entry, axis = system.of(site.tensor()), site.axis(1, default=0)
         system.equal(entry[axis], system.constant(len(site.value)))
         return tuple((*entry[:axis], *entry[axis + 1 :]) for _ in site.value)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """A slice each."""
-        return tuple(part.without(_axis(site, 1)) for part in _parts(site, fields, _axis(site, 1)))
+        axis = site.axis(1, default=0)
+        return tuple(part.without(axis) for part in _parts(site, fields, axis))
 
 
 @register_converter(torch.cat, torch.concat, "torch.concatenate")
@@ -127,8 +124,8 @@ class CatConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Concatenate along one dimension, tie the others."""
-        parts = [system.of(n) for n in site.argument(0, "tensors")]
-        axis = site.argument(1, "dim", 0) % len(site.value)
+        parts = [system.of(n) for n in _parts_of(site)]
+        axis = _joined_axis(site)
         result: list[Expr | None] = []
         for i, dim in enumerate(site.value):
             exprs = [part[i] for part in parts]
@@ -145,8 +142,8 @@ class CatConverter(Converter):
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Fields are concatenated likewise."""
-        sources = [n for n in site.argument(0, "tensors") if site.dims[n.name]]
-        axis = site.literal(1, "dim", 0) % len(site.value)
+        sources = _parts_of(site)
+        axis = _joined_axis(site)
         sizes = [site.dims[n.name][axis].size for n in sources]
         return joined([lift(fields[n.name], len(site.value)) for n in sources], sizes, axis)
 
@@ -194,31 +191,28 @@ def _parts(site: Site, fields: Mapping[str, Any], axis: int) -> tuple[Field, ...
     return tuple(compressed(p, [axis]) if site.input_dims()[axis].kind == "channel" else p for p in parts)
 
 
-def _axis(site: Site, position: int) -> int:
-    return site.argument(position, "dim", 0) % len(site.input_dims())
-
-
 @register_converter(torch.split, "method:split")
 class SplitConverter(Converter):
     """Split into parts of given sizes, which are literals that go stale."""
 
     role = Role.SPLIT
+    aliases = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into the parts."""
-        return _split(site, system, _axis(site, 2), equal=False)
+        return _split(site, system, site.axis(2, default=0), equal=False)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """A part each."""
-        return _parts(site, fields, _axis(site, 2))
+        return _parts(site, fields, site.axis(2, default=0))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the sizes as a list."""
-        axis = _axis(site, 2)
+        axis = site.axis(2, default=0)
         if site.input_dims()[axis].kind != "channel":
             return Rebuilt()
         sizes = [part[axis] for part in change.sizes[site.node.name]]
-        return Rebuilt(args=(site.node.args[0], sizes), kwargs={"dim": axis})
+        return Rebuilt(args=(site.tensor(), sizes), kwargs={"dim": axis})
 
 
 @register_converter(nn.ChannelShuffle, "torch.channel_shuffle", "torch.native_channel_shuffle")
@@ -229,7 +223,7 @@ class ChannelShuffleConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; the groups divide them."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         groups = site.layer.groups if site.module is not None else site.argument(1, "groups")
         system.divisible(entry[1], groups, site.node.name)
         return entry
@@ -248,18 +242,19 @@ class ChunkConverter(Converter):
     """Chunk into equal parts."""
 
     role = Role.SPLIT
+    aliases = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into equal parts."""
-        return _split(site, system, _axis(site, 2), equal=True)
+        return _split(site, system, site.axis(2, default=0), equal=True)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """A part each."""
-        return _parts(site, fields, _axis(site, 2))
+        return _parts(site, fields, site.axis(2, default=0))
 
 
 def _split(site: Site, system: System, axis: int, equal: bool) -> Any:
-    entry = system.of(site.node.args[0])
+    entry = system.of(site.tensor())
     parts: list[Any]
     if entry[axis] is None:
         parts = [None] * len(site.value)
@@ -287,6 +282,7 @@ class GetItemConverter(Converter):
     """A part of several tensors, a slice of one, or a number out of a shape."""
 
     role = Role.SPLIT
+    aliases = True
 
     def role_at(self, site: Site) -> Role:
         """Every k-th row and column is a pool; a new dimension or a chosen one changes no width."""
@@ -308,12 +304,12 @@ class GetItemConverter(Converter):
         """Pick the part, or cut the sliced dimensions."""
         if site.value is None:
             return None
-        exprs = system.of(site.node.args[0])
+        exprs = system.of(site.tensor())
         if not isinstance(site.dims[site.source()][0], Dim):
             return exprs[site.node.args[1]]
         axes = _axes(site)
         if axes is None:
-            raise ValueError("an index that is no slice has no rule")
+            raise NoRuleError("an index that is no slice has no rule")
         result: list[Expr | None] = []
         for axis, dim in zip(axes, site.value, strict=True):
             expr = exprs[axis.source] if axis.source is not None else None
@@ -330,7 +326,7 @@ class GetItemConverter(Converter):
         total = site.input_dims()[axis.source].size
         if axis.step > 1:
             if (axis.start, axis.stop) != (0, total) or total % axis.step:
-                raise ValueError("every k-th channel from another than the first has no rule")
+                raise NoRuleError("every k-th channel from another than the first has no rule")
             return equal_parts(expr, axis.step, site.node.name, system)[0]
         sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
         return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
@@ -378,7 +374,7 @@ class GetItemConverter(Converter):
             literal = isinstance(entry, slice) and entry != slice(None)
             entries.append(bounds.get(position, entry) if literal else entry)
             position += entry is not None
-        return Rebuilt(args=(site.node.args[0], tuple(entries)))
+        return Rebuilt(args=(site.tensor(), tuple(entries)))
 
 
 def _written(site: Site) -> list[Any]:

@@ -5,11 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, positions
+from bu2td.ops import Change, Converter, Rebuilt, Role, Site, System, positions, register_converter, resized
 from bu2td.ops.fields import mix
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
 
 
 @register_converter(nn.Linear)
@@ -20,7 +17,7 @@ class LinearConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """The last dimension is cut apart, the others pass."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         out = system.fresh(site.layer.out_features, site.node.name)
         if entry[-1] is None:
             return (*(None for _ in entry[:-1]), out)

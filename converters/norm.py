@@ -8,52 +8,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bu2td_converters.pointwise import over_dimension
-from torch import nn
+from torch import Tensor, nn
 
-from bu2td.ir.values import Dim
+from bu2td.ir import Dim
 from bu2td.nn import ChannelLayerNorm
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops import Change, Norm, Rebuilt, Role, Site, System, register_converter, resized
 from bu2td.ops.fields import grouped
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
-
-
-class _Norm(Converter):
-    role = Role.NORM
-    #: Dimension of the input that holds the channels, and the attribute that counts them.
-    dimension = 1
-    attribute = "num_features"
-
-    def tie(self, site: Site, system: System) -> Any:
-        """Channels pass unchanged."""
-        return system.of(site.node.args[0])
-
-    def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Build the norm for another width."""
-        return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][self.dimension]))
-
-    def unit(self, site: Site, width: int) -> nn.Module:
-        """A norm of this site's kind over the channels of (N, C, H, W) maps."""
-        return self.with_width(site.module, width)
-
-    def with_width(self, norm: Any, width: int) -> nn.Module:
-        """A norm of the same class and settings for another width."""
-        old = getattr(norm, self.attribute)
-        shapes = {
-            name: (width, *value.shape[1:])
-            for name, value in [*norm._parameters.items(), *norm._buffers.items()]
-            if value is not None and value.shape[:1] == (old,)
-        }
-        return resized(norm, shapes, {self.attribute: width})
 
 
 @register_converter(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
-class BatchNormConverter(_Norm):
+class BatchNormConverter(Norm):
     """Batch norm."""
 
+    def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
+        """Its input, once the width fits: on meta tensors a batch norm takes as long as ten convolutions."""
+        x = inputs[0]
+        if x.dim() < 2 or x.shape[1] != module.num_features:
+            raise ValueError(f"a batch norm of {module.num_features} channels reads {tuple(x.shape)}")
+        return x
 
-class _MapNorm(_Norm):
+    def trailing(self, module: Any) -> tuple[nn.Module, ...] | None:
+        """Nothing, unless a subclass has a forward of its own."""
+        return () if type(module).forward is nn.BatchNorm2d.forward else None
+
+
+class _MapNorm(Norm):
     """A norm whose statistics over positions are a gate."""
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
@@ -74,32 +53,32 @@ class InstanceNormConverter(_MapNorm):
 
 
 @register_converter("torchvision.ops.misc.FrozenBatchNorm2d")
-class FrozenBatchNormConverter(_Norm):
+class FrozenBatchNormConverter(Norm):
     """torchvision's batch norm without statistics; its width is the length of its buffers."""
 
-    def with_width(self, norm: Any, width: int) -> nn.Module:
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
         """A frozen norm for another width."""
-        return resized(norm, dict.fromkeys(norm._buffers, (width,)), {})
+        return resized(module, dict.fromkeys(module._buffers, (width,)), {})
 
 
 @register_converter(nn.GroupNorm)
 class GroupNormConverter(_MapNorm):
     """Group norm: the width must stay divisible by the number of groups."""
 
-    attribute = "num_channels"
+    width_attributes = ("num_channels",)
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; their number is divisible by the groups."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         groups = site.layer.num_groups
         if groups > 1:
             system.divisible(entry[1], groups, site.node.name, relaxable=True)
         return entry
 
-    def with_width(self, norm: Any, width: int) -> nn.Module:
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
         """A group norm for another width; the groups shrink where they do not divide it."""
-        new: Any = super().with_width(norm, width)
-        new.num_groups = math.gcd(norm.num_groups, width)
+        new: Any = super().with_width(module, width, before)
+        new.num_groups = math.gcd(module.num_groups, width)
         return new
 
 
@@ -107,11 +86,10 @@ class GroupNormConverter(_MapNorm):
     nn.LayerNorm, nn.RMSNorm, "timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32",
     "timm.layers.norm.SimpleNorm", "timm.layers.norm.SimpleNormFp32",
 )  # fmt: skip
-class LayerNormConverter(_Norm):
+class LayerNormConverter(Norm):
     """Layer norm over the last dimension."""
 
     dimension = -1
-    attribute = "normalized_shape"
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The normalised dimensions mix."""
@@ -140,10 +118,10 @@ class LayerNormConverter(_Norm):
         with torch.device("meta"):
             return ChannelLayerNorm(width, norm.eps, norm.elementwise_affine)
 
-    def with_width(self, norm: Any, width: int) -> nn.Module:
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
         """A layer norm for another width."""
-        shapes = {name: (width,) for name, value in norm._parameters.items() if value is not None}
-        return resized(norm, shapes, {"normalized_shape": (width,)})
+        shapes = {name: (width,) for name, value in module._parameters.items() if value is not None}
+        return resized(module, shapes, {"normalized_shape": (width,)})
 
 
 @register_converter(
@@ -163,7 +141,7 @@ class LayerNorm2dConverter(LayerNormConverter):
 
 
 @register_converter(F.layer_norm)
-class FunctionalLayerNormConverter(_Norm):
+class FunctionalLayerNormConverter(Norm):
     """``F.layer_norm(x, (C,), weight, bias)``: the shape is a literal that goes stale."""
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
@@ -175,7 +153,7 @@ class FunctionalLayerNormConverter(_Norm):
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; weight and bias are as long as the last dimension."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         for position, name in ((2, "weight"), (3, "bias")):
             parameter = site.argument(position, name)
             if parameter is not None and entry[-1] is not None:
@@ -196,7 +174,7 @@ class FunctionalLayerNormConverter(_Norm):
         return Rebuilt(args=(site.node.args[0], tuple(shape), *site.node.args[2:]), kwargs=kwargs)
 
 
-class _WithAct(_Norm):
+class _WithAct(Norm):
     """timm's norms with their activation inside."""
 
     role = Role.NORM_ACT
@@ -205,9 +183,13 @@ class _WithAct(_Norm):
         """Whether there is an activation inside (timm also uses the classes without one)."""
         return not isinstance(site.layer.act, nn.Identity)
 
+    def trailing(self, module: Any) -> tuple[nn.Module, ...] | None:
+        """Dropout and activation."""
+        return (module.drop, module.act)
+
 
 @register_converter("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.SyncBatchNormAct")
-class BatchNormActConverter(_WithAct):
+class BatchNormActConverter(_WithAct, BatchNormConverter):
     """Batch norm and activation."""
 
 
@@ -220,7 +202,7 @@ class FrozenBatchNormActConverter(_WithAct, FrozenBatchNormConverter):
 class GroupNormActConverter(_WithAct, GroupNormConverter):
     """Group norm and activation."""
 
-    attribute = "num_channels"
+    width_attributes = ("num_channels",)
 
 
 @register_converter(
@@ -231,7 +213,6 @@ class LayerNormAct2dConverter(_WithAct, LayerNorm2dConverter):
     """Layer norm over the channels of (N, C, H, W) maps, and activation."""
 
     dimension = 1
-    attribute = "normalized_shape"
 
 
 _EVO = "timm.layers.evo_norm.EvoNorm2d"
@@ -251,15 +232,15 @@ class EvoNormConverter(_MapNorm):
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; where statistics are taken over groups, their number divides the width."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         groups = getattr(site.layer, "groups", 1)
         if groups > 1:
             system.divisible(entry[1], groups, site.node.name, relaxable=True)
         return entry
 
-    def with_width(self, norm: Any, width: int) -> nn.Module:
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
         """A norm for another width; the groups shrink where they do not divide it."""
-        values = {**norm._parameters, **norm._buffers}
+        values = {**module._parameters, **module._buffers}
         shapes = {name: (width,) for name, value in values.items() if value is not None and value.dim() == 1}
-        groups = {"groups": math.gcd(norm.groups, width)} if hasattr(norm, "groups") else {}
-        return resized(norm, shapes, groups)
+        groups = {"groups": math.gcd(module.groups, width)} if hasattr(module, "groups") else {}
+        return resized(module, shapes, groups)

@@ -5,14 +5,23 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from bu2td_converters.join import broadcast
 from torch import nn
 
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, pointwise, positions
+from bu2td.nn import ScaledSiLU
+from bu2td.ops import (
+    Activation,
+    Converter,
+    Dropout,
+    Role,
+    Site,
+    System,
+    broadcast,
+    pointwise,
+    positions,
+    register_converter,
+    resized,
+)
 from bu2td.ops.fields import Field, mix
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
 
 _ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -26,7 +35,7 @@ _ACTIVATIONS = (
     "timm.layers.activations_me.SwishMe", "timm.layers.activations_me.HardSwishMe",
     "timm.layers.activations_me.HardSigmoidMe", "timm.layers.activations_me.HardMishMe",
     "timm.layers.gather_excite.GammaAct", "timm.models.nfnet.GammaAct",
-    "timm.layers.create_act.GammaAct", "bu2td.nn.act.ScaledSiLU",
+    "timm.layers.create_act.GammaAct", ScaledSiLU,
 )  # fmt: skip
 
 
@@ -38,39 +47,19 @@ def over_dimension(field: Field, site: Site, axis: int) -> Field:
     return mix(field, [axis], ())
 
 
-class _PassThrough(Converter):
-    def tie(self, site: Site, system: System) -> Any:
-        """Channels pass unchanged."""
-        return system.of(site.node.args[0])
-
-
 @register_converter(*_ACTIVATIONS)
-class ActConverter(_PassThrough):
+class ActConverter(Activation):
     """Activations without parameters."""
-
-    role = Role.ACT
-
-    def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Copy the activation, in place only where nobody else reads its input."""
-        act: Any = site.module
-        attributes = {"inplace": change.inplace and act.inplace} if hasattr(act, "inplace") else {}
-        return Rebuilt(module=resized(act, {}, attributes))
 
 
 @register_converter(nn.PReLU, "timm.layers.activations.PReLU")
-class PReLUConverter(_PassThrough):
+class PReLUConverter(Activation):
     """PReLU with one slope, or one per channel."""
 
-    role = Role.ACT
-
-    def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Build it for another width."""
-        return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][1]))
-
-    def with_width(self, act: Any, width: int) -> nn.Module:
-        """A PReLU for another width."""
-        count = 1 if act.num_parameters == 1 else width
-        return resized(act, {"weight": (count,)}, {"num_parameters": count})
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
+        """A slope per channel, where there is more than one."""
+        count = 1 if module.num_parameters == 1 else width
+        return resized(module, {"weight": (count,)}, {"num_parameters": count})
 
 
 @register_converter(
@@ -79,16 +68,8 @@ class PReLUConverter(_PassThrough):
     "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
     "class:DropPath", "class:DropBlock2d", "class:StochasticDepth",
 )  # fmt: skip
-class DropoutConverter(_PassThrough):
-    """Everything that drops at random in train mode and passes in eval mode."""
-
-    role = Role.DROPOUT
-
-    def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Copy it, in place only where nobody else reads its input."""
-        drop: Any = site.module
-        attributes = {"inplace": change.inplace and drop.inplace} if hasattr(drop, "inplace") else {}
-        return Rebuilt(module=resized(drop, {}, attributes))
+class DropoutConverter(Dropout):
+    """Dropout of values, channels, blocks and paths."""
 
 
 @register_converter(
@@ -102,19 +83,22 @@ class DropoutConverter(_PassThrough):
     "method:clone", "method:rsqrt", "method:log", "method:log1p", "method:reciprocal", "method:sin", "method:cos",
     "method:sign", nn.LocalResponseNorm,
 )  # fmt: skip
-class PassConverter(_PassThrough):
+class PassConverter(Converter):
     """Pointwise functions and casts that leave channels where they are; or those that share out one dimension."""
 
     role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; an exponent may have a value per channel."""
-        name = getattr(site.node.target, "__name__", site.node.target)
-        return broadcast(site, system) if name == "pow" else super().tie(site, system)
+        return broadcast(site, system) if site.name == "pow" else system.of(site.tensor())
+
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """The tensor whose type is taken."""
+        return (1,) if site.name in ("to", "type_as") else ()
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Pointwise, but for softmax and normalisations, along whose dimension elements mix."""
-        name = getattr(site.node.target, "__name__", site.node.target)
+        name = site.name
         if site.module is not None:
             over = {nn.Softmax2d: -3, nn.LocalResponseNorm: 1}
             axis = next((a for cls, a in over.items() if isinstance(site.module, cls)), None)
@@ -122,8 +106,7 @@ class PassConverter(_PassThrough):
         elif name in ("softmax", "normalize"):
             axis = site.literal(2, "dim", 1) if name == "normalize" else site.literal(1, "dim")
         else:
-            lends = name in ("to", "type_as")  # what comes second only lends its type
-            return pointwise(site, {site.source(): fields[site.source()]} if lends else fields)
+            return pointwise(site, {site.source(): fields[site.source()]} if self.lends(site) else fields)
         field = fields[site.source()]
         if isinstance(site.module, nn.Identity):
             return field

@@ -6,12 +6,28 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bu2td_converters.conv import sliding
-from bu2td_converters.join import broadcast
+from bu2td_converters.conv import pads_itself
+from bu2td_converters.timm import TimmLayer
 from torch import fx, nn
 
-from bu2td.ir.values import Dim
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System, Term, positions, to_size
+from bu2td.ir import Dim, is_tensor
+from bu2td.ops import (
+    Change,
+    Converter,
+    NoRuleError,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    Term,
+    broadcast,
+    pair,
+    positions,
+    register_converter,
+    resized,
+    slide,
+    to_size,
+)
 from bu2td.ops.fields import (
     Field,
     bins,
@@ -25,18 +41,13 @@ from bu2td.ops.fields import (
     windows,
     written_out,
 )
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
 
 
 def keep_channels(site: Site, system: System) -> Any:
     """Channels pass; dimensions that are constant behind the operation stay at their size."""
-    entry = system.of(site.node.args[0])
+    if not is_tensor(site.value):
+        raise NoRuleError("several results, indices of maxima say, have no rule")
+    entry = system.of(site.tensor())
     before: tuple[Dim, ...] = site.input_dims()
     return tuple(
         (expr if b.kind == "channel" else system.constant(d.size)) if d.kind == "channel" else None
@@ -55,11 +66,15 @@ class PoolConverter(Converter):
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window."""
-        return _pair(site.layer.kernel_size)
+        return pair(site.layer.kernel_size)
+
+    def pads(self, site: Site) -> bool:
+        """Whether it has padding."""
+        return getattr(site.layer, "padding", 0) not in (0, (0, 0), "valid")
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The stride; by default as large as the window."""
-        return _pair(site.layer.stride or site.layer.kernel_size)
+        return pair(site.layer.stride or site.layer.kernel_size)
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass."""
@@ -67,7 +82,11 @@ class PoolConverter(Converter):
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The window over both axes."""
-        return sliding(fields[site.source()], site, self.kernel(site), self.stride(site))
+        layer = site.layer
+        padding = None if pads_itself(layer) else getattr(layer, "padding", 0)
+        dilation, ceil = pair(getattr(layer, "dilation", 1)), bool(getattr(layer, "ceil_mode", False))
+        field = fields[site.source()]
+        return slide(field, site, self.kernel(site), self.stride(site), padding, dilation, ceil=ceil)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Give a stride-1 pool 'same' padding; even windows become one larger."""
@@ -82,16 +101,16 @@ class PoolConverter(Converter):
 
 
 @register_converter("timm.layers.blur_pool.BlurPool2d")
-class BlurPoolConverter(PoolConverter):
+class BlurPoolConverter(TimmLayer, PoolConverter):
     """A binomial blur before subsampling, one filter per channel in a buffer."""
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The window of the blur."""
-        return _pair(site.layer.filt_size)
+        return pair(site.layer.filt_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The stride."""
-        return _pair(site.layer.stride)
+        return pair(site.layer.stride)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The window over both axes; the padding may mirror the map."""
@@ -121,7 +140,7 @@ class SpaceToDepthConverter(Converter):
 
     def kernel(self, site: Site) -> tuple[int, int]:
         """The patch."""
-        return _pair(getattr(site.layer, "downscale_factor", None) or site.layer.bs)
+        return pair(getattr(site.layer, "downscale_factor", None) or site.layer.bs)
 
     def stride(self, site: Site) -> tuple[int, int]:
         """The patch."""
@@ -129,7 +148,7 @@ class SpaceToDepthConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Every channel becomes one per pixel of the patch."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         high, wide = self.kernel(site)
         return (entry[0], tuple(Term(t.variable, t.scale * high * wide) for t in entry[1]), *entry[2:])
 
@@ -144,37 +163,8 @@ class SpaceToDepthConverter(Converter):
         return viewed(field, moved, tuple(d.size for d in site.value))
 
 
-@register_converter("timm.models.csatv2.LearnableDct2d")
-class DctStemConverter(Converter):
-    """A cosine transform of 8x8 patches of the image with chosen frequencies: it stands in for the image at
-    1/8, as the pyramid does in a top-down network, and is dropped.
-    """
-
-    role = Role.POOL
-
-    def kernel(self, site: Site) -> tuple[int, int]:
-        """The patch."""
-        return _pair(site.layer.k)
-
-    def stride(self, site: Site) -> tuple[int, int]:
-        """The patch."""
-        return _pair(site.layer.k)
-
-    def tie(self, site: Site, system: System) -> Any:
-        """It reads an image and makes its own width."""
-        entry = system.of(site.node.args[0])
-        return (entry[0], system.constant(site.value[1].size), *entry[2:])
-
-    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """The patch."""
-        field = mix(fields[site.source()], [1], ())
-        for axis, patch in zip((-2, -1), self.kernel(site), strict=True):
-            field = windows(field, axis, site.value[axis].size, patch, patch)
-        return field
-
-
 @register_converter(
-    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
     "timm.layers.adaptive_avgmax_pool.FastAdaptiveAvgPool2d",
     "timm.layers.adaptive_avgmax_pool.FastAdaptiveMaxPool2d",
 )  # fmt: skip
@@ -182,11 +172,10 @@ class AdaptivePoolConverter(Converter):
     """Pooling to a fixed size, 1x1 mostly."""
 
     role = Role.GATE
-    leaf = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; a flattening variant drops the pooled dimensions."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         if len(site.value) == len(entry):
             return keep_channels(site, system)
         return tuple(e for e, d in zip(entry, site.input_dims(), strict=True) if d.kind in ("batch", "channel"))
@@ -197,10 +186,6 @@ class AdaptivePoolConverter(Converter):
         if rank != len(site.input_dims()):
             return nothing(rank, gated=True)
         return to_size(field, site, bins)
-
-    def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Copy it."""
-        return Rebuilt(module=resized(site.layer, {}, {}))
 
 
 @register_converter(
@@ -214,13 +199,8 @@ class ReduceConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Reduced dimensions vanish, or become 1 with ``keepdim``; the others pass."""
-        entry = system.of(site.node.args[0])
-        named = "p" if getattr(site.node.target, "__name__", site.node.target) == "norm" else "dim"
-        reduced = site.argument(1, named)
-        if named == "p":
-            reduced = site.argument(2, "dim")
-        axes = range(len(entry)) if reduced is None else reduced
-        axes = {a % len(entry) for a in ([axes] if isinstance(axes, int) else axes)}
+        entry = system.of(site.tensor())
+        axes = {axis % len(entry) for axis in _reduced_axes(site)}
         if len(site.value) == len(entry):
             return tuple(
                 (system.constant(1) if d.kind == "channel" else None) if i in axes else e
@@ -230,10 +210,16 @@ class ReduceConverter(Converter):
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Elements along the reduced dimensions mix; over all positions of an image that is a gate."""
-        named = getattr(site.node.target, "__name__", site.node.target) == "norm"
-        reduced = site.literal(2 if named else 1, "dim")
-        axes = range(len(site.input_dims())) if reduced is None else reduced
-        return _reduced(fields[site.source()], site, [axes] if isinstance(axes, int) else axes, len(site.value))
+        return _reduced(fields[site.source()], site, _reduced_axes(site), len(site.value))
+
+
+def _reduced_axes(site: Site) -> list[int]:
+    """The dimensions over which a site reduces: all of them where none is named."""
+    reduced = site.literal(2 if site.name == "norm" else 1, "dim")
+    axes = range(len(site.input_dims())) if reduced is None else [reduced] if isinstance(reduced, int) else reduced
+    if not all(isinstance(axis, int) for axis in axes):
+        raise NoRuleError(f"dim={reduced!r} is not written in numbers")
+    return list(axes)
 
 
 def _reduced(field: Field, site: Site, axes: Iterable[int], rank: int) -> Field:
@@ -260,8 +246,8 @@ class ExtremeConverter(Converter):
         if isinstance(axis, fx.Node):
             return broadcast(site, system)  # of two tensors, value by value
         if not isinstance(axis, int):
-            raise ValueError("only extremes along one dimension have a rule")
-        entry = list(system.of(site.node.args[0]))
+            raise NoRuleError("only extremes along one dimension have a rule")
+        entry = list(system.of(site.tensor()))
         axis %= len(entry)
         kept = len(site.value[0]) == len(entry)
         end = [system.constant(1)] if kept else []
@@ -317,7 +303,7 @@ class PadConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Channels pass; padded ones are a variable of their own behind them."""
-        entry, before = system.of(site.node.args[0]), site.input_dims()
+        entry, before = system.of(site.tensor()), site.input_dims()
         result = []
         for expr, b, d in zip(entry, before, site.value, strict=True):
             if expr is not None and d.size > b.size:
@@ -358,4 +344,4 @@ class PadConverter(Converter):
         amounts[4] = added * amounts[4] // (after - before)
         amounts[5] = added - amounts[4]
         kwargs = {k: v for k, v in site.node.kwargs.items() if k != "pad"}
-        return Rebuilt(args=(site.node.args[0], amounts, *site.node.args[2:]), kwargs=kwargs)
+        return Rebuilt(args=(site.tensor(), amounts, *site.node.args[2:]), kwargs=kwargs)

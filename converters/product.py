@@ -6,11 +6,9 @@ from typing import Any
 
 import torch
 
-from bu2td.ir.values import Dim
-from bu2td.ops.converter import Converter, Expr, Site, System, positions
+from bu2td.ir import Dim
+from bu2td.ops import Converter, Expr, NoRuleError, Role, Site, System, positions, register_converter
 from bu2td.ops.fields import hull, lift, mix
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
 
 
 @register_converter(torch.matmul, torch.bmm, "_operator.matmul", "method:matmul", "method:bmm")
@@ -21,10 +19,10 @@ class MatmulConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Leading dimensions are equal or broadcast, the inner ones are equal."""
-        a, b = (system.of(n) for n in site.node.args[:2])
+        a, b = (system.of(site.tensor(i)) for i in range(2))
         before, behind = site.input_dims(0), site.input_dims(1)
         if min(len(a), len(b)) < 2:
-            raise ValueError("a product with a vector has no rule")
+            raise NoRuleError("a product with a vector has no rule")
         if a[-1] is not None and b[-2] is not None:
             system.equal(a[-1], b[-2])
         leading: list[Expr | None] = []
@@ -42,7 +40,7 @@ class MatmulConverter(Converter):
 
         A matrix of positions by positions (attention weights) keeps the fields of its rows, the queries.
         """
-        nodes: list[Any] = list(site.node.args[:2])
+        nodes = [site.tensor(i) for i in range(2)]
         a, b = (
             mix(fields[n.name], [k], positions(site.dims[n.name])) for n, k in zip(nodes, (-1, -2), strict=True)
         )
@@ -65,7 +63,7 @@ class AttentionConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """Queries and keys have one width, values their own; heads are the same or shared."""
-        query, key, value = (system.of(n) for n in site.node.args[:3])
+        query, key, value = (system.of(site.tensor(i)) for i in range(3))
         if query[-1] is not None and key[-1] is not None:
             system.equal(query[-1], key[-1])
         leading: list[Expr | None] = []

@@ -9,11 +9,21 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from bu2td.ir.values import Dim
-from bu2td.ops.converter import Change, Converter, Expr, Rebuilt, Site, System, Term, constants
+from bu2td.ir import Dim
+from bu2td.ops import (
+    Change,
+    Converter,
+    Expr,
+    NoRuleError,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    Term,
+    constants,
+    register_converter,
+)
 from bu2td.ops.fields import Field, compressed, groups, lift, transpose, viewed
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
 
 
 @register_converter("get_attr")
@@ -41,7 +51,7 @@ class FieldConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         """A field is the tensor at its place in the tuple."""
-        return None if site.value is None else system.of(site.node.args[0])[_place(site)]
+        return None if site.value is None else system.of(site.tensor())[_place(site)]
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Likewise."""
@@ -50,7 +60,10 @@ class FieldConverter(Converter):
 
 def _place(site: Site) -> int:
     """Where the results of torch's reductions have a field."""
-    return ("values", "indices").index(str(site.node.args[1]))
+    names = ("values", "indices")
+    if site.node.args[1] not in names:
+        raise NoRuleError(f"the attribute {site.node.args[1]} of several tensors has no rule")
+    return names.index(str(site.node.args[1]))
 
 
 @register_converter("method:size", "method:dim", "builtins.len", "method:numel", "method:item", "builtins.int")
@@ -69,25 +82,32 @@ class PermuteConverter(Converter):
     """A permutation of the dimensions."""
 
     role = Role.PASS
+    aliases = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Permute the expressions likewise."""
-        entry = system.of(site.node.args[0])
-        order: Any = site.layer.dims if site.module is not None else site.node.args[1:]
-        if len(order) == 1 and not isinstance(order[0], int):
-            order = order[0]
-        if not order:
-            order = site.node.kwargs["dims"]
-        return tuple(entry[i] for i in order)
+        entry = system.of(site.tensor())
+        return tuple(entry[i] for i in _order(site))
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Dimensions move."""
-        order: Any = site.layer.dims if site.module is not None else site.node.args[1:]
-        if len(order) == 1 and not isinstance(order[0], int):
-            order = order[0]
-        if not order:
-            order = site.node.kwargs["dims"]
-        return transpose(fields[site.source()], tuple(order))
+        return transpose(fields[site.source()], _order(site))
+
+
+def _order(site: Site) -> tuple[int, ...]:
+    """The permutation, as written."""
+    order: Any = site.layer.dims if site.module is not None else site.node.args[1:] or site.node.kwargs.get("dims")
+    if order and len(order) == 1 and not isinstance(order[0], int):
+        order = order[0]
+    if not order or not all(isinstance(i, int) for i in order):
+        raise NoRuleError(f"the order {order!r} is not written in numbers")
+    return tuple(order)
+
+
+def _exchanged(site: Site) -> tuple[int, int]:
+    """The two dimensions that change places."""
+    swaps = site.name == "swapaxes"
+    return site.axis(1, "axis0" if swaps else "dim0"), site.axis(2, "axis1" if swaps else "dim1")
 
 
 @register_converter("method:transpose", torch.transpose, "torch.swapaxes", "method:swapaxes")
@@ -95,18 +115,19 @@ class TransposeConverter(Converter):
     """Two dimensions exchanged."""
 
     role = Role.PASS
+    aliases = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Exchange the expressions likewise."""
-        entry = list(system.of(site.node.args[0]))
-        a, b = site.argument(1, "dim0"), site.argument(2, "dim1")
+        entry = list(system.of(site.tensor()))
+        a, b = _exchanged(site)
         entry[a], entry[b] = entry[b], entry[a]
         return tuple(entry)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Two dimensions change places."""
         order = list(range(len(site.value)))
-        a, b = site.argument(1, "dim0"), site.argument(2, "dim1")
+        a, b = _exchanged(site)
         order[a], order[b] = order[b], order[a]
         return transpose(fields[site.source()], order)
 
@@ -125,12 +146,17 @@ class ViewConverter(Converter):
     """
 
     role = Role.PASS
+    aliases = True
+
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """The tensor whose shape is taken."""
+        return (1,) if site.name in ("view_as", "reshape_as") else ()
 
     def tie(self, site: Site, system: System) -> Any:
         """Match the groups."""
         if site.value is None:
             return None
-        entry, before = system.of(site.node.args[0]), site.input_dims()
+        entry, before = system.of(site.tensor()), site.input_dims()
         literals = _literals(site)
         result: list[Expr | None] = [None] * len(site.value)
         for ins, outs in groups([d.size for d in before], [d.size for d in site.value]):
@@ -177,15 +203,15 @@ class ViewConverter(Converter):
             for i, a in enumerate(shape)
         ]
         return (
-            Rebuilt(args=(site.node.args[0], *new), kwargs={})
+            Rebuilt(args=(site.tensor(), *new), kwargs={})
             if (site.node.op == "call_method")
-            else Rebuilt(args=(site.node.args[0], tuple(new)), kwargs={})
+            else Rebuilt(args=(site.tensor(), tuple(new)), kwargs={})
         )
 
 
 def _shape_arguments(site: Site) -> list[Any]:
     """The new shape as written in a view or reshape; empty for other operations."""
-    name = getattr(site.node.target, "__name__", site.node.target)
+    name = site.name
     if name not in ("view", "reshape"):
         return []
     shape: Any = site.node.args[1:] or (site.node.kwargs.get("shape"),)
@@ -234,19 +260,24 @@ class ExpandConverter(Converter):
     """Broadcasting written out."""
 
     role = Role.PASS
+    aliases = True
+
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """The tensor whose shape is taken."""
+        return (1,) if site.name == "expand_as" else ()
 
     def tie(self, site: Site, system: System) -> Any:
         """Expanded dimensions follow their partner, or stay at their written size."""
         other = site.node.args[1] if len(site.node.args) > 1 else None
         if site.node.target == "expand_as" and isinstance(other, fx.Node):
             follows = list(system.of(other))
-            own, before = system.of(site.node.args[0]), site.input_dims()
+            own, before = system.of(site.tensor()), site.input_dims()
             for offset in range(1, len(own) + 1):
                 mine, theirs = own[-offset], follows[-offset]
                 if mine is not None and theirs is not None and before[-offset].size > 1:
                     follows[-offset] = system.equal(theirs, mine)
             return tuple(follows)
-        entry, before = system.of(site.node.args[0]), site.input_dims()
+        entry, before = system.of(site.tensor()), site.input_dims()
         shift = len(site.value) - len(entry)
         result: list[Expr | None] = list(constants(site.value, system))
         for i, (expr, b) in enumerate(zip(entry, before, strict=True)):

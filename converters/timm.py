@@ -1,19 +1,73 @@
 """Layers of timm that need a rule of their own. Keyed by qualified name: timm need not be installed."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
-from bu2td_converters.conv import ConvConverter, same_padding
+from bu2td_converters.conv import ConvConverter
 from torch import nn
 
-from bu2td.ops.converter import Change, Converter, Rebuilt, Site, System
+from bu2td.ops import (
+    Change,
+    Converter,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    pair,
+    register_converter,
+    register_family,
+    resized,
+    same_padding,
+)
 from bu2td.ops.fields import hull, mix, nothing, resampled, windows
-from bu2td.ops.registry import register_converter
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import resized
+
+
+class TimmLayer(Converter):
+    """How timm's layers initialise themselves: ``init_weights``, ``init_non_persistent_buffers``."""
+
+    def reset(self, module: Any) -> None:
+        """By ``reset_parameters``; where there is none, parameters by ``init_weights``."""
+        if hasattr(module, "reset_parameters"):
+            super().reset(module)
+        elif any(p is not None for p in module._parameters.values()):
+            getattr(module, "init_weights", lambda: None)()
+
+    def resets_children(self, module: nn.Module) -> bool:
+        """``init_weights`` does."""
+        return not hasattr(module, "reset_parameters") or super().resets_children(module)
+
+    def fill_buffers(self, module: Any) -> None:
+        """By ``init_non_persistent_buffers``."""
+        getattr(module, "init_non_persistent_buffers", lambda: None)()
+
+
+def _is_kept_whole(cls: type) -> bool:
+    """Whether timm itself keeps a class whole when it traces its models."""
+    registry = getattr(sys.modules.get("timm.layers"), "get_notrace_modules", None)
+    return registry is not None and issubclass(cls, tuple(registry()))
+
+
+@register_family(_is_kept_whole)
+class WholeConverter(TimmLayer):
+    """What timm keeps whole and has no rule of its own here: opaque."""
+
+
+@register_family(lambda cls: cls.__module__.startswith("timm.") and hasattr(cls, "init_non_persistent_buffers"))
+class BufferedConverter(TimmLayer):
+    """Modules that are traced, and have buffers that no state_dict holds."""
+
+    leaf = False
+
+
+@register_converter("timm.models.nfnet.NormFreeBlock")
+class NormFreeBlockConverter(Converter):
+    """A residual block that timm keeps whole although it traces well."""
+
+    leaf = False
 
 
 @register_converter("timm.layers.std_conv.ScaledStdConv2d", "timm.layers.std_conv.ScaledStdConv2dSame")
@@ -104,7 +158,7 @@ class ConvMlpConverter(ConvConverter):
 
     def tie(self, site: Site, system: System) -> Any:
         """The input width is free, the output width is the head's own."""
-        entry = system.of(site.node.args[0])
+        entry = system.of(site.tensor())
         out = system.fresh(site.layer.fc2.out_channels, site.node.name)
         return (entry[0], out, *entry[2:])
 
@@ -170,3 +224,32 @@ class FusionConverter(Converter):
             expand, {"weight": (expand.out_channels, width, 1, 1)}, {"in_channels": width}
         )
         return Rebuilt(module=new)
+
+
+@register_converter("timm.models.csatv2.LearnableDct2d")
+class DctStemConverter(TimmLayer):
+    """A cosine transform of 8x8 patches of the image with chosen frequencies: it stands in for the image at
+    1/8, as the pyramid does in a top-down network, and is dropped.
+    """
+
+    role = Role.POOL
+
+    def kernel(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return pair(site.layer.k)
+
+    def stride(self, site: Site) -> tuple[int, int]:
+        """The patch."""
+        return pair(site.layer.k)
+
+    def tie(self, site: Site, system: System) -> Any:
+        """It reads an image and makes its own width."""
+        entry = system.of(site.tensor())
+        return (entry[0], system.constant(site.value[1].size), *entry[2:])
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The patch."""
+        field = mix(fields[site.source()], [1], ())
+        for axis, patch in zip((-2, -1), self.kernel(site), strict=True):
+            field = windows(field, axis, site.value[axis].size, patch, patch)
+        return field

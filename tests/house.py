@@ -359,7 +359,8 @@ def library_classes(house: House) -> list[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
     dotted = [s for s in strings if s.split(".")[0] in LIBRARIES and re.fullmatch(r"[\w.]+", s)]
-    return sorted({s.rpartition(".")[2] for s in dotted if "." in s} - _torch_names())
+    names = {s.rpartition(".")[2] for s in dotted if "." in s} - _torch_names()
+    return sorted(name for name in names if name != name.lower() or "_" in name)  # no words, as modules' names are
 
 
 @cache

@@ -162,8 +162,8 @@ def test_boxes_are_to_scale() -> None:
 def test_a_bottom_up_size_of_its_own_is_shown() -> None:
     """Valid padding shaves pixels: rows that say their size are believed."""
     plan = network("bu2td:lenet_fc").plan
-    rows = tuple({**row, "size": (5, 6)} for row in plan.bottom_up)
-    assert TIMES.join(("32", "5", "6")) in texts_of(replace(plan, bottom_up=rows))
+    levels = tuple(replace(level, size=(5, 6)) for level in plan.bottom_up)
+    assert TIMES.join(("32", "5", "6")) in texts_of(replace(plan, bottom_up=levels))
 
 
 def test_title_is_no_markup() -> None:

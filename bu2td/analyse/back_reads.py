@@ -4,8 +4,8 @@ Two kinds of networks have a trunk of levels although single tensors do not sepa
 
 - *Chains of order two.* A cell reads the two cells before it (NASNet, PNASNet): behind every cell two tensors
   are live, its output v_i and the one before, v_(i-1). The reads of v_(i-1) behind v_i are set aside.
-- *Fusion heads.* A head that joins maps of several reductions (an operation of the role "fusion") reads the
-  last of them; the others are set aside.
+- *Heads that read several levels.* An operation that reads maps of several reductions into a value that does not
+  follow the image (it resizes them itself) reads the last of them; the others are set aside.
 
 Where a level begins, its blocks find only the level's entry: a read that was set aside and whose source lies in
 another level gets the entry in its place (`bu2td.arrange.edits`). Inside a level it is read as it always was.
@@ -13,15 +13,11 @@ another level gets the entry in its place (`bu2td.arrange.edits`). Inside a leve
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from bu2td.graph.view import GraphView
 from bu2td.ir.values import is_feature_map, is_spatial
-from bu2td.ops.roles import Role
-
-#: A stretch between two trunk tensors that reduces this many times holds several levels.
-GIANT_STEP = 8
 
 
 def set_aside_reads(view: GraphView, trunk: Sequence[str]) -> dict[tuple[str, str], str]:
@@ -32,23 +28,34 @@ def set_aside_reads(view: GraphView, trunk: Sequence[str]) -> dict[tuple[str, st
     Guarantees: without these reads, every tensor named as a value is on the trunk.
     """
     aside: dict[tuple[str, str], str] = {}
-    for name in view.nodes:
-        if view.role(name) == Role.FUSION:
-            *others, last = view.inputs(name)
-            aside |= {(other, name): last for other in others}
+    for name in (n for n in view.nodes if not is_spatial(view.dims.get(n))):
+        maps = [source for source in view.inputs(name) if view.reduction(source)]
+        if len({view.reduction(source) for source in maps}) > 1:
+            aside |= {(source, name): maps[-1] for source in maps[:-1]}
     for a, b in pairwise(trunk):
-        if view.reduction(b) >= GIANT_STEP * view.reduction(a):
-            aside |= _order_two(view, a, b)
+        if view.reduction(b) > view.reduction(a):
+            inside = [n for n in view.nodes if view.order[a] < view.order[n] < view.order[b]]
+            aside |= _order_two(view, a, inside) if goes_on_between(view, a, b, inside) else {}
     return aside
 
 
-def _order_two(view: GraphView, start: str, end: str) -> dict[tuple[str, str], str]:
-    """The reads that reach back one cell in the longest chain of order two from start towards end.
+def goes_on_between(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) -> bool:
+    """Whether a stretch of the graph holds levels of its own.
+
+    It does where paths meet at a resolution strictly between those of its ends: there the network goes on
+    working, and the stretch is more than one step down. Paths that only pass such a resolution make no level.
+    """
+    fine, coarse = view.reduction(entry), view.reduction(exit_)
+    between = (n for n in nodes if fine < (view.reduction(n) or fine) < coarse)
+    return any(len(view.inputs(name)) > 1 for name in between)
+
+
+def _order_two(view: GraphView, start: str, inside: Sequence[str]) -> dict[tuple[str, str], str]:
+    """The reads that reach back one cell in the longest chain of order two from a start through what follows.
 
     v is a link of u where v is computed from u and, from then on, u and v alone are read. The chain is the
     longest path of links from the start; where fewer than two cells are found there is none.
     """
-    inside = [n for n in view.nodes if view.order[start] < view.order[n] < view.order[end]]
     live = {start}
     length, before = {start: 0}, {start: start}
     for name in inside:

@@ -7,14 +7,12 @@ every join and norm of such a trunk, change nothing that the network computes, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import fx
 
 from bu2td.analyse.trunk import dominator_chain
 from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Capture
 from bu2td.ir.values import Dims, is_tensor
 from bu2td.ops.roles import Role
 
@@ -24,31 +22,31 @@ _ENDS = (Role.ADD, Role.NORM, Role.NORM_ACT)
 _TO_MAP, _BACK = (0, 3, 1, 2), (0, 2, 3, 1)
 
 
-def expose_maps(capture: Capture, dims: Mapping[str, Dims], logits: str) -> tuple[Capture, Mapping[str, Dims]]:
+def expose_maps(view: GraphView, logits: str) -> GraphView:
     """Show the channels-last joins and norms of the trunk as (N, C, H, W) maps.
 
-    Needs: a `Capture`, its probe, the node of its logits.
-    Returns: both, with two permutes behind every channels-last add or norm that all paths from image to
-        logits pass.
+    Needs: a probed graph, and the node of its logits.
+    Returns: the graph with two permutes behind every channels-last add or norm that all paths from image to
+        logits pass, and its dimensions.
     Guarantees: the graph computes what it computed; a graph without such values is returned as it is.
     """
-    view = GraphView(capture, dims)
     chain = dominator_chain(view, logits)
-    ends = [name for name in chain if view.role(name) in _ENDS and _channels_last(dims[name])]
+    ends = [name for name in chain if view.role(name) in _ENDS and _channels_last(view.dims[name])]
     if not ends:
-        return capture, dims
+        return view
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
-    shown = dict(dims)
-    for node in capture.graph_module.graph.nodes:
+    shown = dict(view.dims)
+    for node in view.graph_module.graph.nodes:
         env[node] = new = graph.node_copy(node, env.__getitem__)
         if node.name in ends:
             for order, suffix in ((_TO_MAP, "map"), (_BACK, "last")):
                 before, name = env[node], f"{node.name}_{suffix}"
-                env[node] = turned = graph.create_node("call_method", "permute", (before, *order), name=name)
-                turned.meta = {key: new.meta[key] for key in ("path", "line") if key in new.meta}
-                shown[turned.name] = tuple(shown[before.name][i] for i in order)
-    return replace(capture, graph_module=fx.GraphModule(capture.graph_module, graph).eval()), shown
+                env[node] = permuted = graph.create_node("call_method", "permute", (before, *order), name=name)
+                permuted.meta = {key: new.meta[key] for key in ("path", "line") if key in new.meta}
+                shown[permuted.name] = tuple(shown[before.name][i] for i in order)
+    turned = fx.GraphModule(view.graph_module, graph).eval()
+    return GraphView(replace(view.capture, graph_module=turned), shown)
 
 
 def _channels_last(value: Dims) -> bool:

@@ -7,8 +7,9 @@ between two neighbouring trunk tensors is a region; what follows the last is the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from types import MappingProxyType
 
@@ -24,16 +25,47 @@ from bu2td.ops.roles import Role
 _POINTWISE = ((1, 1), (1, 1))
 
 
-@dataclass
+class RegionKind(Enum):
+    """What a region is, by the roles of its operations.
+
+    Members:
+        CONV: one convolution or linear layer over the map.
+        BRANCHING: several paths or layers, attention, an unknown operation.
+        POOL: reduces by moving or selecting values alone, or pools without reducing.
+        NORM, GATE, ACT, DROPOUT: has such an operation, and none of those above.
+        PASS: arithmetic and views.
+    """
+
+    CONV = "conv"
+    BRANCHING = "branching"
+    POOL = "pool"
+    NORM = "norm"
+    GATE = "gate"
+    ACT = "act"
+    DROPOUT = "dropout"
+    PASS = "pass"
+
+
+#: What a region without layers is, by the first of these that it has a role of.
+_BY_ROLE = {
+    RegionKind.NORM: {Role.NORM, Role.NORM_ACT},
+    RegionKind.GATE: {Role.GATE},
+    RegionKind.POOL: {Role.POOL},
+    RegionKind.ACT: {Role.ACT},
+    RegionKind.DROPOUT: {Role.DROPOUT},
+}
+
+
+@dataclass(frozen=True)
 class Region:
-    """The nodes between two neighbouring trunk tensors."""
+    """The nodes between two neighbouring trunk tensors; ``conv`` is the layer of a region with one alone."""
 
     entry: str
     exit: str
-    nodes: list[str]
-    kind: str = "pass"
+    nodes: tuple[str, ...]
+    kind: RegionKind
+    roles: frozenset[Role]
     conv: str | None = None
-    roles: set[Role] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -44,9 +76,9 @@ class Regions:
     pixel alone.
     """
 
-    leading: list[Region]
-    regions: list[Region]
-    tail: list[str]
+    leading: tuple[Region, ...]
+    regions: tuple[Region, ...]
+    tail: tuple[str, ...]
     aside: Mapping[tuple[str, str], str]
 
 
@@ -67,12 +99,11 @@ def find_regions(view: GraphView, logits: str) -> Regions:
     aside = set_aside_reads(view, trunk)
     if aside:
         trunk = _trunk(view, logits, aside)
-    regions, tail = _regions(view, trunk, aside)
+    runs, tail = _deal_out(view, trunk, aside)
     _check_tail(view, tail)
-    for region in regions:
-        _classify(view, region)
-    leading = list(itertools.takewhile(partial(_prepares_image, view, trunk[0]), regions))
-    return Regions(leading, regions[len(leading) :], tail, aside)
+    regions = [_region(view, a, b, run) for (a, b), run in zip(itertools.pairwise(trunk), runs, strict=True) if run]
+    leading = tuple(itertools.takewhile(partial(_prepares_image, view, trunk[0]), regions))
+    return Regions(leading, tuple(regions[len(leading) :]), tuple(tail), MappingProxyType(aside))
 
 
 def _prepares_image(view: GraphView, image: str, region: Region) -> bool:
@@ -158,65 +189,65 @@ def covers_map(view: GraphView, name: str) -> bool:
         return False
     if view.role(name) == Role.POOL:
         return not is_spatial(view.dims[name])  # the probe found it to be the global pool
-    return view.module(name).padding in ((0, 0), 0, "valid")
+    return not view.converter(name).pads(view.site(name))
 
 
-def _regions(
-    view: GraphView, trunk: list[str], aside: Mapping[tuple[str, str], str]
-) -> tuple[list[Region], list[str]]:
-    """Deal all nodes out to the regions between trunk tensors; what follows the last is the tail.
+def _deal_out(
+    view: GraphView, trunk: Sequence[str], aside: Mapping[tuple[str, str], str]
+) -> tuple[list[list[str]], list[str]]:
+    """Deal all nodes out to the stretches between trunk tensors; what follows the last is the tail."""
+    places = _places(view, trunk, aside)
+    runs: list[list[str]] = [[] for _ in trunk[1:]]
+    tail: list[str] = []
+    for name, node in view.nodes.items():
+        if node.op not in ("placeholder", "output"):
+            for at in sorted(places[name]):
+                (runs[at] if 0 <= at < len(runs) else tail).append(name)
+    return runs, tail
+
+
+def _places(
+    view: GraphView, trunk: Sequence[str], aside: Mapping[tuple[str, str], str]
+) -> Mapping[str, Collection[int]]:
+    """Behind which trunk tensor a node stands, by its index.
 
     What is computed from parameters alone goes to every place that reads it.
     """
     index = {name: i for i, name in enumerate(trunk)}
     places: dict[str, set[int]] = {}
     for name, node in view.nodes.items():
-        read = [n.name for n in node.all_input_nodes if n.op != "get_attr"]
-        read = [aside.get((source, name), source) for source in read]
+        read = [aside.get((n.name, name), n.name) for n in node.all_input_nodes if n.op != "get_attr"]
         places[name] = {max((index[n] if n in index else max(places[n], default=-1) for n in read), default=-1)}
     for name in reversed(view.nodes):
         node = view.nodes[name]
         if node.op == "get_attr" or (places[name] == {-1} and node.op not in ("placeholder", "output")):
             places[name] = {at for user in node.users for at in places[user.name]}
-    regions = [Region(a, b, []) for a, b in itertools.pairwise(trunk)]
-    tail: list[str] = []
-    for name, node in view.nodes.items():
-        if node.op in ("placeholder", "output"):
-            continue
-        for at in sorted(places[name]):
-            (regions[at].nodes if 0 <= at < len(regions) else tail).append(name)
-    return [r for r in regions if r.nodes], tail
+    return places
 
 
-def _classify(view: GraphView, region: Region) -> None:
-    """Name what a region is, by the roles of its operations."""
-    operations = [n for n in region.nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
-    region.roles = {view.role(n) for n in operations}
-    convs = [n for n in operations if view.role(n).dense and is_spatial(view.dims[n])]
-    reduces = view.reduction(region.entry) != view.reduction(region.exit)
-    if reduces and all(role.rearranges for role in region.roles):
-        region.kind = "pool"
-        return
-    several_paths = any(len(view.inputs(n)) > 1 for n in operations)
-    if several_paths or len(convs) > 1 or {Role.OPAQUE, Role.ATTENTION} & region.roles:
-        region.kind = "multi"
-    elif convs:
-        region.kind, region.conv = "conv", convs[0]
-    elif any(role.normalises for role in region.roles):
-        region.kind = "norm"
-    elif Role.GATE in region.roles:
-        region.kind = "gate"
-    elif Role.POOL in region.roles:
-        region.kind = "pool"
-    elif Role.ACT in region.roles:
-        region.kind = "act"
-    elif Role.DROPOUT in region.roles:
-        region.kind = "dropout"
-    elif reduces:
-        region.kind = "multi"
+def _region(view: GraphView, entry: str, exit_: str, nodes: Sequence[str]) -> Region:
+    operations = [n for n in nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
+    roles = frozenset(view.role(n) for n in operations)
+    layers = [n for n in operations if view.role(n).dense and is_spatial(view.dims[n])]
+    branches = any(len(view.inputs(n)) > 1 for n in operations) or len(layers) > 1
+    reduces = view.reduction(entry) != view.reduction(exit_)
+    kind = _kind(roles, reduces, branches, bool(layers))
+    conv = layers[0] if kind == RegionKind.CONV else None
+    return Region(entry, exit_, tuple(nodes), kind, roles, conv)
 
 
-def _check_tail(view: GraphView, tail: list[str]) -> None:
+def _kind(roles: frozenset[Role], reduces: bool, branches: bool, has_layer: bool) -> RegionKind:
+    if reduces and all(role.rearranges for role in roles):
+        return RegionKind.POOL
+    if branches or roles & {Role.OPAQUE, Role.ATTENTION}:
+        return RegionKind.BRANCHING
+    if has_layer:
+        return RegionKind.CONV
+    otherwise = RegionKind.BRANCHING if reduces else RegionKind.PASS
+    return next((kind for kind, marks in _BY_ROLE.items() if marks & roles), otherwise)
+
+
+def _check_tail(view: GraphView, tail: Sequence[str]) -> None:
     """A head may not go on convolving, nor compute over positions in a form that is no (N, C, H, W) map."""
     for name in tail:
         value = view.dims[name]

@@ -1,6 +1,5 @@
 """Stage 4, arrange: an analysis and options -> the plan of the top-down network."""
 
-from bu2td.arrange.edits import alive_nodes
 from bu2td.arrange.levels import arrange
 
-__all__ = ["alive_nodes", "arrange"]
+__all__ = ["arrange"]

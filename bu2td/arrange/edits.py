@@ -1,25 +1,37 @@
 """Part of arrange: the edits that turn bottom-up blocks into top-down ones, widths apart.
 
 Rules (design, section 3). On every path that ends at the blocks' own resolution strides go: a convolution
-is rebuilt with stride 1, a pool that only reduces is dropped. In an up-block every path from entry to exit
-passes exactly one upsampling, placed as late as the function allows: right before the first operation that
-looks around, else where the path joins one that is at high resolution already, else at the exit. Nearest
-and bilinear upsampling commute with pointwise operations, so "late" is the same function, cheaper.
-What lies at a coarser resolution than the blocks themselves is an excursion and stays as it is.
+is rebuilt with stride 1, a pool that only reduces is dropped. In an up-block the way from entry to exit gains
+upsamplings (`bu2td.arrange.upsampling`). What lies at a coarser resolution than the blocks themselves is an
+excursion and stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from enum import Enum, auto
 
+from bu2td.arrange.shortcuts import entry_in_place_of, shortcut_edits
 from bu2td.arrange.templates import Templates, odd_kernel
+from bu2td.arrange.upsampling import with_upsampling
 from bu2td.errors import UnsupportedOperationError
-from bu2td.graph.view import GraphView, follows_entry, shortcut_of
-from bu2td.ir.bottom_up import Analysis, Block
-from bu2td.ir.plan import Edits, Projection
-from bu2td.ir.values import is_feature_map, is_spatial
+from bu2td.graph.edited import Edited
+from bu2td.graph.view import GraphView
+from bu2td.ir.bottom_up import Block
+from bu2td.ir.frozen import FrozenMap
+from bu2td.ir.plan import Edits
+from bu2td.ir.values import is_spatial
 from bu2td.ops.roles import Role
+
+
+class _Fate(Enum):
+    """What becomes of a node once its block works at one resolution."""
+
+    KEPT = auto()
+    REBUILT = auto()
+    DROPPED = auto()
+    EXCURSION = auto()
+    UNSUPPORTED = auto()
 
 
 def restructure(
@@ -43,62 +55,42 @@ def restructure(
     Raises:
         UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
     """
-    bypass = entry_in_place_of([n for b in blocks for n in b.nodes], blocks[0].entry, templates.analysis)
-    stride_one: set[str] = set()
-    new_kernels: dict[str, tuple[int, int]] = {}
-    excursions: set[str] = set()
-    unsupported: list[str] = []
-    for block in blocks:
-        for name in block.nodes:
-            role = view.role(name)
-            if not is_spatial(view.dims[name]) or not view.inputs(name):
-                continue
-            source = view.inputs(name)[0]
-            before, after = view.reduction(source), view.reduction(name)
-            coarser = [r for r in (before, after) if r is not None and r > block.reduction]
-            if coarser:
-                excursions.add(name)
-            elif role == Role.CONV:
-                kernel = kernels.get(name) or odd_kernel(view.kernel(name), view.stride(name))
-                if kernel != view.kernel(name):
-                    new_kernels[name] = kernel
-                if view.stride(name) != (1, 1):
-                    stride_one.add(name)
-            elif role == Role.ATTENTION:
-                stride_one |= {name} if view.stride(name) != (1, 1) else set()
-            elif (role == Role.POOL and before != after) or (role == Role.PAD and not _pads_channels(view, name)):
-                bypass[name] = source
-            elif (
-                before not in (None, after)
-                and role not in (Role.RESAMPLE, Role.GATE)
-                and (after or role == Role.OPAQUE)
-            ):
-                unsupported.append(name)  # behind a view the reduction may be None: positions became tokens
-    if unsupported:
+    nodes = tuple(dict.fromkeys(n for b in blocks for n in b.nodes))
+    fates = {n: _fate(view, b, n) for b in blocks for n in b.nodes if is_spatial(view.dims[n]) and view.inputs(n)}
+    if unsupported := _of(fates, _Fate.UNSUPPORTED):
         raise _unsupported(view, unsupported)
-    projections: list[Projection] = []
-    if first is not None:
-        shortcuts, projections = _shortcuts(view, templates, first, entry_width, widths)
-        bypass.update(shortcuts)
+    rebuilt = _of(fates, _Fate.REBUILT)
+    convs = [n for n in rebuilt if view.role(n) == Role.CONV]
+    sides = {n: kernels.get(n) or odd_kernel(view.kernel(n), view.stride(n)) for n in convs}
+    foreign = entry_in_place_of(nodes, blocks[0].entry, templates.analysis)
+    dropped = {n: view.inputs(n)[0] for n in _of(fates, _Fate.DROPPED)}
+    shortcuts, projections = shortcut_edits(templates, first, entry_width, widths) if first else ({}, [])
     edits = Edits(
-        bypass=bypass,
-        stride_one=frozenset(stride_one),
-        kernels=new_kernels,
+        bypass=FrozenMap({**foreign, **dropped, **shortcuts}),
+        stride_one=frozenset(n for n in rebuilt if view.stride(n) != (1, 1)),
+        kernels=FrozenMap({n: side for n, side in sides.items() if side != view.kernel(n)}),
         projections=tuple(projections),
-        excursions=frozenset(excursions),
+        excursions=frozenset(_of(fates, _Fate.EXCURSION)),
     )
-    return _with_upsampling(view, blocks, edits) if upsampling else edits
+    return with_upsampling(Edited(view, nodes, blocks[-1].exit, edits)) if upsampling else edits
 
 
-def entry_in_place_of(nodes: Sequence[str], entry: str, analysis: Analysis) -> dict[str, str]:
-    """Maps from before the entry that nodes read back to (see `back_reads`), each with the entry in its place."""
-    inside, known = {*nodes}, {*nodes, entry}
-    return {source: entry for source, reader in analysis.aside if reader in inside and source not in known}
+def _fate(view: GraphView, block: Block, name: str) -> _Fate:
+    role, source = view.role(name), view.inputs(name)[0]
+    before, after = view.reduction(source), view.reduction(name)
+    if any(r is not None and r > block.reduction for r in (before, after)):
+        return _Fate.EXCURSION
+    if role in (Role.CONV, Role.ATTENTION):
+        return _Fate.REBUILT
+    if (role == Role.POOL and before != after) or (role == Role.PAD and not view.pads_channels(name)):
+        return _Fate.DROPPED
+    # Behind a view the reduction may be None: positions became tokens.
+    reduces = before not in (None, after) and (after or role == Role.OPAQUE)
+    return _Fate.UNSUPPORTED if reduces and role not in (Role.RESAMPLE, Role.GATE) else _Fate.KEPT
 
 
-def _pads_channels(view: GraphView, name: str) -> bool:
-    """Whether a node adds channels of zeros (a shortcut of option A)."""
-    return view.role(name) == Role.PAD and view.width(name) != view.width(view.inputs(name)[0])
+def _of(fates: Mapping[str, _Fate], fate: _Fate) -> list[str]:
+    return [name for name, found in fates.items() if found is fate]
 
 
 def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError:
@@ -115,128 +107,3 @@ def _unsupported(view: GraphView, nodes: list[str]) -> UnsupportedOperationError
         "these operations reduce resolution, and no converter says how they work without a stride:\n"
         + "\n".join(lines)
     )
-
-
-def _shortcuts(
-    view: GraphView, templates: Templates, first: Block, entry_width: int, widths: Mapping[str, int]
-) -> tuple[dict[str, str], list[Projection]]:
-    """Projections to drop (in == out) and to build (an identity shortcut whose width changes)."""
-    bypass: dict[str, str] = {}
-    projections = []
-    for join in first.nodes:
-        if view.role(join) != Role.ADD or len(view.inputs(join)) < 2:
-            continue
-        scale = widths[first.exit] / first.width
-        width = widths[first.exit] if view.width(join) == first.width else round(view.width(join) * scale)
-        found = shortcut_of(view, join, first.entry, first.nodes)
-        if found is None:
-            # A shortcut inside the block, from a value that is as wide as the entry.
-            tied = [o for o in view.inputs(join) if follows_entry(view, o, first.entry, first.nodes)]
-            if len(tied) == 1 and entry_width != width and is_feature_map(view.dims[tied[0]]):
-                projections.append(
-                    Projection(join, tied[0], tied[0], templates.projection(first, entry_width, width))
-                )
-            continue
-        operand, chain = found
-        projected = any(view.role(n) == Role.CONV for n in chain)
-        if not projected and any(view.role(n) in (Role.NORM, Role.NORM_ACT, Role.ACT) for n in chain):
-            continue  # an add inside the main path, which reads a changed entry
-        if entry_width == width and (projected or any(_pads_channels(view, n) for n in chain)):
-            bypass[operand] = first.entry
-        elif not projected and entry_width != width:
-            unit = templates.projection(first, entry_width, width)
-            projections.append(Projection(join, operand, templates.preactivated(first), unit))
-    return bypass, projections
-
-
-def _with_upsampling(view: GraphView, blocks: Sequence[Block], edits: Edits) -> Edits:
-    """Place the upsamplings of an up-block."""
-    entry, exit_ = blocks[0].entry, blocks[-1].exit
-    projected = {(p.join, p.operand): p.source for p in edits.projections}
-    high: dict[str, bool]
-    upsample: dict[str, set[str]]
-
-    def producer(name: str, reader: str) -> str:
-        name = projected.get((reader, name), name)
-        while name in edits.bypass:
-            name = edits.bypass[name]
-        return name
-
-    nodes = [n for b in blocks for n in b.nodes]
-    alive = alive_nodes(view, nodes, exit_, edits)
-    spatial = [n for n in nodes if n in alive and n not in edits.bypass and is_spatial(view.dims[n])]
-    moved: set[str] = set()
-    while True:
-        high, upsample = {entry: False}, {}
-        for name in spatial:
-            sources = [producer(s, name) for s in view.inputs(name)]
-            looks_around = (
-                name in moved
-                or name in edits.excursions
-                or not (
-                    view.role(name).local
-                    or (view.role(name) == Role.CONV and edits.kernels.get(name, view.kernel(name)) == (1, 1))
-                )
-            )
-            high[name] = looks_around or any(high.get(s, False) for s in sources)
-            if high[name]:
-                for source, original in zip(sources, view.inputs(name), strict=True):
-                    if not high.get(source, False):
-                        # A built projection is upsampled behind its convolution, for its one reader.
-                        key = original if (name, original) in projected else source
-                        upsample.setdefault(key, set()).add(name)
-        # Only an (N, C, H, W) map can be upsampled: what lies between it and its reader moves up.
-        unfit = {
-            source
-            for source, readers in upsample.items()
-            if not is_feature_map(view.dims[source]) and any((r, source) not in projected for r in readers)
-        }
-        if not unfit:
-            break
-        moved |= unfit
-    last = exit_
-    while last in edits.bypass:
-        last = edits.bypass[last]
-    if not high[last]:
-        upsample.setdefault(last, set()).add("")
-    for name in nodes:
-        if name in alive and view.dims[name] is None:
-            for source in (producer(s, name) for s in view.inputs(name)):
-                if not high.get(source, False) and any(high.get(n, False) for n in _sized_by(view, name)):
-                    upsample.setdefault(source, set()).add(name)
-    return replace(edits, upsample={name: frozenset(readers) for name, readers in upsample.items()})
-
-
-def _sized_by(view: GraphView, name: str) -> set[str]:
-    """The tensors that are made with a size which a node reads."""
-    found: set[str] = set()
-    stack = [name]
-    while stack:
-        for user in view.nodes[stack.pop()].users:
-            if view.dims.get(user.name) is None:
-                stack.append(user.name)
-            else:
-                found.add(user.name)
-    return found
-
-
-def alive_nodes(view: GraphView, nodes: Sequence[str], exit_: str, edits: Edits) -> set[str]:
-    """Nodes that still reach the exit once edits are applied (dropped projections are dead code)."""
-    inside = set(nodes)
-    replaced = {p.join: p for p in edits.projections}
-    alive: set[str] = set()
-    stack = [exit_]
-    while stack:
-        name = stack.pop()
-        while name in edits.bypass:
-            name = edits.bypass[name]
-        if name in alive or name not in inside:
-            continue
-        alive.add(name)
-        for source in view.nodes[name].all_input_nodes:
-            projection = replaced.get(name)
-            if projection and projection.operand == source.name:
-                stack.append(projection.source)
-            else:
-                stack.append(source.name)
-    return alive

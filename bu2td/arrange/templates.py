@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bu2td.graph.view import GraphView, residual_join, shortcut_of
-from bu2td.ir.bottom_up import Analysis, Block
+from bu2td.graph.view import GraphView
+from bu2td.ir.bottom_up import Analysis, Block, Preactivation
 from bu2td.ir.plan import UnitSpec
-from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
+from bu2td.ir.values import is_feature_map, is_spatial
 from bu2td.ops.roles import Role
 from bu2td.options import Options
 
@@ -33,8 +33,6 @@ class Templates:
     def __init__(self, view: GraphView, analysis: Analysis) -> None:
         self.view = view
         self.analysis = analysis
-        self._projection: tuple[str, str | None] | None = None
-        self._searched = False
 
     # -- convolutions ------------------------------------------------------------------------------
 
@@ -104,47 +102,36 @@ class Templates:
 
     def _norm_act(self, conv: str, nodes: Sequence[str]) -> tuple[str | None, str | None]:
         """The norm right behind a convolution, and the activation that follows next."""
+        norm = self._norm_behind(conv)
+        if norm is not None and self._has_activation(norm):
+            return norm, None
+        start = self.view.order[norm or conv]
+        behind = sorted((n for n in nodes if self.view.order[n] > start), key=self.view.order.__getitem__)
+        maps = (n for n in behind if is_feature_map(self.view.dims[n]))
+        return norm, next((n for n in maps if self.view.role(n) == Role.ACT or self._has_activation(n)), None)
+
+    def _norm_behind(self, name: str) -> str | None:
+        """The norm that alone reads a convolution."""
         view = self.view
-        norm: str | None = None
-        name = conv
-        while norm is None:
+        while True:
             users = [u.name for u in view.nodes[name].users if is_spatial(view.dims.get(u.name))]
             if len(users) != 1 or view.role(users[0]) not in (Role.NORM, Role.NORM_ACT, Role.PASS, Role.DROPOUT):
-                break
+                return None
             name = users[0]
             if view.role(name).normalises:
-                norm = name
-        if (
-            norm is not None
-            and view.role(norm) == Role.NORM_ACT
-            and view.converter(norm).has_activation(view.site(norm))
-        ):
-            return norm, None
-        start = view.order[norm or conv]
-        inside = set(nodes)
-        for other in view.nodes:
-            if other in inside and view.order[other] > start and is_feature_map(view.dims[other]):
-                if view.role(other) == Role.ACT:
-                    return norm, other
-                if view.role(other) == Role.NORM_ACT and view.converter(other).has_activation(view.site(other)):
-                    return norm, other
-        return norm, None
+                return name
 
-    def _preactivation(self, block: Block | None) -> tuple[str | None, str | None]:
-        """The norm-act that a pre-activation block starts with."""
+    def _has_activation(self, name: str) -> bool:
+        """Whether a node is a norm with its activation inside."""
         view = self.view
-        candidates = [b for level in self.analysis.bodies for b in level.blocks if b.preactivation]
-        if block is None or not block.preactivation:
-            block = candidates[-1] if candidates else None
-        if block is None:
-            return None, None
-        for name in block.nodes:
-            if block.entry not in view.inputs(name) or not view.role(name).normalises:
-                continue
-            if view.role(name) == Role.NORM_ACT:
-                return name, None
-            return name, next((u.name for u in view.nodes[name].users if view.role(u.name) == Role.ACT), None)
-        return None, None
+        return view.role(name) == Role.NORM_ACT and bool(view.converter(name).has_activation(view.site(name)))
+
+    def _preactivation(self, block: Block | None) -> Preactivation | None:
+        """The norm-act that a pre-activation block starts with; of another block, the finest level's last one's."""
+        if block is not None and block.preactivation:
+            return block.preactivation
+        blocks = [b for level in self.analysis.bodies for b in level.blocks]
+        return next((b.preactivation for b in reversed(blocks) if b.preactivation), None)
 
     def merge(self, block: Block | None, lateral: UnitSpec, width: int, options: Options) -> UnitSpec:
         """The merge's convolution unit, 2C -> C (C -> C where only the sum is read)."""
@@ -159,7 +146,8 @@ class Templates:
         self, block: Block | None, lateral: UnitSpec, entry: int, width: int, kernel: tuple[int, int]
     ) -> UnitSpec:
         if self.analysis.preactivation:
-            norm, act = self._preactivation(block)
+            opening = self._preactivation(block)
+            norm, act = (opening.norm, opening.act) if opening else (None, None)
             return UnitSpec(entry, width, kernel, lateral.conv, norm, act, preactivation=True)
         return UnitSpec(entry, width, kernel, lateral.conv, lateral.norm, lateral.act)
 
@@ -174,28 +162,10 @@ class Templates:
 
     def projection(self, block: Block, entry: int, width: int) -> UnitSpec:
         """A shortcut's 1x1 convolution after the model's own kind, with or without norm."""
-        conv, norm = self._projection_kind(block)
+        blocks = [b for level in self.analysis.bodies for b in level.blocks]
+        own = next((b.shortcut for b in blocks if b.shortcut and b.shortcut.conv), None)
+        conv, norm = (str(own.conv), own.norm) if own else self._main_path_end(block)
         return UnitSpec(entry, width, (1, 1), conv, norm)
-
-    def _projection_kind(self, block: Block) -> tuple[str, str | None]:
-        if not self._searched:
-            self._searched = True
-            for level in self.analysis.bodies:
-                for other in level.blocks:
-                    self._projection = self._projection or self._projection_in(other)
-        return self._projection or self._main_path_end(block)
-
-    def _projection_in(self, block: Block) -> tuple[str, str | None] | None:
-        if not block.shortcut:
-            return None
-        join = residual_join(self.view, block.exit, block.nodes)
-        found = shortcut_of(self.view, str(join), block.entry, block.nodes)
-        chain = found[1] if found else []
-        conv = next((n for n in chain if self.view.role(n) == Role.CONV), None)
-        if conv is None:
-            return None
-        behind = chain[chain.index(conv) + 1 :]
-        return conv, next((n for n in behind if self.view.role(n).normalises), None)
 
     def _main_path_end(self, block: Block) -> tuple[str, str | None]:
         """Where no block has a projection: the last convolution of the main path, with its norm."""
@@ -206,21 +176,4 @@ class Templates:
 
     def preactivated(self, block: Block) -> str:
         """What a projection reads: act(norm(x)) in a pre-activation block, else x."""
-        if not block.preactivation:
-            return block.entry
-        norm, act = self._preactivation(block)
-        return act or norm or block.entry
-
-    # -- head --------------------------------------------------------------------------------------
-
-    def head_pool(self, nodes: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Where the head binds a map's size: the node that reads it, and the size it is to see."""
-        size = self.analysis.head.pooled_size
-        if size is None:
-            return {}
-        for name in nodes:
-            view = self.view
-            flattens = is_tensor(view.dims[name]) and len(view.dims[name]) == 2
-            if view.inputs(name) and (view.kernel(name) == size or (flattens and view.role(name) == Role.PASS)):
-                return {name: size}
-        return {}
+        return block.preactivation.exit if block.preactivation else block.entry

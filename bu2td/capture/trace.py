@@ -42,14 +42,6 @@ from bu2td.ops.registry import converter_for_type
 from bu2td.ops.roles import Role
 from bu2td.ops.surgery import meta_copy
 
-#: Modules that draw random numbers in forward; traced in eval mode they would vanish.
-_STOCHASTIC = ("DropPath", "DropBlock2d", "StochasticDepth")
-
-
-#: Leaves of timm's no-trace registry that hide whole blocks and trace well.
-_COMPOSITE = ("timm.models.nfnet.NormFreeBlock",)
-
-
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -191,10 +183,15 @@ def _likely_images(model: nn.Module, example_inputs: Tensor | None) -> Tensor:
     config: Any = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if size is None and hasattr(config, "get"):
         size = config.get("input_size")
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    channels = first.in_channels if first is not None else 3
+    channels = next((width for m in model.modules() if (width := input_width(m)) is not None), 3)
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     return torch.empty((2, *(size or (channels, 224, 224))), device="meta", dtype=dtype)
+
+
+def input_width(module: nn.Module) -> int | None:
+    """How many channels a module must read, as its converter says."""
+    converter = converter_for_type(type(module))
+    return None if converter is None else converter.input_width(module)
 
 
 def _image_channels(graph_module: fx.GraphModule) -> int | None:
@@ -202,8 +199,9 @@ def _image_channels(graph_module: fx.GraphModule) -> int | None:
     image = next(n for n in graph_module.graph.nodes if n.op == "placeholder")
     for user in image.users:
         reader = graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
-        if isinstance(reader, nn.Conv2d):
-            return reader.in_channels
+        width = None if reader is None else input_width(reader)
+        if width is not None:
+            return width
     return None
 
 
@@ -236,12 +234,6 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self.images = images
         self.measuring = False
-        registry = getattr(sys.modules.get("timm.layers"), "get_notrace_modules", None)
-        self.kept = tuple(
-            cls
-            for cls in (registry() if registry else ())
-            if f"{cls.__module__}.{cls.__qualname__}" not in _COMPOSITE
-        )
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
         """Note the line of the model's own code; a fraction of the time of a whole stack trace."""
@@ -257,14 +249,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         converter = converter_for_type(type(module))
-        if converter is not None:
-            return converter.leaf
-        return (
-            super().is_leaf_module(module, qualified_name)
-            or type(module).__module__.startswith("torchvision.ops.stochastic_depth")
-            or type(module).__name__ in _STOCHASTIC
-            or isinstance(module, self.kept)
-        )
+        return super().is_leaf_module(module, qualified_name) if converter is None else converter.leaf
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy for a node."""

@@ -3,7 +3,7 @@
 The image is a canvas, by default a virtual one larger than any field, so that nothing that is said of the
 centre depends on a border. The graph runs on it on the meta device, which makes its size free; the sizes of
 all values, whatever their padding or ceil mode, are therefore the graph's own. Then the converters' rules
-(`bu2td.ops.converter.Converter.interval`) carry intervals of pixels from node to node, once per axis.
+(`bu2td.Converter.interval`) carry intervals of pixels from node to node, once per axis.
 """
 
 from __future__ import annotations
@@ -13,30 +13,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import fx
 
 from bu2td.errors import ConverterError, ExampleInputError, OptionError
 from bu2td.graph.run import shapes_of
-from bu2td.ir.values import Dim, Dims, is_tensor
-from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.ops.converter import Converter, Site, to_size
-from bu2td.ops.fields import (
-    Field,
-    Ints,
-    bins,
-    grouped,
-    nothing,
-    pixels,
-    resampled,
-    spans,
-    tapped,
-    transpose,
-    transposed,
-    viewed,
-    windows,
-)
-from bu2td.ops.registry import converter_for
+from bu2td.graph.source import source_line
+from bu2td.graph.view import read_nodes
+from bu2td.ir.values import Dim, Dims, TensorDims, flat, is_tensor, map_dims
+from bu2td.nn import Pyramid
+from bu2td.ops import NoRuleError, Site, blaming, converter_for
+from bu2td.ops.fields import Field, Ints, nothing, pixels, spans
 from bu2td.probe import pooled_maps
 
 #: Where a virtual canvas starts: 2^6 * 3 * 5 * 7, which common strides divide; half of it where tokens are counted,
@@ -106,11 +92,11 @@ def intervals(
         OptionError: ``pyramid_field`` returns no number of pixels.
     """
     batch, channels, height, width = (max(image_shape[0], 2), *image_shape[1:])
-    at_image = {name: _sizes(value) for name, value in dims.items()}
+    at_image = {name: tuple(d.size for d in v) if is_tensor(v) else None for name, v in dims.items()}
     pooled = pooled_maps(graph_module, at_image)
     if borders:
         return _propagate(graph_module, dims, (batch, channels, height, width), pooled, gates_aside, pyramid_field)
-    kinds = {d.kind for value in dims.values() for d in _flat(value)}
+    kinds = {d.kind for value in dims.values() for d in flat(value)}
     counted = bool(kinds & {"token", "mixed"})
     side = _CANVAS // 2 if counted else _CANVAS
     found: Intervals | None = None
@@ -139,18 +125,6 @@ def intervals(
     return replace(found, unknown={**growing, **found.unknown})
 
 
-def _flat(value: Dims) -> list[Dim]:
-    if value is None:
-        return []
-    return list(value) if is_tensor(value) else [d for part in value for d in _flat(part)]
-
-
-def _sizes(value: Dims) -> Any:
-    if value is None:
-        return None
-    return tuple(d.size for d in value) if is_tensor(value) or not value else [_sizes(part) for part in value]
-
-
 def _touching(found: Intervals) -> list[str]:
     """The values whose fields reach the border of the canvas in the middle quarter of their positions."""
     names = []
@@ -164,13 +138,9 @@ def _touching(found: Intervals) -> list[str]:
     return names
 
 
-def _resized(value: Dims, shape: Any) -> Dims:
-    """Dimensions of a value with the sizes that it has on the canvas."""
-    if value is None or shape is None:
-        return None
-    if is_tensor(value) or not value:
-        return tuple(Dim(d.kind, n, d.stride) for d, n in zip(value, shape, strict=True))
-    return tuple(_resized(v, s) for v, s in zip(value, shape, strict=True))
+def _resized(dims: TensorDims, shape: Sequence[int]) -> TensorDims:
+    """Dimensions with the sizes that they have on the canvas."""
+    return tuple(Dim(d.kind, n, d.stride) for d, n in zip(dims, shape, strict=True))
 
 
 def _propagate(
@@ -184,7 +154,7 @@ def _propagate(
 ) -> Intervals:
     numbers: dict[str, Any] = {}
     shapes = shapes_of(graph_module, shape, pooled, quick=True, numbers=numbers)
-    sized = {name: _resized(dims[name], shapes.get(name)) for name in dims}
+    sized = {name: map_dims(_resized, value, shapes.get(name)) for name, value in dims.items()}
     modules = dict(graph_module.named_modules())
     sites = {}
     for node in graph_module.graph.nodes:
@@ -204,7 +174,7 @@ def _propagate(
 
 def _united(tall: Intervals, wide: Intervals) -> Intervals:
     """Heights of a tall canvas and widths of a wide one."""
-    dims = {name: _heights(value, wide.dims[name]) for name, value in tall.dims.items()}
+    dims = {name: map_dims(_with_heights, wide.dims[name], value) for name, value in tall.dims.items()}
     return Intervals(
         (tall.canvas[0], wide.canvas[1]),
         dims,
@@ -214,13 +184,9 @@ def _united(tall: Intervals, wide: Intervals) -> Intervals:
     )
 
 
-def _heights(tall: Dims, wide: Dims) -> Dims:
+def _with_heights(wide: TensorDims, tall: TensorDims) -> TensorDims:
     """The dimensions of ``wide``, heights those of ``tall``."""
-    if tall is None or wide is None:
-        return wide
-    if is_tensor(tall):
-        return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
-    return tuple(_heights(a, b) for a, b in zip(tall, wide, strict=True))
+    return tuple(a if a.kind == "height" else b for a, b in zip(tall, wide, strict=True))
 
 
 class _Walk:
@@ -266,35 +232,38 @@ class _Walk:
             return pixels(site.value[self.axis].size, self.axis, len(site.value))
         if node.op == "get_attr":
             return nothing(len(site.value))
-        reads = _reads(node, site)
+        reads = [n for n in read_nodes(node, self._lends(site)) if site.dims.get(n.name) is not None]
         causes = [self.unknown[n.name] for n in reads if n.name in self.unknown]
         if causes:
             self.unknown[node.name] = causes[0]
             return None
         inputs = [part for n in reads for part in _parts(self.fields.get(n.name))]
         if all(part.empty for part in inputs):
-            return _nothing(site.value, any(part.gated for part in inputs))
+            gated = any(part.gated for part in inputs)
+            return map_dims(lambda dims: nothing(len(dims), gated), site.value)
         if node.name in self.pooled:
-            return _nothing(site.value, True)
+            return map_dims(lambda dims: nothing(len(dims), True), site.value)
         found = self._rule(site)
         if found is None:
-            self.unknown[node.name] = f"{_operation(site)} ({node.name})"
+            self.unknown[node.name] = f"{_named(site)} ({node.name})"
             return None
         _check(found, site)
         return found
 
+    def _lends(self, site: Site) -> tuple[int, ...]:
+        return converter_for(site.node, site.module).lends(site)
+
     def _rule(self, site: Site) -> Any:
-        module = site.module
-        if isinstance(module, Pyramid):
-            window = self.pyramid_field
-            image = self.fields[site.source()]
-            return tuple(_reduced(image, self.axis, module, r, window) for r in module.reductions)
-        rule = next((rule for cls, rule in _RULES.items() if isinstance(module, cls)), None)
-        rule = rule or _FUNCTIONS.get(site.node.target)
-        if rule is not None:
-            return rule(site, self.fields[site.source()])
-        converter: Converter = converter_for(site.node, module)
-        return converter.interval(site, self.fields)
+        converter = converter_for(site.node, site.module)
+        if isinstance(site.module, Pyramid) and self.pyramid_field is not None:
+            image, pyramid = self.fields[site.source()], site.module
+            return tuple(_counted(image, self.axis, pyramid, r, self.pyramid_field) for r in pyramid.reductions)
+        where = f"{site.node.name} at {source_line(site.node)}"
+        try:
+            with blaming(converter, "carry receptive fields through", where):
+                return converter.interval(site, self.fields)
+        except NoRuleError:
+            return None
 
     def _line(self, found: Any, value: Dims) -> Line | None:
         if not isinstance(found, Field):
@@ -308,34 +277,14 @@ class _Walk:
         return Line(lo, hi, found.gated)
 
 
-def _operation(site: Site) -> str:
-    if site.module is not None:
-        return type(site.module).__name__
-    target: Any = site.node.target
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
-
-
-def _reads(node: fx.Node, site: Site) -> list[fx.Node]:
-    """The nodes whose values a node reads; what only lends its size is none of them."""
-    sized = isinstance(site.module, Upsample | TransposedUpsample) or node.target in _LIKE
-    sources = node.all_input_nodes[:1] if sized else node.all_input_nodes
-    return [n for n in sources if site.dims.get(n.name) is not None]
-
-
-#: Methods whose second argument only lends its size or type.
-_LIKE = ("reshape_as", "view_as", "expand_as", "type_as")
+def _named(site: Site) -> str:
+    return type(site.module).__name__ if site.module is not None else site.name
 
 
 def _parts(found: Any) -> list[Field]:
     if found is None:
         return []
     return [found] if isinstance(found, Field) else [part for inner in found for part in _parts(inner)]
-
-
-def _nothing(value: Dims, gated: bool) -> Any:
-    if is_tensor(value) or not value:
-        return nothing(len(value), gated)
-    return tuple(_nothing(part, gated) for part in value)
 
 
 def _check(found: Any, site: Site) -> None:
@@ -348,79 +297,23 @@ def _check(found: Any, site: Site) -> None:
             )
             if not fits:
                 raise ConverterError(
-                    f"the interval rule of {_operation(site)} ({site.node.name}) returns a field of shape "
+                    f"the interval rule of {_named(site)} ({site.node.name}) returns a field of shape "
                     f"{part.lo.shape} for a value of shape {tuple(sizes)}; every dimension must be as long or 1"
                 )
 
 
-# --- the modules that converted networks run, and operations that no converter can rebuild ---------------
-
-
-def _reduced(image: Field, axis: int, pyramid: Pyramid, factor: int, window: PyramidField | None) -> Field:
-    """The field of a pyramid's level, by its reducer's own taps."""
+def _counted(image: Field, axis: int, pyramid: Pyramid, factor: int, window: PyramidField) -> Field:
+    """The field of a pyramid's level, whose positions see windows of a size that the caller chose."""
     size = image.lo.shape[axis]
     out = -(-size // factor)
     if factor == 1 or size == 1:
         return image
+    count = window(factor, pyramid.sigma)
+    if not (isinstance(count, int) and count >= 1):
+        raise OptionError(
+            f"pyramid_field returned {count!r} for factor {factor} and sigma {pyramid.sigma:g}; it must return "
+            f"a number of pixels, an int of at least 1"
+        )
     i = np.arange(out, dtype=np.int64)
-    if window is not None:
-        count = window(factor, pyramid.sigma)
-        if not (isinstance(count, int) and count >= 1):
-            raise OptionError(
-                f"pyramid_field returned {count!r} for factor {factor} and sigma {pyramid.sigma:g}; it must return "
-                f"a number of pixels, an int of at least 1"
-            )
-        start = ((2 * i + 1) * size - count * out) // (2 * out)
-        return spans(image, axis, start, start + count)
-    if pyramid.reducer == "strided":
-        return tapped(image, axis, [i * factor + min(factor // 2, (size - 1) % factor)])
-    if pyramid.reducer in ("average", "max"):
-        return windows(image, axis, out, factor, factor)
-    if pyramid.reducer == "max_blur":
-        image = windows(image, axis, size, factor, 1, (factor - 1) // 2)
-    # Pixel j weighs something where |j + 1/2 - c| < 3 sigma F; a pixel exactly at the cut-off does not.
-    scale = size / out
-    centre, reach = scale * (i + 0.5), 3 * pyramid.sigma * scale - 1e-4
-    start = np.floor(centre - reach - 0.5).astype(np.int64) + 1
-    stop = np.ceil(centre + reach - 0.5).astype(np.int64)
-    return spans(image, axis, start, stop)
-
-
-def _upsample(site: Site, field: Field) -> Field | None:
-    mode = site.layer.mode
-    for axis in (-2, -1):
-        found = resampled(field, axis, site.value[axis].size, mode)
-        if found is None:
-            return None
-        field = found
-    return field
-
-
-def _transposed_conv(site: Site, field: Field) -> Field:
-    conv = site.layer
-    field = grouped(field, conv.groups, conv.out_channels // conv.groups)
-    for i, axis in enumerate((-2, -1)):
-        settings = conv.kernel_size[i], conv.stride[i], conv.padding[i], conv.dilation[i]
-        field = transposed(field, axis, site.value[axis].size, *settings)
-    return field
-
-
-def _pixel_shuffle(site: Site, field: Field) -> Field:
-    n, c, height, width = (d.size for d in site.input_dims())
-    r = site.layer.upscale_factor
-    split = (n, c // r**2, r, r, height, width)
-    moved = (n, c // r**2, height, r, width, r)
-    field = transpose(viewed(field, (n, c, height, width), split), (0, 1, 4, 2, 5, 3))
-    return viewed(field, moved, (n, c // r**2, height * r, width * r))
-
-
-_RULES: dict[type[nn.Module], Callable[[Site, Field], Field | None]] = {
-    Upsample: _upsample,
-    nn.ConvTranspose2d: _transposed_conv,
-    nn.PixelShuffle: _pixel_shuffle,
-}
-
-_FUNCTIONS: dict[Any, Callable[[Site, Field], Field | None]] = {
-    F.adaptive_avg_pool2d: lambda site, field: to_size(field, site, bins),
-    F.adaptive_max_pool2d: lambda site, field: to_size(field, site, bins),
-}
+    start = ((2 * i + 1) * size - count * out) // (2 * out)
+    return spans(image, axis, start, start + count)

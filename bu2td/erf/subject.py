@@ -17,7 +17,6 @@ from bu2td.capture.trace import capture
 from bu2td.conversion import _claims, _paused_collector
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
 from bu2td.graph.flatten import flatten
-from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Capture
 from bu2td.ir.values import Dims, is_feature_map, reduction_of
 from bu2td.ops.surgery import drop_hooks
@@ -179,7 +178,7 @@ def _trunkless(captured: Capture, dims: Mapping[str, Dims]) -> Subject:
 
 
 def _bottom_up_levels(analysis: Analysis) -> dict[str, str]:
-    view = GraphView(analysis.capture, analysis.dims)
+    view = analysis.view
     levels = {}
     for level in analysis.levels:
         if level.blocks:

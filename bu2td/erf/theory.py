@@ -29,8 +29,8 @@ from bu2td.erf.table import Table
 from bu2td.errors import OptionError, TopologyError, nearest
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import is_tensor, reduction_of
-from bu2td.ops.converter import Site
+from bu2td.ir.values import flat, is_tensor, reduction_of
+from bu2td.ops import Site
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
 
@@ -238,7 +238,7 @@ class _Table:
         self.looked_at = looked_at
         self.found = found
         self.modules = dict(looked_at.graph_module.named_modules())
-        strides = [d.stride for v in found.dims.values() for d in _dims(v) if d.stride is not None]
+        strides = [d.stride for v in found.dims.values() for d in flat(v) if d.stride is not None]
         self.coarsest = max(strides, default=1)
         self.measures: dict[str, tuple[_Measure, _Measure] | None] = {}
         self.joins: dict[str, fx.Node] = {}
@@ -249,7 +249,7 @@ class _Table:
         """What is measured of a value along both axes; None where it has no field."""
         if name not in self.measures:
             lines = [self.found.lines[kind].get(name) for kind in ("height", "width")]
-            strides = {d.kind: d.stride for d in _dims(self.found.dims[name])}
+            strides = {d.kind: d.stride for d in flat(self.found.dims[name])}
             periods = [ceil(self.coarsest / (strides.get(kind) or 1)) for kind in ("height", "width")]
             both = [_measure(line, period) for line, period in zip(lines, periods, strict=True)]
             self.measures[name] = (both[0], both[1]) if both[0] and both[1] else None
@@ -313,12 +313,6 @@ class _Table:
         sizes = {(height.size, width.size) for height, width in measures}
         centres = {(height.centres, width.centres) for height, width in measures}
         return sorted(sizes), len(centres) == 1
-
-
-def _dims(value: Any) -> list[Any]:
-    if not isinstance(value, tuple):
-        return []
-    return [d for part in value for d in (_dims(part) if isinstance(part, tuple) else [part]) if d is not None]
 
 
 def _measure(line: Line | None, period: int) -> _Measure | None:

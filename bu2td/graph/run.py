@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bu2td.errors import (
     CaptureError,
@@ -16,7 +15,6 @@ from bu2td.errors import (
     ModelInputError,
 )
 from bu2td.graph.source import source_line
-from bu2td.nn import Pyramid
 from bu2td.ops.registry import converter_for
 
 
@@ -33,9 +31,8 @@ def shapes_of(
         graph_module: a graph on the meta device.
         image_shape: (N, C, H, W).
         pooled: nodes that read their first argument pooled to a size.
-        quick: let norms, activations and dropout pass their input on, whose shape theirs is, and pyramids and
-            layers that are bound to one map size state their shapes; a graph that ran once need not prove
-            again that its norms fit.
+        quick: let converters state shapes wherever they can; a graph that ran once need not prove again that
+            its modules fit.
         numbers: is filled with the sizes and other numbers that nodes of the graph compute.
     """
     dtypes = {p.dtype for p in graph_module.parameters()}
@@ -68,47 +65,22 @@ class _ShapeRecorder(fx.Interpreter):
     def fetch_attr(self, target: str) -> Any:
         return self.modules[target] if target in self.modules else super().fetch_attr(target)
 
-    def _keeps_shape(self, node: fx.Node) -> bool:
-        if node.op != "call_module":
-            return False
-        return converter_for(node, self.modules[str(node.target)]).role.keeps_shape
-
-    def _batch_norm(self, node: fx.Node, norm: Any) -> Any:
-        """Check the width alone: on meta a batch norm takes as long as ten convolutions."""
-        source: Any = node.args[0]
-        value = self.env[source]
-        if value.dim() < 2 or value.shape[1] != norm.num_features:
-            raise ExampleInputError(
-                f"the model does not run on an image of shape {tuple(self._image_shape)}: {node.name} normalises "
-                f"{norm.num_features} channels but reads {tuple(value.shape)}\n  at {source_line(node)}"
-            )
-        self.shapes[node.name] = _shape(value)
-        return value
-
-    def _stated(self, node: fx.Node, module: nn.Module) -> Any:
-        """What a pyramid, or a layer that is bound to one map size, says of its output; None for others."""
+    def _stated(self, node: fx.Node) -> Any:
+        """What the converter of a module says of its output without running it; None where it says nothing."""
+        if node.op != "call_module" or node.name in self.pooled:
+            return None
+        module = self.modules[str(node.target)]
         inputs, _ = self.fetch_args_kwargs_from_env(node)
-        if isinstance(module, Pyramid):
-            return tuple(inputs[0].new_empty(shape) for shape in module.shapes(inputs[0].shape))
-        return converter_for(node, module).empty_output(module, *inputs)
+        return converter_for(node, module).empty_output(module, *inputs, proof=not self.quick)
 
     def run_node(self, n: fx.Node) -> Any:
-        if self.quick and self._keeps_shape(n):
-            source: Any = n.args[0]
-            self.shapes[n.name] = _shape(self.env[source])
-            return self.env[source]
-        if self.quick and n.op == "call_module":
-            result = self._stated(n, self.modules[str(n.target)])
-            if result is not None:
-                self.shapes[n.name] = _shape(result)
-                return result
-        if n.op == "call_module" and isinstance(self.modules[str(n.target)], _BatchNorm):
-            return self._batch_norm(n, self.modules[str(n.target)])
         if n.name in self.pooled:
-            source = n.args[0]
+            source: Any = n.args[0]
             self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])
         try:
-            result = super().run_node(n)
+            result = self._stated(n)
+            if result is None:
+                result = super().run_node(n)
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             what = f"{n.name} ({n.target})"

@@ -3,31 +3,67 @@
 capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan    verify -> Report
 """
 
-from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel, Capture, Head, Stem
-from bu2td.ir.plan import Cost, Edits, LevelPlan, Piece, Plan, Projection, UnitSpec
+from bu2td.ir.bottom_up import (
+    Analysis,
+    Block,
+    BlockKind,
+    BottomUpLevel,
+    Capture,
+    Head,
+    Preactivation,
+    Shortcut,
+    ShortcutKind,
+    Stem,
+)
+from bu2td.ir.frozen import FrozenMap, Word
+from bu2td.ir.plan import Cost, Edits, LevelPlan, LevelShape, Piece, Plan, Projection, Relaxation, UnitSpec
 from bu2td.ir.tables import format_table
-from bu2td.ir.values import Dim, DimKind, Dims, is_feature_map, is_spatial, is_tensor, reduction_of
+from bu2td.ir.values import (
+    Dim,
+    DimKind,
+    Dims,
+    TensorDims,
+    flat,
+    is_feature_map,
+    is_spatial,
+    is_tensor,
+    map_dims,
+    reduction_of,
+    tensors,
+)
 
 __all__ = [
     "Analysis",
     "Block",
+    "BlockKind",
     "BottomUpLevel",
     "Capture",
     "Cost",
     "Dim",
     "DimKind",
+    "Dims",
     "Edits",
+    "FrozenMap",
     "Head",
     "LevelPlan",
+    "LevelShape",
     "Piece",
     "Plan",
+    "Preactivation",
     "Projection",
+    "Relaxation",
+    "Shortcut",
+    "ShortcutKind",
     "Stem",
+    "TensorDims",
     "UnitSpec",
-    "Dims",
+    "Word",
+    "flat",
     "format_table",
     "is_feature_map",
     "is_spatial",
     "is_tensor",
+    "map_dims",
     "reduction_of",
+    "tensors",
 ]

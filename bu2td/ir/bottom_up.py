@@ -7,13 +7,17 @@ lists them coarse to fine.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import Dims
+
+if TYPE_CHECKING:
+    from bu2td.graph.view import GraphView
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,67 @@ class Capture:
     notes: tuple[str, ...] = ()
 
 
+class BlockKind(Enum):
+    """What a block consists of: one plain conv unit, or anything else."""
+
+    CONV = "conv"
+    COMPOUND = "compound"
+
+
+class ShortcutKind(Enum):
+    """What an add in a block reads beside its main path.
+
+    Members:
+        IDENTITY: the entry, at most pooled or scaled.
+        PADDED: the entry with channels of zeros (option A).
+        PROJECTION: the entry through one pointwise convolution.
+        CHANGED: the entry behind a norm or an activation, which belongs to the main path as well.
+        TIED: a map inside the block whose width is tied to the entry's.
+    """
+
+    IDENTITY = "identity"
+    PADDED = "padded"
+    PROJECTION = "projection"
+    CHANGED = "changed"
+    TIED = "tied"
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """An operand of an add in a block that does not come over the main path.
+
+    Attributes:
+        join, operand: the add, and what it reads.
+        width: of the sum.
+        conv, norm: a projection's convolution, and the norm behind it, if there is one.
+    """
+
+    join: str
+    operand: str
+    kind: ShortcutKind
+    width: int
+    conv: str | None = None
+    norm: str | None = None
+
+    @property
+    def from_entry(self) -> bool:
+        """Whether a chain of operations leads to it from the entry."""
+        return self.kind != ShortcutKind.TIED
+
+
+@dataclass(frozen=True)
+class Preactivation:
+    """The norm that a pre-activation block starts with, and its activation unless the norm has it inside."""
+
+    norm: str
+    act: str | None = None
+
+    @property
+    def exit(self) -> str:
+        """The activated entry, which a projection reads."""
+        return self.act or self.norm
+
+
 @dataclass(frozen=True)
 class Block:
     """A block of the bottom-up network: the nodes between two trunk tensors.
@@ -39,28 +104,34 @@ class Block:
         name: the module path that holds it, or of its first module.
         nodes: in graph order, norm-act prefix and trailing activation included.
         entry, exit: the trunk tensors that it reads and produces.
-        kind: "conv" for a plain conv unit, "block" for anything else.
         width, reduction: of its exit.
         entry_width, entry_reduction: of its entry.
-        shortcut: an add joins its main path with a shortcut from its entry.
+        shortcut: the operand of its last add that is a shortcut from its entry, if there is one.
+        inner_shortcuts: those of the adds before, and what is tied to the entry's width.
         concatenates_entry: its entry's channels are handed on to its exit by concat.
         keeps_entry_width: its exit is as wide as its entry because nothing in between can change a width.
-        preactivation: its main path starts with norm-act before a conv.
+        preactivation: the norm-act before the first conv of its main path, if there is one.
     """
 
     name: str
     nodes: tuple[str, ...]
     entry: str
     exit: str
-    kind: Literal["conv", "block"]
+    kind: BlockKind
     width: int
     reduction: int
     entry_width: int
     entry_reduction: int
-    shortcut: bool = False
+    shortcut: Shortcut | None = None
+    inner_shortcuts: tuple[Shortcut, ...] = ()
     concatenates_entry: bool = False
     keeps_entry_width: bool = False
-    preactivation: bool = False
+    preactivation: Preactivation | None = None
+
+    @property
+    def shortcuts(self) -> tuple[Shortcut, ...]:
+        """All shortcuts, in graph order."""
+        return (*self.inner_shortcuts, self.shortcut) if self.shortcut else self.inner_shortcuts
 
     @property
     def strides(self) -> bool:
@@ -99,6 +170,7 @@ class Head:
         entry: the trunk tensor that it reads.
         convs: 1x1 head convs before the global pool, which are moved with their level.
         pooled_size: (H, W) of the map that a flattening head binds, else None.
+        pooled_reader: the node that binds it, and is to read a map of this size.
     """
 
     nodes: tuple[str, ...]
@@ -106,28 +178,44 @@ class Head:
     output: str
     convs: tuple[Block, ...] = ()
     pooled_size: tuple[int, int] | None = None
+    pooled_reader: str = ""
+
+    @property
+    def pools(self) -> Mapping[str, tuple[int, int]]:
+        """The node that is to read a map of a certain size, and this size."""
+        return {self.pooled_reader: self.pooled_size} if self.pooled_size else {}
 
 
 @dataclass(frozen=True)
 class Analysis:
     """What `bu2td.analyze` returns: the bottom-up network as levels, coarse to fine.
 
-    ``aside`` has the reads (source, reader) that reach back over the trunk (`bu2td.analyse.back_reads`),
-    ``input_nodes`` what prepares the image before anything looks around, and ``input_exit`` the prepared image.
+    ``view`` is how everybody looks at its graph; ``aside`` has the reads (source, reader) that reach back over the
+    trunk (`bu2td.analyse.back_reads`), ``input_nodes`` what prepares the image before anything looks around, and
+    ``input_exit`` the prepared image.
     """
 
-    capture: Capture
-    dims: Mapping[str, Dims]
+    view: GraphView
     levels: tuple[BottomUpLevel, ...]
     stem: Stem
     head: Head
     first_conv: str
     preactivation: bool
     plain: bool
-    notes: tuple[str, ...] = ()
-    aside: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    input_nodes: tuple[str, ...] = ()
-    input_exit: str = ""
+    notes: tuple[str, ...]
+    aside: Mapping[tuple[str, str], str]
+    input_nodes: tuple[str, ...]
+    input_exit: str
+
+    @property
+    def capture(self) -> Capture:
+        """The network as it was captured."""
+        return self.view.capture
+
+    @property
+    def dims(self) -> Mapping[str, Dims]:
+        """Kinds, sizes and strides of all dimensions, by node."""
+        return self.view.dims
 
     @property
     def ladder(self) -> tuple[int, ...]:

@@ -1,20 +1,59 @@
-"""The plan of a top-down network: frozen data, from `bu2td.arrange` to `bu2td.rewrite`."""
+"""The plan of a top-down network: frozen data, from `bu2td.arrange` to `bu2td.rewrite`.
+
+Nodes are nodes of the captured bottom-up graph, by name. Everything that lists levels lists them coarse to fine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
+from bu2td.ir.bottom_up import BottomUpLevel
+from bu2td.ir.frozen import EMPTY, FrozenMap, Word
 from bu2td.ir.tables import format_table
 from bu2td.options import Options
 
 
+class Relaxation(Word):
+    """What the channel system gave up where the widths that were asked for could not be met.
+
+    Members:
+        REGROUP: groups of grouped convolutions and norms.
+        ENTRY_ADAPTER: the width at the entry; a 1x1 conv makes the one that was found.
+        EXIT_ADAPTER: the width at the exit; a 1x1 conv makes the one that was asked for.
+        ADAPTERS: both.
+        FROZEN: all widths; they are the bottom-up ones.
+    """
+
+    REGROUP = "regroup"
+    ENTRY_ADAPTER = "entry adapter"
+    EXIT_ADAPTER = "exit adapter"
+    ADAPTERS = "entry and exit adapter"
+    FROZEN = "frozen"
+
+
+class LevelShape(Word):
+    """How the coarser features enter a level.
+
+    Members:
+        COARSEST: they do not, it is the first.
+        CHAIN: upsampled, then merged, then all blocks.
+        BLOCK: through the first block, which upsamples, then merged, then the other blocks.
+        BARE: upsampled, then merged; the level has no blocks.
+    """
+
+    COARSEST = "coarsest"
+    CHAIN = "chain"
+    BLOCK = "block"
+    BARE = "bare"
+
+
 @dataclass(frozen=True)
 class UnitSpec:
-    """A conv unit to build: kinds are copied from nodes of the bottom-up graph.
+    """A conv unit to build, after the kinds of nodes.
 
     Attributes:
+        in_channels, out_channels: of the convolution.
         kernel: (k_h, k_w).
         conv: node whose class and bias the convolution copies.
         norm, act: nodes whose class and settings are copied, or None.
@@ -32,7 +71,14 @@ class UnitSpec:
 
 @dataclass(frozen=True)
 class Projection:
-    """A shortcut's 1x1 conv that the bottom-up block lacks: ``join`` reads it in place of ``operand``."""
+    """A shortcut's 1x1 conv that the bottom-up block lacks.
+
+    Attributes:
+        join: the node that reads the projection.
+        operand: what it reads in the bottom-up network.
+        source: what the projection reads.
+        unit: the projection.
+    """
 
     join: str
     operand: str
@@ -42,24 +88,25 @@ class Projection:
 
 @dataclass(frozen=True)
 class Edits:
-    """What changes inside a piece, apart from widths.
+    """What changes inside a piece, apart from widths; `bu2td.graph.edited.Edited` tells what follows from it.
 
     Attributes:
         bypass: node -> the node that takes its place (dropped pools and projections).
         stride_one: strided nodes that are rebuilt with stride 1.
         kernels: node -> new kernel.
-        upsample: producers (after bypass) -> the consumers that read them upsampled; "" is the exit.
+        upsample: (producer after bypass, or operand that a projection stands in for; the reader that gets it
+            upsampled, "" for the exit).
         projections: shortcuts to build.
         pools: nodes that read their input through an adaptive average pool of this size.
         excursions: nodes at a resolution below the piece's own, which stay as they are.
     """
 
-    bypass: Mapping[str, str] = field(default_factory=dict)
+    bypass: FrozenMap[str, str] = EMPTY
     stride_one: frozenset[str] = frozenset()
-    kernels: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    upsample: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    kernels: FrozenMap[str, tuple[int, int]] = EMPTY
+    upsample: frozenset[tuple[str, str]] = frozenset()
     projections: tuple[Projection, ...] = ()
-    pools: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    pools: FrozenMap[str, tuple[int, int]] = EMPTY
     excursions: frozenset[str] = frozenset()
 
 
@@ -68,10 +115,16 @@ class Piece:
     """A run of bottom-up nodes as it is emitted into the top-down network.
 
     Attributes:
-        sizes: node -> sizes of its value's dimensions (None where they are not channels).
+        name: of the level that it belongs to, or "input", "head".
+        nodes: in graph order.
+        entry, exit: the nodes whose values the run reads and produces.
+        entry_width, exit_width: of the piece, adapters included.
+        edits: what changes, apart from widths.
+        sizes: node -> sizes of its value's dimensions (None where they are not channels), structured as the value.
         factor: upsampling inside the piece (1: none).
         entry_adapter, exit_adapter: 1x1 conv units where the widths could not be met.
-        relaxations: of the channel system, in the order in which they were tried.
+        relaxations: of the channel system, in the order in which they were found.
+        opaque: nodes without a converter, whose channels stay as they are.
     """
 
     name: str
@@ -81,11 +134,12 @@ class Piece:
     entry_width: int
     exit_width: int
     edits: Edits
-    sizes: Mapping[str, Any]
+    sizes: FrozenMap[str, Any]
     factor: int = 1
     entry_adapter: UnitSpec | None = None
     exit_adapter: UnitSpec | None = None
-    relaxations: tuple[str, ...] = ()
+    relaxations: tuple[Relaxation, ...] = ()
+    opaque: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,15 +163,23 @@ class LevelPlan:
     """One level of the top-down network.
 
     Attributes:
-        shape: "coarsest" (no merge), "chain" (merge, then all blocks), "block" (up-block, merge, rest)
-            or "bare" (merge only).
-        source: the bottom-up level whose blocks it has, or None.
+        reduction: of its output.
+        source: reduction of the bottom-up level whose blocks it has, or None.
+        entry_width: of the coarser level's output; of the image at the coarsest level.
         merge_width: C, the width of lateral and merge.
         width: of its output.
+        lateral: None where the body itself reads the image.
+        transition: None where the coarser features have the right width.
+        merge: None at the coarsest level.
+        up: the first block, where it upsamples.
+        body: the other blocks.
+        dropouts: nodes of the bottom-up dropouts that follow the merge.
+        blocks: names of the blocks, head convs included.
+        cost: measured on the emitted network.
     """
 
     reduction: int
-    shape: Literal["coarsest", "chain", "block", "bare"]
+    shape: LevelShape
     source: int | None
     entry_width: int
     merge_width: int
@@ -137,16 +199,29 @@ class LevelPlan:
         return f"r{self.reduction}"
 
     @property
-    def relaxations(self) -> tuple[str, ...]:
+    def pieces(self) -> tuple[Piece, ...]:
+        """The up-block and the body, as far as there are such."""
+        return tuple(piece for piece in (self.up, self.body) if piece)
+
+    @property
+    def relaxations(self) -> tuple[Relaxation, ...]:
         """Relaxations of the level's pieces."""
-        return tuple(r for piece in (self.up, self.body) if piece for r in piece.relaxations)
+        return tuple(r for piece in self.pieces for r in piece.relaxations)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the top-down network is: levels coarse to fine, head, cost, what was inherited, notes.
+    """What the top-down network is.
 
-    ``input`` prepares the image in front of the pyramid, where the bottom-up network does so.
+    Attributes:
+        model: class of the bottom-up network.
+        image_shape: (N, C, H, W) of the image that the bottom-up network was captured with.
+        bottom_up: the levels of the bottom-up network.
+        bottom_up_cost, cost: measured on the two networks.
+        inherited: how many values of the network's parameters were copied, and how many there are.
+        check_sizes: (H, W) of the images that verification runs.
+        notes: what a user should know.
+        input: what prepares the image in front of the pyramid, where the bottom-up network does so.
     """
 
     options: Options
@@ -154,7 +229,7 @@ class Plan:
     image_shape: tuple[int, int, int, int]
     levels: tuple[LevelPlan, ...]
     head: Piece
-    bottom_up: tuple[dict[str, Any], ...]
+    bottom_up: tuple[BottomUpLevel, ...]
     bottom_up_cost: Cost = Cost()
     cost: Cost = Cost()
     inherited: tuple[int, int] | None = None
@@ -173,7 +248,7 @@ class Plan:
         return tuple(level.width for level in self.levels)
 
     @property
-    def relaxations(self) -> tuple[tuple[str, str], ...]:
+    def relaxations(self) -> tuple[tuple[str, Relaxation], ...]:
         """Every relaxation of the channel system as (level, what)."""
         found = [(level.name, r) for level in self.levels for r in level.relaxations]
         return (*found, *(("head", r) for r in self.head.relaxations))
@@ -183,7 +258,7 @@ class Plan:
         return [
             {
                 "level": level.name,
-                "shape": level.shape,
+                "shape": level.shape.value,
                 "from": f"r{level.source}" if level.source else "",
                 "in": level.entry_width,
                 "merge": level.merge_width,
@@ -203,7 +278,7 @@ class Plan:
             "arrangement": self.options.arrangement,
             "image_shape": list(self.image_shape),
             "levels": self.rows(),
-            "relaxations": [list(r) for r in self.relaxations],
+            "relaxations": [[level, what.value] for level, what in self.relaxations],
             "bottom_up": vars(self.bottom_up_cost),
             "top_down": vars(self.cost),
             "inherited": self.inherited,

@@ -1,15 +1,13 @@
-"""What an operation is: the converter interface, its registry, and what converters are written with."""
+"""What an operation is: roles, the converter interface, its registry, and what converters are written with."""
 
+from bu2td.ops.bases import Activation, Convolution, Dropout, Norm, pair, same_padding, slide
 from bu2td.ops.converter import (
-    Change,
     Converter,
-    Expr,
-    OpaqueConverter,
-    Rebuilt,
-    Site,
-    System,
-    Term,
+    blaming,
+    broadcast,
+    channel_axis,
     constants,
+    pinned,
     pointwise,
     positions,
     to_size,
@@ -20,35 +18,49 @@ from bu2td.ops.registry import (
     converter_for,
     converter_for_type,
     register_converter,
+    register_family,
     registered,
     unregister_converter,
 )
 from bu2td.ops.roles import Role
+from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System, Term
 from bu2td.ops.surgery import drop_hooks, meta_copy, resized, resized_deeply
 
 __all__ = [
+    "OPAQUE",
+    "Activation",
     "Change",
     "Converter",
+    "Convolution",
+    "Dropout",
     "Expr",
     "Field",
-    "OPAQUE",
-    "OpaqueConverter",
+    "NoRuleError",
+    "Norm",
     "Rebuilt",
     "Role",
     "Site",
     "System",
     "Term",
+    "blaming",
+    "broadcast",
+    "channel_axis",
     "constants",
     "converter_for",
     "converter_for_type",
     "drop_hooks",
     "meta_copy",
+    "pair",
+    "pinned",
     "pointwise",
     "positions",
     "register_converter",
+    "register_family",
     "registered",
     "resized",
     "resized_deeply",
+    "same_padding",
+    "slide",
     "to_size",
     "unregister_converter",
 ]

@@ -1,154 +1,45 @@
-"""The converter interface and its registry.
+"""The converter interface: what every operation can be asked.
 
-A converter is the one place that knows an operation. Analysis, the channel system, arrangement and
-rewriting ask the same converter, so they can never disagree about an operation, and a new operation is
-one class in one file. The package `bu2td_converters` holds bu2td's own; it reaches the registry through
-the entry point group ``bu2td.converters``, exactly as anybody else's package does.
+A converter is the one place that knows an operation. Analysis, the channel system, arrangement, rewriting and
+receptive fields ask the same converter, so they can never disagree about an operation, and a new operation is one
+class in one file. Every question has a default that is safe for the role, or an error that names the class and the
+method; `docs/converters.md` has the questions as a table. `bu2td.ops.bases` has classes to derive from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from bu2td.ir.values import Dim, Dims
+from bu2td.errors import Bu2tdError, ConverterError
+from bu2td.ir.values import Dim, Dims, is_tensor
 from bu2td.ops.fields import Field, hull, nothing
 from bu2td.ops.roles import Role
-
-
-@dataclass(frozen=True)
-class Term:
-    """A summand of a size: ``scale * variable``, or the constant ``scale`` where variable is None."""
-
-    variable: int | None
-    scale: Fraction
-
-
-#: The size of a channel dimension, as a concatenation of terms; None for other dimensions.
-Expr = tuple[Term, ...]
-
-
-class System(Protocol):
-    """What a converter may ask of the channel system (see `bu2td.arrange.widths`)."""
-
-    def of(self, node: Any) -> Any:
-        """Expressions of a node's value: per dimension, or a tuple of those for several tensors."""
-
-    def fresh(self, size: int, name: str) -> Expr:
-        """A new variable with its bottom-up size."""
-
-    def constant(self, size: int) -> Expr:
-        """A size that never changes."""
-
-    def size(self, expr: Expr) -> int:
-        """The bottom-up size of an expression."""
-
-    def equal(self, a: Expr, b: Expr) -> Expr:
-        """Tie two sizes; returns the more detailed of the two expressions."""
-
-    def collapse(self, expr: Expr) -> Term:
-        """The whole expression as one term (a new variable for the sum where there are several)."""
-
-    def divisible(self, expr: Expr, divisor: int, what: str, relaxable: bool = False) -> None:
-        """Ask for divisibility; a relaxable one may be given up by the relaxation "regroup"."""
-
-
-@dataclass(frozen=True)
-class Site:
-    """A node of the captured graph as a converter sees it.
-
-    Attributes:
-        dims: dimensions of all values by node name.
-        numbers: values of the nodes that compute sizes, where they are known.
-        virtual: the image is a canvas larger than any receptive field, not one of the model's own size.
-    """
-
-    node: fx.Node
-    module: nn.Module | None
-    dims: Mapping[str, Dims]
-    numbers: Mapping[str, Any] = field(default_factory=dict)
-    virtual: bool = False
-
-    @property
-    def value(self) -> Dims:
-        """Dimensions of the node's value at the probe."""
-        return self.dims[self.node.name]
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument by position or keyword."""
-        if position < len(self.node.args):
-            return self.node.args[position]
-        return self.node.kwargs.get(name, default)
-
-    def literal(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument with the numbers in it that the graph computes."""
-        return fx.map_arg(self.argument(position, name, default), lambda n: self.numbers.get(n.name, n))
-
-    @property
-    def layer(self) -> Any:
-        """The module, for sites that are known to call one."""
-        return self.module
-
-    def source(self, position: int = 0) -> str:
-        """Name of the node that a tensor argument comes from."""
-        source: Any = self.node.args[position]
-        return source.name
-
-    def input_dims(self, position: int = 0) -> tuple[Dim, ...]:
-        """Dimensions of a tensor argument."""
-        return self.dims[self.source(position)]
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a site is to become.
-
-    Attributes:
-        sizes: new sizes by node name (None entries: not a channel dimension).
-        stride_one: rebuild with stride 1, keeping the resolution.
-        keep_resolution: give stride-1 windows 'same' padding (false inside excursions).
-        kernel: force this kernel.
-        inplace: whether an activation may still work in place.
-        map_size: (H, W) of the map that the operation reads there, for images of the model's own size; None in
-            the head.
-    """
-
-    sizes: Mapping[str, Any]
-    stride_one: bool = False
-    keep_resolution: bool = True
-    kernel: tuple[int, int] | None = None
-    inplace: bool = False
-    map_size: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Rebuilt:
-    """The outcome of a rebuild; None means unchanged."""
-
-    module: nn.Module | None = None
-    args: tuple[Any, ...] | None = None
-    kwargs: dict[str, Any] | None = None
-    parameter: torch.Tensor | None = None
+from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System
+from bu2td.ops.surgery import resized, resized_deeply
 
 
 class Converter:
     """Knowledge of one operation. Subclass it, override what differs, register it.
 
-    Class attributes describe the role that the operation plays in a topology:
-
+    Class attributes:
         role: of all sites (see `Role`); `role_at` may differ from site to site.
         leaf: keep modules of this type whole when capturing.
         needs_map: it takes statistics over positions, and cannot follow the global pool.
+        aliases: its result may share memory with what it reads.
+        width_attributes: attributes of the module that count its channels, and follow them.
     """
 
     role: Role = Role.OPAQUE
     leaf: bool = True
     needs_map: bool = False
+    aliases: bool = False
+    width_attributes: tuple[str, ...] = ()
+
+    # -- what it is to the network around it -------------------------------------------------------
 
     def role_at(self, site: Site) -> Role:
         """The role of one site, where it depends on its arguments."""
@@ -162,32 +53,106 @@ class Converter:
         """Stride over the image plane."""
         return (1, 1)
 
-    def size_multiple(self, module: nn.Module) -> int | None:
-        """What the sides of the module's map must be multiples of; None if it works on one map size only."""
+    def groups(self, site: Site) -> int:
+        """In how many groups channels are read apart from one another."""
         return 1
 
-    def empty_output(self, module: nn.Module, *inputs: Tensor) -> Tensor | None:
-        """An empty meta tensor of the output's shape at any map size, where the module runs at one only.
+    def pads(self, site: Site) -> bool:
+        """Whether its window reaches over the border of the map."""
+        return False
 
-        The probe asks for it at sizes other than the model's own; None: the module itself runs there.
-        """
-        return None
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """Positions of arguments that only lend their size or type."""
+        return ()
 
     def has_activation(self, site: Site) -> bool:
-        """Whether a "norm_act" site really has an activation."""
+        """Whether a site of the role NORM_ACT really has an activation."""
         return False
+
+    # -- channels ----------------------------------------------------------------------------------
 
     def tie(self, site: Site, system: System) -> Any:
         """State how channel dimensions of inputs and output depend on one another.
 
+        By default elementwise operations hand their channels on, and what is opaque keeps them as they are.
+
         Returns:
             The expressions of the site's value, in the structure of ``site.value``.
+
+        Raises:
+            NoRuleError: the operation has none for this site, which then is opaque.
         """
-        raise NotImplementedError
+        role = self.role_at(site)
+        if role is Role.OPAQUE:
+            return pinned(site, system)
+        if role.keeps_shape or (role is Role.PASS and _same_shape(site)):
+            return system.of(site.tensor())
+        if role in (Role.ADD, Role.MUL):
+            return broadcast(site, system)
+        raise self._lacks("tie", site, "say how its channels depend on one another")
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Return the operation for other channel counts, another stride and kernel."""
-        return Rebuilt()
+        """Return the operation for other channel counts, another stride and kernel.
+
+        By default an elementwise module follows the width (see `with_width`), and anything else is copied.
+        """
+        if site.module is None:
+            return Rebuilt()
+        role = self.role_at(site)
+        if role.pointwise and is_tensor(site.value):
+            axis = channel_axis(site.value)
+            new: Any = self.with_width(site.module, change.sizes[site.node.name][axis], site.value[axis].size)
+            if hasattr(new, "inplace"):
+                new.inplace = bool(change.inplace and new.inplace)
+            return Rebuilt(module=new)
+        if role in (Role.CONV, Role.LINEAR) and (change.stride_one or _changes_width(site, change)):
+            raise self._lacks("rebuild", site, "say how it is built for other widths")
+        return Rebuilt(module=resized_deeply(site.module))
+
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
+        """A module of the same class and settings for another number of channels.
+
+        Parameters and buffers that are led by the number of channels follow it, and so do ``width_attributes``.
+
+        Args:
+            module: the module.
+            width: its new number of channels.
+            before: its own; by default what the first of ``width_attributes`` says.
+        """
+        if before is None:
+            before = getattr(module, self.width_attributes[0])
+        shapes = {
+            name: (width, *value.shape[1:])
+            for name, value in [*module._parameters.items(), *module._buffers.items()]
+            if value is not None and value.shape[:1] == (before,)
+        }
+        own = [name for name in self.width_attributes if hasattr(module, name)]
+        return resized(module, shapes, dict.fromkeys(own, width))
+
+    # -- new units of this kind --------------------------------------------------------------------
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """A norm, activation or dropout of this site's kind over the channels of (N, width, H, W) maps.
+
+        By default what `rebuild` makes of the site for that width.
+        """
+        if not is_tensor(site.value):
+            raise self._lacks("unit", site, "build a module of its kind for laterals and merges")
+        axis = channel_axis(site.value)
+        sizes = tuple(width if i == axis else None for i in range(len(site.value)))
+        change = Change({site.node.name: sizes, site.source(): sizes}, inplace=True)
+        module = self.rebuild(site, change).module
+        if module is None and site.module is not None:
+            module = self.with_width(site.module, width, site.value[axis].size)
+        if module is None:
+            raise self._lacks("unit", site, "build a module of its kind for laterals and merges")
+        return module
+
+    def dense(self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> nn.Module:
+        """A dense convolution (groups 1, dilation 1, stride 1, 'same' padding) of this site's kind."""
+        raise self._lacks("dense", site, "build a convolution of its kind for laterals, merges and transitions")
+
+    # -- receptive fields --------------------------------------------------------------------------
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """How receptive fields pass through the operation (see `bu2td.ops.fields`).
@@ -200,7 +165,135 @@ class Converter:
             The field of the value, in the structure of ``site.value``; None if the operation has no rule. By
             default, operations that are pointwise by their role pass the hull of what they read.
         """
-        return pointwise(site, fields) if self.role.pointwise else None
+        return pointwise(site, fields) if self.role_at(site).pointwise else None
+
+    # -- modules, without a graph around them ------------------------------------------------------
+
+    def input_width(self, module: Any) -> int | None:
+        """How many channels a module must read; None if it does not say."""
+        return None
+
+    def size_multiple(self, module: Any) -> int | None:
+        """What the sides of the module's map must be multiples of; None if it works on one map size only."""
+        return 1
+
+    def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
+        """An empty meta tensor (or tuple of them) of the output's shape, without running the module.
+
+        Asked where running it on meta tensors is slow, or where it runs at one map size only.
+
+        Args:
+            module: the module.
+            inputs: meta tensors.
+            proof: the module has not run on such inputs before; say so if it would not.
+
+        Returns:
+            The output; None: run the module.
+
+        Raises:
+            ValueError: the module does not run on these inputs.
+        """
+        return inputs[0] if self.role.keeps_shape and not proof else None
+
+    def trailing(self, module: Any) -> tuple[nn.Module, ...] | None:
+        """What a norm runs behind its normalisation, in order; None if that is not known."""
+        return None
+
+    def reset(self, module: Any) -> None:
+        """Give new parameters and buffers their initial values, by the module's own ``reset_parameters``."""
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+
+    def resets_children(self, module: nn.Module) -> bool:
+        """Whether `reset` initialises modules inside of the module, so that it must follow theirs."""
+        return not (module._parameters or module._buffers)
+
+    def fill_buffers(self, module: Any) -> None:
+        """Compute the buffers that a state_dict leaves out."""
+
+    def _lacks(self, method: str, site: Site, purpose: str) -> ConverterError:
+        return ConverterError(
+            f"the converter {type(self).__qualname__} of {site.operation} (role {self.role_at(site).name}) has no "
+            f"{method}(), which would {purpose}; write it, or derive from bu2td.Activation, bu2td.Norm or "
+            f"bu2td.Convolution"
+        )
+
+
+@contextmanager
+def blaming(converter: Converter, what: str, where: str) -> Iterator[None]:
+    """Turn an exception inside of a converter into an error that names it.
+
+    Args:
+        converter: whose method is called.
+        what: what it is to do, "rebuild" say.
+        where: the node, for the message.
+
+    Raises:
+        ConverterError: the converter failed.
+        NoRuleError: it has no rule for this site.
+    """
+    try:
+        yield
+    except (Bu2tdError, NoRuleError):
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ConverterError(
+            f"the converter {type(converter).__qualname__} failed to {what} {where}: {cause}"
+        ) from error
+
+
+def channel_axis(dims: Sequence[Dim]) -> int:
+    """The dimension that counts channels: the second, or the last constant one where maps are channels-last."""
+    if len(dims) > 1 and dims[1].kind == "channel":
+        return 1
+    return max((i for i, d in enumerate(dims) if d.kind == "channel"), default=len(dims) - 1)
+
+
+def _same_shape(site: Site) -> bool:
+    return is_tensor(site.value) and [d.size for d in site.value] == [d.size for d in site.input_dims()]
+
+
+def _changes_width(site: Site, change: Change) -> bool:
+    names = (site.source(), site.node.name)
+    return any(
+        new is not None and new != old.size
+        for name in names
+        for new, old in zip(change.sizes.get(name) or (), site.dims[name], strict=False)
+    )
+
+
+def broadcast(site: Site, system: System, count: int = 2) -> Any:
+    """Tie the dimensions of all tensor operands, aligned from the right; size 1 broadcasts."""
+    if site.value is None:
+        return None
+    operands = [
+        (system.of(node), site.dims[node.name])
+        for node in site.node.args[:count]
+        if isinstance(node, fx.Node) and site.dims[node.name]
+    ]
+    result = []
+    for offset in range(len(site.value), 0, -1):
+        dim: Dim = site.value[-offset]
+        found: Expr | None = None
+        for exprs, dims in operands:
+            if offset > len(dims) or exprs[-offset] is None:
+                continue
+            expr = exprs[-offset]
+            if dims[-offset].size == 1 and dim.size != 1:
+                system.equal(expr, system.constant(1))
+                continue
+            found = expr if found is None else system.equal(found, expr)
+        result.append(found if dim.kind == "channel" else None)
+    return tuple(result)
+
+
+def pinned(site: Site, system: System) -> Any:
+    """Pin every channel dimension that goes in to its bottom-up size, and every one that comes out."""
+    for source in site.node.all_input_nodes:
+        _pin(system, system.of(source), site.dims[source.name])
+    return constants(site.value, system)
 
 
 def pointwise(site: Site, fields: Mapping[str, Any]) -> Field | None:
@@ -243,16 +336,6 @@ def to_size(field: Field, site: Site, along: Callable[[Field, int, int], Field |
                 return None
             field = found
     return field
-
-
-class OpaqueConverter(Converter):
-    """Stands in for operations without a converter: their channels are pinned."""
-
-    def tie(self, site: Site, system: System) -> Any:
-        """Pin every channel dimension that goes in to its bottom-up size, and every one that comes out."""
-        for source in site.node.all_input_nodes:
-            _pin(system, system.of(source), site.dims[source.name])
-        return constants(site.value, system)
 
 
 def _pin(system: System, exprs: Any, value: Dims) -> None:

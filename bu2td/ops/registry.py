@@ -1,4 +1,8 @@
-"""The registry: which converter knows which operation."""
+"""The registry: which converter knows which operation.
+
+The package `bu2td_converters` holds bu2td's own converters; it reaches the registry through the entry point group
+``bu2td.converters``, exactly as anybody else's package does.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +12,18 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from bu2td.errors import ConverterError
-from bu2td.ops.converter import Converter, OpaqueConverter
+from bu2td.errors import ConverterError, nearest
+from bu2td.ops.converter import Converter
+from bu2td.ops.roles import Role
 
 ENTRY_POINT_GROUP = "bu2td.converters"
 
+#: What stands in for operations without a converter: their channels are pinned.
+OPAQUE = Converter()
 
 _registry: dict[str, Converter] = {}
-
-
+_families: list[tuple[Callable[[type], bool], Converter]] = []
 _loaded = False
-
 
 T = TypeVar("T", bound=type[Converter])
 
@@ -37,6 +42,17 @@ def _key(target: Any) -> str:
     )
 
 
+def _instance(cls: Any) -> Converter:
+    if not (isinstance(cls, type) and issubclass(cls, Converter)):
+        raise ConverterError(f"{cls!r} must be a subclass of bu2td.Converter")
+    if not isinstance(cls.role, Role):
+        hint = nearest(str(cls.role), [role.value for role in Role], count=1)
+        raise ConverterError(
+            f"{cls.__qualname__}.role is {cls.role!r}; it must be one of bu2td.Role, Role.ACT for instance.{hint}"
+        )
+    return cls()
+
+
 def register_converter(*targets: Any) -> Callable[[T], T]:
     """Register a `Converter` class for operations.
 
@@ -46,14 +62,12 @@ def register_converter(*targets: Any) -> Callable[[T], T]:
             or tensor methods ("method:relu").
 
     Raises:
-        ConverterError: one of the targets has a converter already.
+        ConverterError: one of the targets has a converter already, or the class is no converter with a role.
     """
 
     def decorate(cls: T) -> T:
-        if not (isinstance(cls, type) and issubclass(cls, Converter)):
-            raise ConverterError(f"{cls!r} must be a subclass of bu2td.Converter")
+        instance = _instance(cls)
         _load()
-        instance = cls()
         for target in targets:
             key = _key(target)
             if key in _registry:
@@ -62,6 +76,22 @@ def register_converter(*targets: Any) -> Callable[[T], T]:
                     f"remove it with bu2td.unregister_converter({key!r}) first"
                 )
             _registry[key] = instance
+        return cls
+
+    return decorate
+
+
+def register_family(belongs: Callable[[type], bool]) -> Callable[[T], T]:
+    """Register a `Converter` class for all module classes that a test accepts and nothing else is registered for.
+
+    Args:
+        belongs: the test; it is asked for every class anew, so that it may depend on what is imported.
+    """
+
+    def decorate(cls: T) -> T:
+        instance = _instance(cls)
+        _load()
+        _families.append((belongs, instance))
         return cls
 
     return decorate
@@ -96,17 +126,15 @@ def registered() -> Iterator[tuple[str, Converter]]:
     return iter(sorted(_registry.items()))
 
 
-OPAQUE = OpaqueConverter()
-
-
 def converter_for_type(cls: type) -> Converter | None:
-    """The converter of a module class, of its nearest base class that has one, or of its bare name."""
+    """The converter of a module class, of its nearest base class that has one, its bare name or its family."""
     _load()
     for base in cls.__mro__:
-        found = _registry.get(_key(base))
+        found = _registry.get(f"{base.__module__}.{base.__qualname__}")
         if found is not None:
             return found
-    return _registry.get(f"class:{cls.__name__}")
+    found = _registry.get(f"class:{cls.__name__}")
+    return found or next((converter for belongs, converter in _families if belongs(cls)), None)
 
 
 def converter_for(node: fx.Node, module: nn.Module | None) -> Converter:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.nn import ConvUnit, Merge, Upsample
-from bu2td.ops.registry import converter_for
+from bu2td.ops.registry import converter_for, converter_for_type
 from bu2td.ops.roles import Role
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.kernels import (
@@ -185,13 +185,15 @@ def _absorb(draft: Draft, part: nn.Module, site: str, choose: Chooser) -> bool:
 
 
 def _own_act(norm: nn.Module) -> tuple[str, tuple[float, ...]] | None:
-    """The activation inside a batch norm (timm has such); None where it is not known."""
-    if type(norm) is nn.BatchNorm2d:
-        return "none", ()
-    parts = dict(norm.named_children())
-    if not set(parts) <= {"drop", "act"} or type(parts.get("drop", nn.Identity())) is not nn.Identity:
+    """The activation inside of a batch norm, which some have; None where it is not known."""
+    converter = converter_for_type(type(norm))
+    trailing = None if converter is None else converter.trailing(norm)
+    if trailing is None:
         return None
-    return activation_of(parts.get("act", nn.Identity()))
+    parts = [part for part in trailing if type(part) is not nn.Identity]
+    if len(parts) > 1:
+        return None
+    return activation_of(parts[0]) if parts else ("none", ())
 
 
 # --- forms --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ sqrt(D), since D / s and D / t lie more than 1 apart. So a fraction tells that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -26,7 +26,7 @@ from bu2td.errors import (
 )
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dim, Dims
+from bu2td.ir.values import Dim, Dims, flat
 from bu2td.ops.registry import converter_for
 from bu2td.probe.pooled import pooled_maps
 
@@ -75,11 +75,10 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     return found
 
 
-def _all_whole(values: Any) -> bool:
+def _all_whole(values: Iterable[Dims]) -> bool:
     """Whether every stride among the dimensions is a whole number, or one over a whole number."""
-    if isinstance(values, Dim):
-        return values.stride is None or 1 in (values.stride.numerator, values.stride.denominator)
-    return values is None or all(map(_all_whole, values))
+    strides = {d.stride for value in values for d in flat(value) if d.stride is not None}
+    return all(1 in (stride.numerator, stride.denominator) for stride in strides)
 
 
 def _bound_to_size(

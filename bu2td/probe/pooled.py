@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from bu2td.ops.converter import Site
+from bu2td.ops import Site
 from bu2td.ops.registry import converter_for
 
 
@@ -59,7 +59,7 @@ def _covered_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> di
         source: Any = node.args[0]
         before, after = shapes[source.name], shapes[node.name]
         covers = after[2:] == (1, 1) and window == before[2:]
-        if not (alone and covers and getattr(module, "padding", 0) in (0, (0, 0), "valid")):
+        if not (alone and covers and not converter.pads(Site(node, module, {}))):
             break
         found[node.name] = window
     return found

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from bu2td.ops import OPAQUE, Converter, converter_for_type
+
 
 def initialise(
     network: nn.Module,
@@ -20,10 +22,9 @@ def initialise(
 
     Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
     Returns: the same network, on the CPU.
-    Guarantees: every module went through its own ``reset_parameters`` (``init_weights`` where it has parameters
-        and none); parameters that are constant in the
-        source keep that constant; a parameter that no module resets takes the source's mean, a buffer the
-        source's value; the global random state is untouched. The same seed gives the same weights.
+    Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
+        constant in the source keep that constant; a parameter that no module resets takes the source's mean, a
+        buffer the source's value; the global random state is untouched. The same seed gives the same weights.
     """
     network.to_empty(device="cpu")
     own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
@@ -31,34 +32,30 @@ def initialise(
         torch.manual_seed(seed)
         for tensor in [*network.parameters(), *network.buffers()]:
             tensor.fill_(math.nan if tensor.is_floating_point() else 0)
-        for module in network.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset) and (module._parameters or module._buffers):
-                reset()
-        _reset_wholes(network)
+        _reset(network)
         fill_buffers(network)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             _settle(name, tensor, own.get(origins.get(name, "")), constants.get(origins.get(name, "")))
     return network
 
 
-def _reset_wholes(network: nn.Module) -> None:
-    """Reset modules that initialise their children's parameters, after the children have."""
-    for module in network.modules():
-        own = [p for p in module._parameters.values() if p is not None]
-        reset = getattr(module, "reset_parameters", None)
-        if callable(reset) and not (module._parameters or module._buffers):
-            reset()
-        elif reset is None and any(bool(p.isnan().any()) for p in own):
-            getattr(module, "init_weights", lambda: None)()
+def _reset(network: nn.Module) -> None:
+    """Reset all modules; those that initialise modules inside of them follow these."""
+    modules = [(module, _converter(module)) for module in network.modules()]
+    for last in (False, True):
+        for module, converter in modules:
+            if converter.resets_children(module) is last:
+                converter.reset(module)
 
 
 def fill_buffers(network: nn.Module) -> None:
-    """Compute the buffers that a state_dict leaves out (timm's ``init_non_persistent_buffers``)."""
+    """Compute the buffers that a state_dict leaves out."""
     for module in network.modules():
-        compute = getattr(module, "init_non_persistent_buffers", None)
-        if callable(compute):
-            compute()
+        _converter(module).fill_buffers(module)
+
+
+def _converter(module: nn.Module) -> Converter:
+    return converter_for_type(type(module)) or OPAQUE
 
 
 def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | None) -> None:

@@ -33,7 +33,7 @@ from bu2td.errors import (
     nearest,
 )
 from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Plan
+from bu2td.ir.plan import Plan, Relaxation
 from bu2td.models import create_model
 from bu2td.rewrite import initialise
 from bu2td.runtime import TopDownNetwork
@@ -62,7 +62,7 @@ SEED = 0
 HEAD_CONV = "same, head conv counted there"
 
 #: The relaxations of a level, the strongest last.
-RELAXATIONS = ("none", "regroup", "entry adapter", "exit adapter", "frozen")
+RELAXATIONS = ("none", *(what.value for what in Relaxation if what is not Relaxation.ADAPTERS))
 
 STATUSES = ("verified", "refused", "failed")
 #: Errors of bu2td that are its own fault rather than a cause in the model.
