@@ -10,6 +10,7 @@ from bu2td.conversion import analyze, convert, verify
 from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
 from bu2td.ir import Analysis, Dim, Plan
+from bu2td.measure import training_memory
 from bu2td.ops import (
     Activation,
     Change,
@@ -30,11 +31,9 @@ from bu2td.ops import (
     resized,
     unregister_converter,
 )
-from bu2td.optimization.optimizer import optimize
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.runtime.patches import PatchNetwork
-
-__version__ = "0.1.0"
+from bu2td.optimization import optimize
+from bu2td.runtime import PatchNetwork, TopDownNetwork
+from bu2td.version import __version__ as __version__
 
 __all__ = [
     "Activation",
@@ -67,6 +66,7 @@ __all__ = [
     "register_family",
     "resized",
     "save",
+    "training_memory",
     "unregister_converter",
     "verify",
 ]

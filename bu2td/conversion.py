@@ -1,45 +1,34 @@
-"""The public functions: convert, analyze, verify, save, load."""
+"""From a bottom-up network to its top-down network: the public functions, and the stages in their order."""
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.analyse.levels import analyse
-from bu2td.arrange.levels import arrange
-from bu2td.capture.trace import capture
-from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError, nearest
+from bu2td.analyse import analyse
+from bu2td.arrange import arrange
+from bu2td.capture import capture
+from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
+from bu2td.graph.collector import paused_collector
 from bu2td.graph.flatten import flatten, owner_of
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.plan import Cost, Plan
+from bu2td.ir.stages import Stages, stages_of
 from bu2td.ir.tables import format_table
-from bu2td.measure.cost import measure_cost, total
-from bu2td.options import Options, check_options
-from bu2td.probe.measure import probe
-from bu2td.rewrite.initialise import inherit_matching, initialise
-from bu2td.rewrite.top import Emitted, MapLimit, rewrite
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.verification.graph import LevelClaim, Report, verify_graph
-from bu2td.verification.numbers import verify_numbers
-
-_FORMAT = "bu2td.recipe.1"
-
-
-_VERSION = "0.1.0"
-
+from bu2td.measure import measure_cost, total
+from bu2td.models import word_of
+from bu2td.options import Options, as_device, as_sequence, suggests_names
+from bu2td.probe import probe
+from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
+from bu2td.runtime import Recipe, Record, TopDownNetwork
+from bu2td.verification import LevelClaim, Report, verify_graph, verify_numbers
 
 _NAMED = 6  # layers of a kind that a note names
-
-
-_OPTIONS = (*(field.name for field in fields(Options)), "example_inputs", "device")
 
 
 def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analysis:
@@ -56,11 +45,12 @@ def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analys
     Raises:
         Bu2tdError: one of the subclasses in `bu2td.errors` that name a cause in the model.
     """
-    with _paused_collector():
+    with paused_collector():
         captured = capture(model, example_inputs)
         return analyse(captured, probe(captured))
 
 
+@suggests_names
 def convert(
     model: nn.Module | Analysis,
     arrangement: str | Sequence[int] = "td",
@@ -79,7 +69,6 @@ def convert(
     device: str | torch.device | None = None,
     seed: int | None = None,
     max_macs_ratio: float | None = 64.0,
-    **unknown: Any,
 ) -> TopDownNetwork:
     """Convert a bottom-up network into its top-down network (Lelekas et al., 2020, section 3).
 
@@ -108,118 +97,130 @@ def convert(
 
     Raises:
         Bu2tdError: one of the subclasses in `bu2td.errors`; `CostError` where ``max_macs_ratio`` is exceeded,
-            `OptionError` for an unknown option or value, with the nearest known one.
+            `OptionError` for an unknown value, with the nearest known one.
     """
-    for name in unknown:
-        raise OptionError(f"convert has no option {name!r}.{nearest(name, _OPTIONS)}")
+    if not isinstance(arrangement, str):
+        arrangement = as_sequence("arrangement", arrangement)
+    reductions = None if reductions is None else as_sequence("reductions", reductions)
+    seed = int(torch.randint(2**31, ()).item()) if seed is None else seed
     options = Options(
-        arrangement=arrangement if isinstance(arrangement, str) else _sequence("arrangement", arrangement),
-        width=width,
-        stem=stem,
-        reductions=None if reductions is None else _sequence("reductions", reductions),
-        finest_reduction=finest_reduction,
-        upsample=upsample,
-        merge=merge,
-        merge_kernel=merge_kernel,
-        pyramid=pyramid,
-        sigma=sigma,
-        inherit=inherit,
-        max_macs_ratio=max_macs_ratio,
-        seed=_seed(seed),
-    )
-    check_options(options)
-    target = _device(device)
+        arrangement=arrangement, width=width, stem=stem, reductions=reductions, finest_reduction=finest_reduction,
+        upsample=upsample, merge=merge, merge_kernel=merge_kernel, pyramid=pyramid, sigma=sigma, inherit=inherit,
+        max_macs_ratio=max_macs_ratio, seed=seed,
+    )  # fmt: skip
+    target = as_device(device)
     if not isinstance(model, Analysis):
         model = analyze(model, example_inputs=example_inputs)
     elif example_inputs is not None:
         raise OptionError("example_inputs is given to bu2td.analyze, whose result is converted here")
-    with _paused_collector():
-        return _build(model, options, target)
+    with paused_collector():
+        emission = emit(model, options)
+        _check_cost(emission.plan)
+        inherited = _give_weights(emission, target)
+        return emission.network(inherited).train()
 
 
-@contextmanager
-def _paused_collector() -> Iterator[None]:
-    """Pause the cyclic garbage collector: graphs are full of cycles, and its passes over them are quadratic."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+@dataclass(frozen=True)
+class Emission:
+    """A top-down network that is emitted and verified, before it has weights.
 
+    Attributes:
+        analysis: of the bottom-up network.
+        plan: complete, but for what weights are inherited.
+        stages: the nodes of its graph.
+        root: its modules and its graph, on the meta device.
+        origins: parameter or buffer -> its name in the bottom-up network.
+    """
 
-def _sequence(name: str, value: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(value)
-    except TypeError:
-        raise OptionError(f"{name}={value!r} must be a word or a list of whole numbers") from None
+    analysis: Analysis
+    plan: Plan
+    stages: Stages
+    root: fx.GraphModule
+    origins: Mapping[str, str]
 
-
-def _seed(seed: Any) -> int:
-    if seed is None:
-        return int(torch.randint(2**31, ()).item())
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
-    return seed
-
-
-def _device(device: Any) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        wanted = torch.device(device)
-        if wanted.type != "meta":
-            torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"device={device!r} cannot be used: {reason}") from error
-    return wanted
-
-
-def _build(analysis: Analysis, options: Options, device: torch.device | None) -> TopDownNetwork:
-    captured = analysis.capture
-    plan = arrange(analysis, options)
-    emitted = rewrite(analysis, plan)
-    sizes, notes = _check_sizes(analysis, emitted.limits), _size_notes(emitted.limits, plan.image_shape)
-    plan = replace(plan, check_sizes=sizes, notes=(*plan.notes, *notes))
-    network = TopDownNetwork(emitted.modules, emitted.graph)
-    network.plan = plan
-    num_classes = analysis.dims[analysis.head.output][1].size
-    flat = flatten(network, copied=False)
-    verify_graph(network, _claims(network), captured.image_shape, num_classes, plan.check_sizes, flat)
-    network.plan = plan = _with_costs(analysis, plan, flat)
-    _check_cost(plan)
-    source = captured.source
-    network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
-    if device is None:
-        device = next((p.device for p in source.parameters()), torch.device("cpu"))
-    if device.type != "meta":
-        assert options.seed is not None
-        initialise(network, emitted.origins, source, captured.constants, options.seed)
-        if options.inherit == "matching":
-            network.plan = replace(plan, inherited=inherit_matching(network, emitted.origins, source))
-        network.to(device)
-    _attach(network, analysis, emitted, num_classes)
-    return network.train()
-
-
-def _with_costs(analysis: Analysis, plan: Plan, flat: fx.GraphModule) -> Plan:
-    shape = plan.image_shape
-    bottom_up = total(measure_cost(analysis.capture.graph_module, shape))
-    costs = measure_cost(flat, shape)
-    owners = {node.name: owner_of(node).partition("_")[0] for node in flat.graph.nodes}
-    levels = tuple(
-        replace(
-            level,
-            cost=sum((cost for name, cost in costs.items() if owners[name] == level.name), Cost()),
+    def network(self, inherited: tuple[int, int] | None = None) -> TopDownNetwork:
+        """The network, with the weights that ``root`` has by now."""
+        captured = self.analysis.capture
+        source = captured.source
+        recipe = Recipe(
+            options=self.plan.options,
+            image_shape=captured.image_shape,
+            fingerprint=captured.fingerprint,
+            factory=word_of(source),
+            model=type(source).__name__,
+            num_classes=_num_classes(self.analysis),
         )
-        for level in plan.levels
+        config = getattr(source, "pretrained_cfg", None)
+        plan = replace(self.plan, inherited=inherited)
+        record = Record(plan, self.stages, recipe, config, default_cfg=getattr(source, "default_cfg", config))
+        return TopDownNetwork(self.root, self.root.graph, record)
+
+
+def emit(analysis: Analysis, options: Options) -> Emission:
+    """Plan a network, emit it on the meta device, verify it, and measure what it costs.
+
+    Raises:
+        Bu2tdError: one of the subclasses in `bu2td.errors`.
+    """
+    planned = arrange(analysis, options)
+    emitted = rewrite(analysis, planned)
+    root = fx.GraphModule(emitted.modules, emitted.graph)
+    stages = stages_of(root.graph, planned.ladder)
+    flat = flatten(root, copied=False)
+    sizes = _check_sizes(analysis, emitted.limits)
+    claims = _claims(planned, stages)
+    verify_graph(root, claims, planned.image_shape, _num_classes(analysis), sizes, flat)
+    plan = _completed(planned, analysis, stages, flat, sizes, _size_notes(emitted.limits, planned.image_shape))
+    root.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
+    return Emission(analysis, plan, stages, root, emitted.origins)
+
+
+def _completed(
+    plan: Plan,
+    analysis: Analysis,
+    stages: Stages,
+    flat: fx.GraphModule,
+    sizes: tuple[tuple[int, int], ...],
+    notes: tuple[str, ...],
+) -> Plan:
+    """The plan with what is known once it is emitted: costs, the image sizes that it is tried at, their notes."""
+    costs = measure_cost(flat, plan.image_shape)
+    owners = {call: stage.reduction for stage in stages.levels for call in stage.calls}
+    spent = dict.fromkeys(plan.ladder, Cost())
+    for node in flat.graph.nodes:
+        if (reduction := owners.get(owner_of(node))) is not None:
+            spent[reduction] += costs[node.name]
+    return replace(
+        plan,
+        levels=tuple(replace(level, cost=spent[level.reduction]) for level in plan.levels),
+        bottom_up_cost=total(measure_cost(analysis.capture.graph_module, plan.image_shape)),
+        cost=total(costs),
+        check_sizes=sizes,
+        notes=(*plan.notes, *notes),
     )
-    return replace(plan, levels=levels, bottom_up_cost=bottom_up, cost=total(costs))
+
+
+def _give_weights(emission: Emission, device: torch.device | None) -> tuple[int, int] | None:
+    """Initialise a network on a device; returns how many values it inherited, and of how many."""
+    captured, options, root = emission.analysis.capture, emission.plan.options, emission.root
+    source, inherited = captured.source, None
+    device = device or next((p.device for p in source.parameters()), torch.device("cpu"))
+    if device.type == "meta":
+        return None
+    assert options.seed is not None
+    initialise(root, emission.origins, source, captured.constants, options.seed)
+    if options.inherit == "matching":
+        inherited = inherit_matching(root, emission.origins, source)
+    root.to(device)
+    return inherited
+
+
+def _num_classes(analysis: Analysis) -> int:
+    return analysis.dims[analysis.head.output][1].size
 
 
 def _check_cost(plan: Plan) -> None:
+    """Refuse a network that costs more than ``max_macs_ratio`` allows."""
     limit = plan.options.max_macs_ratio
     ratio = plan.cost.macs / max(plan.bottom_up_cost.macs, 1)
     if limit is None or ratio <= limit:
@@ -282,50 +283,12 @@ def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tup
     return (f"works at images whose sides are multiples of {multiple}: {layers}",) if limits else ()
 
 
-def _claims(network: TopDownNetwork) -> tuple[LevelClaim, ...]:
-    targets = {n.name: str(n.target) for n in network.graph.nodes}
-    for node in network.graph.nodes:
-        parts = [arg for arg in node.args if getattr(arg, "op", "") == "get_attr"]
-        if node.op == "call_function" and parts:  # a checkpointed segment of calls
-            targets[node.name] = str(parts[-1].target)
+def _claims(plan: Plan, stages: Stages) -> tuple[LevelClaim, ...]:
+    """What the levels are to be; a call has the name of its module."""
     return tuple(
-        LevelClaim(targets[name], level.reduction, level.width)
-        for name, level in zip(network._level_nodes(), network.plan.levels, strict=True)
+        LevelClaim(stage.output, level.reduction, level.width)
+        for stage, level in zip(stages.levels, plan.levels, strict=True)
     )
-
-
-def _attach(network: TopDownNetwork, analysis: Analysis, emitted: Emitted, num_classes: int) -> None:
-    source = analysis.capture.source
-    network.num_classes = num_classes
-    network.pretrained_cfg = getattr(source, "pretrained_cfg", None)
-    network.default_cfg = getattr(source, "default_cfg", network.pretrained_cfg)
-    network.recipe = {
-        "format": _FORMAT,
-        "bu2td": _VERSION,
-        "torch": str(torch.__version__),
-        "options": asdict(network.plan.options),
-        "image_shape": list(analysis.capture.image_shape),
-        "fingerprint": analysis.capture.fingerprint,
-        "factory": _factory(source),
-        "model": type(source).__name__,
-        "num_classes": num_classes,
-    }
-
-
-def _factory(model: nn.Module) -> str | None:
-    """The word that builds a model again, where it is known.
-
-    Words that import a user's own code are left out: a file must not name code that `load` then runs.
-    """
-    config: Any = getattr(model, "pretrained_cfg", None)
-    known = getattr(model, "bu2td_factory", None) or (
-        config.get("architecture") if hasattr(config, "get") else None
-    )
-    return known if _is_library_word(known) else None
-
-
-def _is_library_word(word: Any) -> bool:
-    return isinstance(word, str) and (":" not in word or word.startswith(("torchvision:", "bu2td:")))
 
 
 def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = None) -> Report:
@@ -347,7 +310,8 @@ def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = No
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"verify takes a network that bu2td.convert returned, found {type(network)}")
     plan = network.plan
-    report = verify_graph(network, _claims(network), plan.image_shape, network.num_classes, plan.check_sizes)
+    claims = _claims(plan, network.stages)
+    report = verify_graph(network, claims, plan.image_shape, network.num_classes, plan.check_sizes)
     if not full:
         return report
     numbers = verify_numbers(network, plan.image_shape, size, odd=len(plan.check_sizes) > 1)

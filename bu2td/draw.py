@@ -21,7 +21,7 @@ from bu2td.files import replacing
 from bu2td.ir.bottom_up import BottomUpLevel
 from bu2td.ir.plan import LevelPlan, Plan
 from bu2td.nn import Pyramid
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

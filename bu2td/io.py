@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bu2td.capture.trace import capture
-from bu2td.conversion import _FORMAT, _build, _device, _is_library_word, analyze
-from bu2td.errors import FileError, NotAModelError, nearest
+from bu2td.analyse import analyse
+from bu2td.capture import capture
+from bu2td.conversion import emit
+from bu2td.errors import Bu2tdError, FileError, NotAModelError, nearest
 from bu2td.files import replacing
-from bu2td.optimization.record import retransform
-from bu2td.options import Options
-from bu2td.rewrite.initialise import fill_buffers
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.graph.collector import paused_collector
+from bu2td.ir.bottom_up import Analysis
+from bu2td.ir.optimization import Optimization
+from bu2td.models import is_library_word
+from bu2td.optimization import retransform
+from bu2td.options import as_device
+from bu2td.probe import probe
+from bu2td.rewrite import fill_buffers
+from bu2td.runtime import FORMAT, PatchNetwork, Recipe, TopDownNetwork
 
 
-def save(network: TopDownNetwork, file: str | os.PathLike[str]) -> None:
-    """Write a converted network as recipe and weights, atomically.
+def save(network: TopDownNetwork | PatchNetwork, file: str | os.PathLike[str]) -> None:
+    """Write a converted network, or patches of one, as recipe and weights, atomically.
 
     Raises:
         NotAModelError: not a converted network.
         FileError: the file cannot be written.
     """
-    if not isinstance(network, TopDownNetwork):
-        raise NotAModelError(f"save takes a network that bu2td.convert returned, found {type(network)}")
+    if not isinstance(network, TopDownNetwork | PatchNetwork):
+        raise NotAModelError(
+            f"save takes a network that bu2td.convert returned, or a PatchNetwork, found {type(network)}"
+        )
     with replacing(Path(file)) as temporary, _writable(Path(file)):
         torch.save({"recipe": network.recipe, "state_dict": network.state_dict()}, temporary)
 
@@ -49,8 +57,8 @@ def load(
     model: nn.Module | None = None,
     *,
     device: str | torch.device | None = None,
-) -> TopDownNetwork:
-    """Rebuild a converted network from a file that `save` wrote.
+) -> TopDownNetwork | PatchNetwork:
+    """Rebuild a network from a file that `save` wrote.
 
     Args:
         file: the file.
@@ -58,74 +66,37 @@ def load(
             the recipe names.
         device: where to put the network; by default the CPU.
 
+    Returns:
+        What was saved: a `TopDownNetwork` or a `PatchNetwork`.
+
     Raises:
         FileError: the file is missing, not one of ours, or made from another bottom-up model.
         MissingPackageError, UnknownModelError: the recipe's factory cannot be called.
+        OptionError: the device is not there.
     """
-    path = Path(file)
-    content = _read(path)
-    recipe = content["recipe"]
+    target = as_device(device) or torch.device("cpu")
+    saved = _read(Path(file))
+    with paused_collector():
+        rebuilt = _rebuilt(saved, _analysis(saved, model), target)
+    network = rebuilt if saved.patches is None else _patched(saved, rebuilt)
     try:
-        options = Options(**{k: _tuple(v) for k, v in recipe["options"].items()})
-        shape, fingerprint = tuple(recipe["image_shape"]), recipe["fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{path}: the recipe is incomplete ({error})") from error
-    if model is None:
-        if not _is_library_word(recipe.get("factory")):
-            raise FileError(
-                f"{path} was made from a {recipe.get('model')} whose factory is not known; pass the bottom-up "
-                f"model: bu2td.load({str(path)!r}, model=...)"
-            )
-        from bu2td.models.words import create_model
-
-        model = create_model(recipe["factory"], device="meta")
-        if _differs(model, shape, fingerprint):
-            raise FileError(
-                f"{path} was made from a variant of {recipe['factory']} (other classes, channels or settings); "
-                f"pass the bottom-up model: bu2td.load({str(path)!r}, model=...)"
-            )
-    elif _differs(model, shape, fingerprint):
-        raise FileError(
-            f"{path} was made from another bottom-up model than this {type(model).__name__}; pass a model built "
-            f"in the same way as the {recipe.get('model')} that was converted"
-        )
-    images = torch.empty(shape, device="meta")
-    network = _build(
-        analyze(model, example_inputs=images),
-        replace(options, inherit=None, max_macs_ratio=None),
-        torch.device("meta"),
-    )
-    network.to_empty(device=_device(device) or "cpu")
-    fill_buffers(network)
-    if recipe.get("num_classes") != network.num_classes:
-        network.reset_classifier(recipe["num_classes"])
-    if recipe.get("optimize"):
-        _retransform(network, recipe["optimize"], path)
-    try:
-        network.load_state_dict(content["state_dict"])
+        network.load_state_dict(saved.weights)
     except RuntimeError as error:
-        raise FileError(f"{path}: the weights do not fit the network ({error})") from error
-    network.plan = replace(network.plan, options=options)
-    network.recipe = recipe
+        raise FileError(f"{saved.path}: the weights do not fit the network ({error})") from error
     return network
 
 
-def _retransform(network: TopDownNetwork, data: Any, path: Path) -> None:
-    try:
-        retransform(network, data)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path}: what the recipe says about optimisation is incomplete ({error})") from error
+@dataclass(frozen=True)
+class _Saved:
+    """The content of a file; ``patches`` are the settings of a `PatchNetwork`."""
+
+    path: Path
+    recipe: Recipe
+    patches: Mapping[str, Any] | None
+    weights: Mapping[str, Any]
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _differs(model: nn.Module, shape: tuple[int, ...], fingerprint: str) -> bool:
-    return capture(model, torch.empty(shape, device="meta")).fingerprint != fingerprint
-
-
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Saved:
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
@@ -135,7 +106,70 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileError(
             f"{path} is not a file that bu2td.save wrote ({type(error).__name__}); it may be truncated"
         ) from error
-    recipe = content.get("recipe") if isinstance(content, dict) else None
-    if not isinstance(recipe, dict) or recipe.get("format") != _FORMAT or "state_dict" not in content:
-        raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {_FORMAT}")
-    return content
+    data = content.get("recipe") if isinstance(content, dict) else None
+    if not isinstance(data, dict) or data.get("format") != FORMAT or "state_dict" not in content:
+        raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {FORMAT}")
+    with _complete(path, "what the recipe says about optimisation"):
+        optimization = Optimization.from_dict(data["optimize"]) if data.get("optimize") else None
+    with _complete(path, "the recipe"):
+        recipe = Recipe.from_dict(data, optimization)
+    return _Saved(path, recipe, data.get("patches"), content["state_dict"])
+
+
+@contextmanager
+def _complete(path: Path, what: str) -> Iterator[None]:
+    """Turn what reading damaged data raises into our own error."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, Bu2tdError) as error:
+        raise FileError(f"{path}: {what} is incomplete ({error})") from error
+
+
+def _analysis(saved: _Saved, model: nn.Module | None) -> Analysis:
+    """The bottom-up network that the file was made from: the user's, or built by its factory."""
+    recipe, path = saved.recipe, saved.path
+    again = f"bu2td.load({str(path)!r}, model=...)"
+    given = model is not None
+    if model is None:
+        if not is_library_word(recipe.factory):
+            raise FileError(
+                f"{path} was made from a {recipe.model} whose factory is not known; pass the bottom-up "
+                f"model: {again}"
+            )
+        from bu2td.models.words import create_model
+
+        model = create_model(str(recipe.factory), device="meta")
+    captured = capture(model, torch.empty(recipe.image_shape, device="meta"))
+    if captured.fingerprint == recipe.fingerprint:
+        return analyse(captured, probe(captured))
+    if given:
+        raise FileError(
+            f"{path} was made from another bottom-up model than this {type(model).__name__}; pass a model built "
+            f"in the same way as the {recipe.model} that was converted"
+        )
+    raise FileError(
+        f"{path} was made from a variant of {recipe.factory} (other classes, channels or settings); "
+        f"pass the bottom-up model: {again}"
+    )
+
+
+def _rebuilt(saved: _Saved, analysis: Analysis, device: torch.device) -> TopDownNetwork:
+    """The network of a recipe, without weights."""
+    recipe = saved.recipe
+    emission = emit(analysis, recipe.options)
+    emission.root.to_empty(device=device)
+    fill_buffers(emission.root)
+    network = emission.network().train()
+    if recipe.num_classes != network.num_classes:
+        network.reset_classifier(recipe.num_classes)
+    if recipe.optimization is not None:
+        with _complete(saved.path, "what the recipe says about optimisation"):
+            retransform(network, recipe.optimization)
+    network.record = replace(network.record, recipe=recipe)
+    return network
+
+
+def _patched(saved: _Saved, network: TopDownNetwork) -> PatchNetwork:
+    assert saved.patches is not None
+    with _complete(saved.path, "what the recipe says about patches"):
+        return PatchNetwork(network, **saved.patches)

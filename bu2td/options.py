@@ -1,20 +1,35 @@
-"""The options of a conversion: what each may be, checked before any model is looked at."""
+"""The options of a conversion: what each may be, checked when they are made, before any model is looked at."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import torch
 
 from bu2td.errors import OptionError, SigmaError, WidthError, nearest
 from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
 
 ARRANGEMENTS = ("td", "uni", "rev")
+MERGES = ("add_concat", "add", "concat")
+STEMS = ("mirror", "coarse")
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Every option of `bu2td.convert`, as recorded in the plan and in saved files."""
+    """Every option of `bu2td.convert`, as recorded in the plan and in saved files.
+
+    Whatever needs no model is checked here, once.
+
+    Raises:
+        OptionError, WidthError, SigmaError: name the option, what was found, and what it may be.
+    """
 
     arrangement: str | tuple[int, ...] = "td"
     width: int | None = None
@@ -30,27 +45,23 @@ class Options:
     max_macs_ratio: float | None = 64.0
     seed: int | None = None
 
+    def __post_init__(self) -> None:
+        _check_words(self)
+        _check_widths(self)
+        _check_numbers(self)
 
-MERGES = ("add_concat", "add", "concat")
-STEMS = ("mirror", "coarse")
 
-
-def check_options(options: Options) -> None:
-    """Check everything about options that needs no model.
-
-    Raises:
-        OptionError, WidthError, SigmaError: name the option, what was found, and what it may be.
-    """
-    choices: dict[str, tuple[Any, Sequence[Any]]] = {
-        "stem": (options.stem, STEMS),
-        "upsample": (options.upsample, UPSAMPLE_MODES),
-        "merge": (options.merge, MERGES),
-        "pyramid": (options.pyramid, REDUCERS),
-        "inherit": (options.inherit, (None, "matching")),
+def _check_words(options: Options) -> None:
+    choices: dict[str, Sequence[Any]] = {
+        "stem": STEMS,
+        "upsample": UPSAMPLE_MODES,
+        "merge": MERGES,
+        "pyramid": REDUCERS,
+        "inherit": (None, "matching"),
+        **({"arrangement": ARRANGEMENTS} if isinstance(options.arrangement, str) else {}),
     }
-    if isinstance(options.arrangement, str):
-        choices["arrangement"] = (options.arrangement, ARRANGEMENTS)
-    for name, (value, known) in choices.items():
+    for name, known in choices.items():
+        value = getattr(options, name)
         if value not in known:
             words = [k for k in known if isinstance(k, str)]
             raise OptionError(
@@ -58,31 +69,86 @@ def check_options(options: Options) -> None:
                 f"{' or a list of level widths' if name == 'arrangement' else ''}."
                 f"{nearest(str(value), words)}"
             )
+
+
+def _check_widths(options: Options) -> None:
     if not isinstance(options.arrangement, str):
         widths = options.arrangement
-        if not widths or not all(isinstance(w, int) and not isinstance(w, bool) for w in widths):
+        if not widths or not all(_is_whole(w) for w in widths):
             raise OptionError(f"arrangement={widths!r}: a custom arrangement is a list of whole widths")
         if min(widths) < 1:
             raise WidthError(f"arrangement={list(widths)}: every width must be at least 1")
-    if options.width is not None and (not _whole_number(options.width) or options.width < 1):
+    if options.width is None:
+        return
+    if not _is_whole(options.width) or options.width < 1:
         raise WidthError(f"width={options.width!r} must be a whole number of at least 1")
-    if options.width is not None and options.arrangement != "uni":
+    if options.arrangement != "uni":
         raise OptionError(
             f"width is the common width of arrangement 'uni'; with {options.arrangement!r} give a list of level "
             f"widths as arrangement instead"
         )
-    if not _whole_number(options.merge_kernel) or options.merge_kernel < 1 or options.merge_kernel % 2 == 0:
-        raise OptionError(f"merge_kernel={options.merge_kernel!r} must be an odd whole number")
-    if not isinstance(options.sigma, int | float) or not options.sigma >= MIN_SIGMA:
+
+
+def _check_numbers(options: Options) -> None:
+    kernel, sigma, ratio, seed = options.merge_kernel, options.sigma, options.max_macs_ratio, options.seed
+    if not _is_whole(kernel) or kernel < 1 or kernel % 2 == 0:
+        raise OptionError(f"merge_kernel={kernel!r} must be an odd whole number")
+    if not isinstance(sigma, int | float) or not sigma >= MIN_SIGMA:
         raise SigmaError(
-            f"sigma={options.sigma!r} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
+            f"sigma={sigma!r} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
             f"of the pyramid would fall between two pixels"
         )
-    if options.max_macs_ratio is not None and not (
-        isinstance(options.max_macs_ratio, int | float) and options.max_macs_ratio > 0
-    ):
-        raise OptionError(f"max_macs_ratio={options.max_macs_ratio!r} must be a positive number or None")
+    if ratio is not None and not (isinstance(ratio, int | float) and ratio > 0):
+        raise OptionError(f"max_macs_ratio={ratio!r} must be a positive number or None")
+    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):
+        raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
 
 
-def _whole_number(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
+    """A list of widths or reductions as an option.
+
+    Raises:
+        OptionError: it is no list.
+    """
+    try:
+        return tuple(value)
+    except TypeError:
+        raise OptionError(f"{name}={value!r} must be a word or a list of whole numbers") from None
+
+
+def as_device(device: str | torch.device | None) -> torch.device | None:
+    """A device that is there; None stays None.
+
+    Raises:
+        OptionError: torch knows no such device, or this machine has none.
+    """
+    if device is None:
+        return None
+    try:
+        wanted = torch.device(device)
+        if wanted.type != "meta":
+            torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionError(f"device={device!r} cannot be used: {reason}") from error
+    return wanted
+
+
+def suggests_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function's own TypeError for an unknown keyword name the nearest one that it has."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def suggesting(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}.{nearest(name, known)}"
+                )
+        return function(*args, **kwargs)
+
+    return suggesting

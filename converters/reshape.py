@@ -156,30 +156,30 @@ class ViewConverter(Converter):
         """Match the groups."""
         if site.value is None:
             return None
-        entry, before = system.of(site.tensor()), site.input_dims()
-        literals = _literals(site)
-        result: list[Expr | None] = [None] * len(site.value)
-        for ins, outs in groups([d.size for d in before], [d.size for d in site.value]):
-            flattens = all(before[i].kind in ("channel", "height", "width") for i in ins) and all(
-                site.value[o].kind == "channel" for o in outs
-            )  # a head that flattens a map reads it pooled to the size that the probe saw
-            if not flattens:
-                plain = len(ins) == len(outs) == 1
-                for o in outs:
-                    if site.value[o].kind == "channel" and not plain:
-                        result[o] = system.constant(site.value[o].size)
-                for i in ins:
-                    if entry[i] is not None:
-                        system.equal(entry[i], system.constant(before[i].size))
-                continue
-            exprs = [e if (e := entry[i]) is not None else system.constant(before[i].size) for i in ins]
-            whole = _product(exprs, [before[i].size for i in ins], system)
-            for o, expr in zip(outs, _factors(whole, outs, site, literals, system), strict=True):
-                result[o] = expr
+        sizes = [d.size for d in site.input_dims()], [d.size for d in site.value]
+        found: dict[int, Expr] = {}
+        for ins, outs in groups(*sizes):
+            if _flattens(site, ins, outs):
+                found |= self._dealt_out(site, system, ins, outs)
+            else:
+                self._pin(site, system, ins)
         return tuple(
-            (expr if expr is not None else system.constant(d.size)) if d.kind == "channel" else None
-            for expr, d in zip(result, site.value, strict=True)
+            found.get(i, system.constant(d.size)) if d.kind == "channel" else None for i, d in enumerate(site.value)
         )
+
+    def _dealt_out(self, site: Site, system: System, ins: list[int], outs: list[int]) -> dict[int, Expr]:
+        """The product of the input dimensions of a group, dealt out to its output dimensions."""
+        entry, sizes = system.of(site.tensor()), [site.input_dims()[i].size for i in ins]
+        exprs = [entry[i] if entry[i] is not None else system.constant(n) for i, n in zip(ins, sizes, strict=True)]
+        whole = _product(exprs, sizes, system)
+        return dict(zip(outs, _factors(whole, outs, site, _literals(site), system), strict=True))
+
+    def _pin(self, site: Site, system: System, ins: list[int]) -> None:
+        """Keep the channels of a group that mixes them with positions."""
+        entry, before = system.of(site.tensor()), site.input_dims()
+        for i in ins:
+            if entry[i] is not None:
+                system.equal(entry[i], system.constant(before[i].size))
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Dimensions are grouped, split and merged."""
@@ -207,6 +207,12 @@ class ViewConverter(Converter):
             if (site.node.op == "call_method")
             else Rebuilt(args=(site.tensor(), tuple(new)), kwargs={})
         )
+
+
+def _flattens(site: Site, ins: list[int], outs: list[int]) -> bool:
+    """Whether a group makes channels alone; a head that flattens a map reads it pooled to the size that it had."""
+    made = all(site.value[o].kind == "channel" for o in outs)
+    return made and all(site.input_dims()[i].kind in ("channel", "height", "width") for i in ins)
 
 
 def _shape_arguments(site: Site) -> list[Any]:

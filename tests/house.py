@@ -19,9 +19,9 @@ import networkx
 
 #: Packages and single modules, lowest first: each imports those before it alone. "bu2td" is what users see.
 FLOORS = (
-    *("errors", "files", "version", "nn", "options", "ir", "ops", "graph"),
+    *("errors", "files", "version", "models", "nn", "options", "ir", "ops", "graph"),
     *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "verification", "runtime"),
-    *("conversion", "optimization", "models", "io", "bu2td"),
+    *("conversion", "optimization", "io", "bu2td"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),
 )
 #: What a converter is written with.
@@ -359,8 +359,7 @@ def library_classes(house: House) -> list[str]:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
     dotted = [s for s in strings if s.split(".")[0] in LIBRARIES and re.fullmatch(r"[\w.]+", s)]
-    names = {s.rpartition(".")[2] for s in dotted if "." in s} - _torch_names()
-    return sorted(name for name in names if name != name.lower() or "_" in name)  # no words, as modules' names are
+    return sorted({s.rpartition(".")[2] for s in dotted if s.count(".") > 1} - _torch_names())
 
 
 @cache

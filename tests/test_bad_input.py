@@ -1,6 +1,7 @@
 """Bad input ends in one clear error: the right type, a message that says what was found and what to do."""
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -252,7 +253,6 @@ def test_missing_example_inputs_leave_a_note() -> None:
 
 OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"arrangement": "tdd"}, errors.OptionError, "'td', 'uni', 'rev' or a list.*Did you mean 'td'"),
-    ({"arangement": "td"}, errors.OptionError, "no option 'arangement'.*'arrangement'"),
     ({"upsample": "nearst"}, errors.OptionError, "Did you mean 'nearest'"),
     ({"merge": "concatt"}, errors.OptionError, "'concat'"),
     ({"stem": "corse"}, errors.OptionError, "'coarse'"),
@@ -285,6 +285,26 @@ def test_options(options: dict[str, Any], error: type[Exception], match: str) ->
     images = torch.zeros(1, 1, 28, 28)
     with pytest.raises(error, match=match):
         bu2td.convert(baselines.lenet_fc(), example_inputs=images, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"arangement": "td"}, r"convert\(\) got an unexpected keyword.*'arangement'\. Did you mean 'arrangement'"),
+        ({"colour": "red"}, r"convert\(\) got an unexpected keyword argument 'colour'\.$"),
+    ],
+)
+def test_an_unknown_keyword_is_a_type_error(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        bu2td.convert(baselines.lenet_fc(), **options)
+
+
+def test_a_type_checker_sees_the_signature_of_convert() -> None:
+    parameters = inspect.signature(bu2td.convert).parameters
+    assert {"arrangement", "max_macs_ratio"} <= set(parameters)
+    assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
+        bu2td.convert()  # type: ignore[call-arg]
 
 
 def test_cost_error_lists_levels_and_remedies() -> None:

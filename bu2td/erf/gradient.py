@@ -36,7 +36,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.conversion import _device
 from bu2td.erf.intervals import Line, intervals
 from bu2td.erf.plot import plot_maps
 from bu2td.erf.subject import Subject, check_weights, subject
@@ -44,6 +43,7 @@ from bu2td.erf.table import Table
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError
 from bu2td.ir.bottom_up import Analysis
 from bu2td.ir.tables import format_table
+from bu2td.options import as_device
 
 __all__ = ["Gradients", "centre_fields", "gradient", "input_gradients"]
 
@@ -162,7 +162,7 @@ def gradient(
     _check_finite(looked_at)
     source = next(looked_at.source.parameters(), torch.zeros(())).device
     with torch.inference_mode(False):  # tensors of that mode have no gradients
-        network = looked_at.runnable(_device(device) or source)
+        network = looked_at.runnable(as_device(device) or source)
     batches: Iterator[Tensor]
     if images is None:
         size = _image_size(input_size, looked_at.image_shape)

@@ -11,18 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.analyse.blocks import whole_reduction
-from bu2td.analyse.levels import analyse
-from bu2td.capture.trace import capture
-from bu2td.conversion import _claims, _paused_collector
+from bu2td.analyse import analyse, whole_reduction
+from bu2td.capture import capture
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
-from bu2td.graph.flatten import flatten
+from bu2td.graph.collector import paused_collector
+from bu2td.graph.flatten import flatten, last_nodes
 from bu2td.ir.bottom_up import Analysis, Capture
 from bu2td.ir.values import Dims, is_feature_map, reduction_of
 from bu2td.ops.surgery import drop_hooks
-from bu2td.probe.measure import probe
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.verification.graph import _level_nodes
+from bu2td.probe import probe
+from bu2td.runtime import TopDownNetwork
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def subject(model: Any, example_inputs: Tensor | None = None) -> Subject:
         return _top_down(model, example_inputs)
     if isinstance(model, Analysis):
         return _bottom_up(model)
-    with _paused_collector():
+    with paused_collector():
         captured = capture(model, example_inputs)
         try:
             dims = probe(captured)
@@ -200,9 +198,8 @@ def _top_down(network: TopDownNetwork, example_inputs: Tensor | None) -> Subject
     flat = flatten(network)
     images = (max(n, 2), channels, height, width)
     dims = probe(Capture(flat, flat, images, {}, ""))
-    claims = _claims(network)
-    outputs = _level_nodes(flat, claims)
-    levels = {f"r{claim.reduction}": node for claim, node in zip(claims, outputs, strict=True)}
+    last = last_nodes(flat)
+    levels = {f"r{stage.reduction}": last[stage.output] for stage in network.stages.levels}
     return Subject(network, flat, dims, levels, images)
 
 

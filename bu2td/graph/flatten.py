@@ -34,3 +34,8 @@ def owner_of(node: fx.Node) -> str:
         return str(node.target).partition(".")[0]
     stack = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
     return next((path.partition(".")[0] for path in stack if path), "")
+
+
+def last_nodes(flat: fx.GraphModule) -> dict[str, str]:
+    """The last node of every submodule of a network in its flat graph."""
+    return {owner_of(node): node.name for node in flat.graph.nodes}

@@ -1,6 +1,7 @@
 """The frozen data that passes between the stages.
 
-capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan    verify -> Report
+capture -> Capture    probe -> Dims    analyse -> Analysis    arrange -> Plan    rewrite -> Stages
+verify -> Report    optimize -> Optimization
 """
 
 from bu2td.ir.bottom_up import (
@@ -16,7 +17,9 @@ from bu2td.ir.bottom_up import (
     Stem,
 )
 from bu2td.ir.frozen import FrozenMap, Word
+from bu2td.ir.optimization import Optimization, Rewrite
 from bu2td.ir.plan import Cost, Edits, LevelPlan, LevelShape, Piece, Plan, Projection, Relaxation, UnitSpec
+from bu2td.ir.stages import Stage, Stages
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import (
     Dim,
@@ -47,6 +50,7 @@ __all__ = [
     "Head",
     "LevelPlan",
     "LevelShape",
+    "Optimization",
     "Piece",
     "Plan",
     "Preactivation",
@@ -54,6 +58,9 @@ __all__ = [
     "Relaxation",
     "Shortcut",
     "ShortcutKind",
+    "Rewrite",
+    "Stage",
+    "Stages",
     "Stem",
     "TensorDims",
     "UnitSpec",

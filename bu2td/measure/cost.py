@@ -72,7 +72,7 @@ def measure_cost(graph_module: fx.GraphModule, image_shape: tuple[int, ...]) -> 
     """Measure what every node of a graph costs for one image.
 
     Args:
-        graph_module: a graph on the meta device.
+        graph_module: a graph on the meta device, in eval mode.
         image_shape: (N, C, H, W); N is taken as 1.
 
     Returns:
@@ -80,13 +80,10 @@ def measure_cost(graph_module: fx.GraphModule, image_shape: tuple[int, ...]) -> 
         elements of all intermediate results.
     """
     image = torch.empty((1, *image_shape[1:]), device="meta", dtype=_dtype(graph_module))
-    was_training = graph_module.training
-    graph_module.eval()
     counter = _Counter()
     recorder = _CostRecorder(graph_module, counter)
     with torch.no_grad(), counter:
         recorder.run(image)
-    graph_module.train(was_training)
     return recorder.costs
 
 

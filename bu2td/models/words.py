@@ -422,3 +422,17 @@ def _hint(module: ModuleType, name: str) -> str:
 def _join(names: list[str], limit: int = 8) -> str:
     shown = ", ".join(map(repr, names[:limit]))
     return f"{shown} and {len(names) - limit} more" if len(names) > limit else shown
+
+
+def word_of(model: nn.Module) -> str | None:
+    """The word that builds a model of a library again; None where it is not known, or builds a user's own."""
+    config: Any = getattr(model, "pretrained_cfg", None)
+    known = getattr(model, "bu2td_factory", None) or (
+        config.get("architecture") if hasattr(config, "get") else None
+    )
+    return known if is_library_word(known) else None
+
+
+def is_library_word(word: Any) -> bool:
+    """Whether a word builds a model of a library: a file must not name a user's code, which `load` would run."""
+    return isinstance(word, str) and (":" not in word or word.startswith(("torchvision:", "bu2td:")))

@@ -1,7 +1,8 @@
 """Faster networks with the same function."""
 
+from bu2td.ir.optimization import Optimization, Rewrite
 from bu2td.optimization.cost_model import RULES
 from bu2td.optimization.optimizer import optimize
-from bu2td.optimization.record import Optimization, retransform
+from bu2td.optimization.transform import retransform
 
-__all__ = ["Optimization", "RULES", "optimize", "retransform"]
+__all__ = ["Optimization", "RULES", "Rewrite", "optimize", "retransform"]

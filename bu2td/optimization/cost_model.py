@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bu2td.errors import OptionError, nearest
+from bu2td.ir.optimization import Rewrite
 
 MODES = ("training", "inference")
 CHOICES = ("auto", "always", "never")
@@ -66,27 +67,6 @@ class Form:
     macs: float
     moved: float = 0.0
     weights: float = 0.0
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """A place where a rewrite was possible.
-
-    Attributes:
-        rule: one of `RULES`.
-        site: the module, by its path in the network.
-        macs: multiply-accumulates for one image before and after.
-        gain: how many times faster the new form is by the model; None where it needs no model.
-        chosen: whether the rewrite was made.
-        reason: what decided.
-    """
-
-    rule: str
-    site: str
-    macs: tuple[int, int] = (0, 0)
-    gain: float | None = None
-    chosen: bool = True
-    reason: str = ""
 
 
 class Chooser:

@@ -28,7 +28,7 @@ from bu2td.optimization.kernels import (
 from bu2td.optimization.kernels.fused import activation_of
 from bu2td.optimization.kernels.lowres import Pair, same_padding, summed_kernel
 from bu2td.optimization.simplify import winograd_forms
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 _SUMS = (operator.add, operator.iadd, torch.add)
 _SUM_METHODS = ("add", "add_")
@@ -102,7 +102,7 @@ def fuse(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Ch
     with torch.no_grad():
         for name, part in list(network.named_children()):
             if isinstance(part, fx.GraphModule):
-                _Piece(part, name, shapes, choose).fuse()
+                _GraphFuser(part, name, shapes, choose).fuse()
             elif _is_split_by_norm(part) and choose("merge", name):
                 network.set_submodule(name, _fused_pre_merge(part))
             elif isinstance(part, ConvUnit | SplitMerge):
@@ -212,8 +212,8 @@ def _form(draft: Draft, site: str, out: tuple[int, ...], choose: Chooser) -> str
 # --- graphs -------------------------------------------------------------------------------------------
 
 
-class _Piece:
-    """A level, an up-block or the head."""
+class _GraphFuser:
+    """Fuses the calls of a level, an up-block or the head."""
 
     def __init__(
         self, module: fx.GraphModule, path: str, shapes: dict[str, tuple[int, ...]], choose: Chooser
@@ -286,24 +286,10 @@ class _Piece:
                 self.graph.erase_node(node)
 
     def _fuse(self, node: fx.Node, conv: Any, draft: Draft) -> None:
-        last, other = node, None
-        while len(last.users) == 1:
-            user = next(iter(last.users))
-            part = self._part(user)
-            if part is not None and user.args == (last,):
-                if other is not None and isinstance(part, nn.BatchNorm2d):
-                    break
-                if not _absorb(draft, part, f"{self.path}.{user.target}", self.choose):
-                    break
-            elif other is None and draft.act == "none" and self._is_sum(user, last):
-                other = next(n for n in user.all_input_nodes if n is not last)
-            else:
-                break
-            last = user
-        out = self.shapes[last] or ()
-        site = f"{self.path}.{node.target}"
+        """Put a fused convolution in the place of a convolution and of what follows it."""
+        last, other = self._absorbed(node, draft)
         low = isinstance(conv, UpsampledConv2d)
-        form = "low" if low else _form(draft, site, out, self.choose)
+        form = "low" if low else _form(draft, f"{self.path}.{node.target}", self.shapes[last] or (), self.choose)
         self.module.set_submodule(str(node.target), draft.build(form, conv))
         like = {"like": node.args[1]} if low else {}
         with self.graph.inserting_after(last):
@@ -318,6 +304,24 @@ class _Piece:
             last = before
         self.graph.erase_node(node)
         new.name = name
+
+    def _absorbed(self, node: fx.Node, draft: Draft) -> tuple[fx.Node, fx.Node | None]:
+        """Let a draft take in what follows its convolution: the last node of that, and the map that is added."""
+        last, other = node, None
+        while len(last.users) == 1:
+            user = next(iter(last.users))
+            part = self._part(user)
+            if part is not None and user.args == (last,):
+                if other is not None and isinstance(part, nn.BatchNorm2d):
+                    break
+                if not _absorb(draft, part, f"{self.path}.{user.target}", self.choose):
+                    break
+            elif other is None and draft.act == "none" and self._is_sum(user, last):
+                other = next(n for n in user.all_input_nodes if n is not last)
+            else:
+                break
+            last = user
+        return last, other
 
     def _is_sum(self, node: fx.Node, operand: fx.Node) -> bool:
         """Whether a node adds two different maps of one shape."""

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest
+from bu2td.ir.optimization import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
-from bu2td.optimization.record import Optimization, transform
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.optimization.transform import transform
+from bu2td.runtime import TopDownNetwork
 
 #: Relative difference of the logits that is allowed.
 TOLERANCE = 1e-4
@@ -56,27 +57,20 @@ def optimize(
     """
     _check(network, mode)
     check_choices(rules or {}, force or {})
-    device = next(network.parameters()).device
+    device = next(network.parameters()).device.type
     count = _count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
     shape = _shape(network, image_size)
     twin = copy.deepcopy(network)
-    checkpointing = twin.checkpointing
     twin.set_grad_checkpointing(False)
-    choose = Chooser(mode, device.type, count, rules, force)
+    choose = Chooser(mode, device, count, rules, force)
     transform(twin, choose, shape)
     before = network.optimization.made if network.optimization else ()
     worst = _difference(network, twin, shape)
-    done = Optimization(mode, device.type, count, shape[2:], (*before, *choose.made), worst)
-    if not worst <= TOLERANCE:
-        raise VerificationError(
-            f"the optimised network differs from the network by {worst:.1e} relative, more than "
-            f"{TOLERANCE:.0e}. This is a fault of the optimisation, please report it together with the model"
-        )
-    twin.optimization = done
-    twin.recipe = {**twin.recipe, "optimize": done.to_dict()}
+    done = Optimization(mode, device, count, shape[2:], (*before, *choose.made), worst)
+    twin.record = twin.record.with_recipe(optimization=done)
     if mode == "training":
-        if checkpointing is not None:
-            twin.set_grad_checkpointing(True, **checkpointing)
+        if network.checkpointing is not None:
+            twin.set_grad_checkpointing(True, **network.checkpointing)
         twin.train(network.training)
     return twin
 
@@ -86,11 +80,15 @@ def _check(network: Any, mode: Any) -> None:
         raise NotAModelError(f"optimize takes a network that bu2td.convert returned, found {type(network)}")
     if mode not in MODES:
         raise OptionError(f"mode={mode!r} must be one of {MODES}.{nearest(str(mode), MODES)}")
-    if network.optimization is not None and network.optimization.mode == "inference":
+    if network.is_fused:
         raise OptimizeError(
             "this network is optimised for inference already, which cannot be undone; optimise the network that it "
             "was made of"
         )
+    _check_weights(network)
+
+
+def _check_weights(network: TopDownNetwork) -> None:
     devices = {tensor.device for tensor in network.parameters()}
     dtypes = {tensor.dtype for tensor in network.parameters()}
     if len(devices) != 1 or next(iter(devices)).type not in _DEVICES:
@@ -127,7 +125,11 @@ def _shape(network: TopDownNetwork, size: Any) -> tuple[int, int, int, int]:
 
 
 def _difference(network: TopDownNetwork, twin: TopDownNetwork, shape: tuple[int, ...]) -> float:
-    """The largest difference of the logits in eval mode, relative to the largest logit, over several sizes."""
+    """The largest difference of the logits in eval mode, relative to the largest logit, over several sizes.
+
+    Raises:
+        VerificationError: it is too large.
+    """
     sizes = dict.fromkeys([shape[2:], *network.plan.check_sizes])
     worst = 0.0
     generator = torch.Generator().manual_seed(0)
@@ -137,6 +139,11 @@ def _difference(network: TopDownNetwork, twin: TopDownNetwork, shape: tuple[int,
             images = torch.rand((1, shape[1], *size), generator=generator).to(first)
             expected, found = network(images), twin(images)
             worst = max(worst, _relative(found, expected))
+    if not worst <= TOLERANCE:
+        raise VerificationError(
+            f"the optimised network differs from the network by {worst:.1e} relative, more than "
+            f"{TOLERANCE:.0e}. This is a fault of the optimisation, please report it together with the model"
+        )
     return worst
 
 

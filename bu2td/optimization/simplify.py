@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample
 from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
-from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime import TopDownNetwork
 
 #: Activations that take their input's memory, also under autograd.
 _IN_PLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU)
@@ -59,18 +59,18 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         choose: decides.
     """
     _schedule(network, choose)
-    levels = network.plan.levels
-    for coarser, level in pairwise(levels):
-        factor = coarser.reduction // level.reduction
-        part = network._modules.get(f"{level.name}_up")
+    for coarser, stage in pairwise(network.stages.levels):
+        factor = coarser.reduction // stage.reduction
+        part = network.get_submodule(stage.upsampling) if stage.upsampling else None
         if isinstance(part, fx.GraphModule):
-            _read_low(part, f"{level.name}_up", factor, shapes, choose)
-        _split_merge(network, level.name, factor, shapes, choose)
+            _read_low(part, str(stage.upsampling), factor, shapes, choose)
+        if stage.merge is not None:
+            _split_merge(network, stage.merge, factor, shapes, choose)
     if choose.training:
         _use_winograd(network, shapes, choose)
     _act_in_place(network, choose)
-    pyramid = network._modules.get("pyramid")
-    if isinstance(pyramid, Pyramid) and choose("channels_last", "pyramid"):
+    pyramid = network.get_submodule(network.stages.pyramid)
+    if isinstance(pyramid, Pyramid) and choose("channels_last", network.stages.pyramid):
         pyramid.channels_last = True
         network.to(memory_format=torch.channels_last)
         _pool_channels_last(network, choose)
@@ -84,11 +84,11 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
 def _schedule(network: TopDownNetwork, choose: Chooser) -> None:
     """Let the upsampling read its size from the pyramid's image, and move the lateral behind it."""
     nodes = {node.name: node for node in network.graph.nodes}
-    for level in network.plan.levels[1:]:
-        lateral, up = nodes.get(f"{level.name}_lateral"), nodes.get(f"{level.name}_up")
-        merge = nodes.get(f"{level.name}_merge")
-        if lateral is None or up is None or merge is None or not _keeps_size(network, str(lateral.target)):
+    for stage in network.stages.levels:
+        parts = [nodes[name] for name in (stage.lateral, stage.upsampling, stage.merge) if name is not None]
+        if len(parts) < 3 or not _keeps_size(network, str(parts[0].target)):
             continue
+        lateral, up, merge = parts
         if choose("schedule", lateral.name):
             up.replace_input_with(lateral, lateral.args[0])
             merge.prepend(lateral)
@@ -138,20 +138,16 @@ def _is_nearest(module: nn.Module | None) -> bool:
 def _read_low(
     part: fx.GraphModule, path: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
 ) -> None:
-    used = [str(n.target) for n in part.graph.nodes if n.op == "call_module"]
+    """Let convolutions of an up-block read at low resolution; an upsampling that nobody reads then goes."""
     for node in list(part.graph.nodes):
         if node.op != "call_module" or not _is_nearest(part.get_submodule(str(node.target))):
             continue
         source, like = node.args
         small, large = shapes[f"{path}.{source.name}"], shapes[f"{path}.{node.name}"]
         for user in list(node.users):
-            conv: Any = part.get_submodule(str(user.target)) if user.op == "call_module" else None
-            if conv is None or not can_read_low(conv) or used.count(str(user.target)) > 1:
+            conv = _readable_low(part, user, _divides(small, large, factor), choose)
+            if conv is None:
                 continue
-            if not _divides(small, large, factor) and conv.kernel_size != (1, 1):
-                continue
-            if choose.training and _is_small_depthwise(conv):
-                continue  # 0.6 to 1.0 times the speed in a training step (bench/choices.py)
             before, after = conv_forms(conv, small[-2:], factor, choose.training)
             if choose("upsample_conv", f"{path}.{user.target}", before, after):
                 part.set_submodule(str(user.target), UpsampledConv2d(conv, factor))
@@ -161,6 +157,19 @@ def _read_low(
             part.delete_submodule(str(node.target))
     part.graph.lint()
     part.recompile()
+
+
+def _readable_low(part: fx.GraphModule, user: fx.Node, divides: bool, choose: Chooser) -> Any:
+    """The convolution that a reader of an upsampling calls, if it may read at low resolution."""
+    conv: Any = part.get_submodule(str(user.target)) if user.op == "call_module" else None
+    if conv is None or not can_read_low(conv):
+        return None
+    if sum(n.op == "call_module" and n.target == user.target for n in part.graph.nodes) > 1:
+        return None
+    if not divides and conv.kernel_size != (1, 1):
+        return None
+    # 0.6 to 1.0 times the speed in a training step (bench/choices.py)
+    return None if choose.training and _is_small_depthwise(conv) else conv
 
 
 def _is_small_depthwise(conv: nn.Conv2d) -> bool:
@@ -175,11 +184,11 @@ def _divides(small: tuple[int, ...], large: tuple[int, ...], factor: int) -> boo
 
 
 def _split_merge(
-    network: TopDownNetwork, level: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
+    network: TopDownNetwork, name: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
 ) -> None:
-    node = next((n for n in network.graph.nodes if n.op == "call_module" and n.target == f"{level}_merge"), None)
-    merge: Any = None if node is None else network.get_submodule(str(node.target))
-    if node is None or not _can_split(merge):
+    node = next(n for n in network.graph.nodes if n.name == name)
+    merge: Any = network.get_submodule(name)
+    if not _can_split(merge):
         return
     x, lateral = node.args
     low = _low_source(network, x)
@@ -188,9 +197,9 @@ def _split_merge(
         small = shapes[_outermost(low, x)]
         low = low if _divides(small, (*small[:2], *size), factor) or merge.conv.kernel_size == (1, 1) else None
     forms = _merge_forms(merge, size, factor if low is not None else 1, choose.training)
-    if not choose("merge", f"{level}_merge", *forms, sure=merge.conv.out_channels >= NARROW):
+    if not choose("merge", name, *forms, sure=merge.conv.out_channels >= NARROW):
         return
-    network.set_submodule(str(node.target), SplitMerge(merge, factor if low is not None else 1))
+    network.set_submodule(name, SplitMerge(merge, factor if low is not None else 1))
     if low is not None:
         _drop_upsampling(network, x, node)
 
@@ -340,27 +349,30 @@ def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:
 def _act_in_place(network: TopDownNetwork, choose: Chooser) -> None:
     for path, module in network.named_modules():
         if isinstance(module, ConvUnit | SplitMerge):
-            parts = list(module.named_children())
-            for (_, before), (name, act) in pairwise(parts):
-                if _may_work_in_place(act, before) and choose("in_place", f"{path}.{name}"):
-                    setattr(act, "inplace", True)  # noqa: B010
+            names = list(module._modules)
+            pairs = [(module.get_submodule(one), other) for one, other in pairwise(names)]
         elif isinstance(module, fx.GraphModule):
-            modules = dict(module.named_modules())
-            for node in module.graph.nodes:
-                target = str(node.target) if node.op == "call_module" else ""
-                if (
-                    target not in modules
-                    or len(node.all_input_nodes) != 1
-                    or len(node.all_input_nodes[0].users) != 1
-                ):
-                    continue
-                source = node.all_input_nodes[0]
-                made = modules.get(str(source.target)) if source.op == "call_module" else None
-                act = modules[target]
-                if _may_work_in_place(act, made) and choose("in_place", f"{path}.{target}".lstrip(".")):
-                    setattr(act, "inplace", True)  # noqa: B010
+            pairs = _calls_in_a_row(module)
+        else:
+            continue
+        for before, name in pairs:
+            act = module.get_submodule(name)
+            if _may_work_in_place(act, before) and choose("in_place", f"{path}.{name}".lstrip(".")):
+                setattr(act, "inplace", True)  # noqa: B010
 
 
-def _may_work_in_place(act: nn.Module, before: nn.Module | None) -> bool:
+def _calls_in_a_row(module: fx.GraphModule) -> list[tuple[nn.Module, str]]:
+    """Every module of a graph that alone reads what another one made: that one, and its own path."""
+    found = []
+    for node in module.graph.nodes:
+        sources = node.all_input_nodes
+        if node.op != "call_module" or len(sources) != 1 or len(sources[0].users) != 1:
+            continue
+        if sources[0].op == "call_module":
+            found.append((module.get_submodule(str(sources[0].target)), str(node.target)))
+    return found
+
+
+def _may_work_in_place(act: nn.Module, before: nn.Module) -> bool:
     """Whether an activation may overwrite what a module made: nobody needs that for a gradient."""
     return type(act) in _IN_PLACE and getattr(act, "inplace", None) is False and isinstance(before, _CONVS)

@@ -2,5 +2,6 @@
 
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
+from bu2td.runtime.record import FORMAT, Recipe, Record
 
-__all__ = ["PatchNetwork", "TopDownNetwork"]
+__all__ = ["PatchNetwork", "Recipe", "Record", "TopDownNetwork", "FORMAT"]

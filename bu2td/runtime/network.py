@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError
+from bu2td.ir.optimization import Optimization
 from bu2td.ir.plan import Plan
+from bu2td.ir.stages import Stages
 from bu2td.nn import Pyramid
 from bu2td.ops.registry import converter_for_type
 from bu2td.ops.roles import Role
-from bu2td.runtime.recompute import Piece, pieces, recomputing, whole
-
-_EXTRAS = (
-    *("plan", "recipe", "num_classes", "pretrained_cfg", "default_cfg"),
-    *("grad_checkpointing", "checkpointing", "plain_graph", "optimization"),
-)
+from bu2td.runtime.recompute import recomputing, segments_of
+from bu2td.runtime.record import Checkpointing, Record
 
 
 class TopDownNetwork(fx.GraphModule):
@@ -26,38 +25,74 @@ class TopDownNetwork(fx.GraphModule):
     ``forward`` maps images (N, C, H, W) of any size from about 32 px up (unless ``plan.notes`` name layers that
     are bound to some) to logits (N, num_classes), in train and in eval mode. ``code`` is the Python source of
     the top level. Submodules are the pyramid, for every reduction R ``rR_lateral``, ``rR_transition``,
-    ``rR_up``, ``rR_merge`` and the level ``rR``, and the head.
+    ``rR_up``, ``rR_merge`` and the level ``rR``, and the head; ``stages`` says which of them there are.
 
     Attributes:
-        plan: what the network is (`bu2td.ir.plan.Plan`); ``str(plan)`` is a table.
-        recipe: what `bu2td.load` needs to build it again.
-        num_classes: width of the logits.
-        pretrained_cfg, default_cfg: those of a timm model, else None.
-        grad_checkpointing: whether levels are computed again in the backward pass.
-        checkpointing: the options of that (see `set_grad_checkpointing`), else None.
-        plain_graph: the graph without that; None where ``graph`` is that graph.
-        optimization: what `bu2td.optimize` did to it (`bu2td.optimization.record.Optimization`), else None.
+        record: what the network is, all in one; the properties below read it.
     """
 
-    plan: Plan
-    recipe: dict[str, Any]
-    num_classes: int
-    pretrained_cfg: Any
-    default_cfg: Any
-    grad_checkpointing: bool
-    checkpointing: dict[str, Any] | None = None
-    plain_graph: fx.Graph | None = None
-    optimization: Any = None
+    record: Record
 
-    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "TopDownNetwork") -> None:
+    def __init__(self, root: Any, graph: fx.Graph, record: Record, class_name: str = "TopDownNetwork") -> None:
         super().__init__(root, graph, class_name)
-        self.grad_checkpointing = False
+        self.record = record
+
+    @property
+    def plan(self) -> Plan:
+        """What the network is; ``str(plan)`` is a table."""
+        return self.record.plan
+
+    @property
+    def stages(self) -> Stages:
+        """The nodes of ``graph`` by level, coarse to fine."""
+        return self.record.stages
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What `bu2td.load` needs to build it again."""
+        return self.record.recipe.to_dict()
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.record.recipe.num_classes
+
+    @property
+    def pretrained_cfg(self) -> Any:
+        """That of a timm model, else None."""
+        return self.record.pretrained_cfg
+
+    @property
+    def default_cfg(self) -> Any:
+        """That of a timm model, else None."""
+        return self.record.default_cfg
+
+    @property
+    def optimization(self) -> Optimization | None:
+        """What `bu2td.optimize` did to it."""
+        return self.record.recipe.optimization
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is optimised for inference, and cannot train."""
+        return self.optimization is not None and not self.optimization.trains
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Whether levels are computed again in the backward pass."""
+        return self.record.checkpointing is not None
+
+    @property
+    def checkpointing(self) -> dict[str, Any] | None:
+        """The options of that, as `set_grad_checkpointing` takes them."""
+        chosen = self.record.checkpointing
+        if chosen is None:
+            return None
+        return {"levels": None if chosen.levels is None else list(chosen.levels), "inside": chosen.inside}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TopDownNetwork:
         new: Any = super().__deepcopy__(memo)
-        for name in _EXTRAS:
-            if name in self.__dict__:
-                new.__dict__[name] = self.__dict__[name]
+        new.record = self.record
         new.training = self.training
         type(new).__name__ = type(self).__name__  # every GraphModule is of a class of its own
         return new
@@ -74,7 +109,7 @@ class TopDownNetwork(fx.GraphModule):
         Raises:
             FusedNetworkError: the network is optimised for inference, and cannot train.
         """
-        if mode and self.optimization is not None and self.optimization.mode == "inference":
+        if mode and self.is_fused:
             raise FusedNetworkError(
                 "this network is optimised for inference: its norms are folded into its convolutions, so that it "
                 "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
@@ -88,38 +123,51 @@ class TopDownNetwork(fx.GraphModule):
 
     # -- running parts of it -----------------------------------------------------------------------
 
-    def _run(self, values: dict[str, Any], until: str | None = None, after: str | None = None) -> dict[str, Any]:
-        """Execute the top graph, or what is behind a node, from given values by node name; returns all values."""
-        nodes = list(self.graph.nodes)
-        start = 0 if after is None else [node.name for node in nodes].index(after) + 1
-        for node in nodes[start:]:
-            if node.name not in values and node.op != "output":
-                args = fx.map_arg(node.args, lambda n: values[n.name])
-                kwargs = fx.map_arg(node.kwargs, lambda n: values[n.name])
-                if node.op == "call_function":
-                    values[node.name] = node.target(*args, **kwargs)
-                else:
-                    part = self.get_submodule(str(node.target))
-                    values[node.name] = part if node.op == "get_attr" else part(*args, **kwargs)
-            if node.name == until:
-                break
-        return values
+    def run_until(self, node: str, images: Tensor) -> dict[str, Any]:
+        """Run the top graph on images up to a node.
 
-    def _level_nodes(self) -> list[str]:
-        """The node that holds the output of every level, coarse to fine."""
-        last: dict[str, str] = {}
-        names = [level.name for level in self.plan.levels]
-        for node in self.graph.nodes:
-            owner = node.name.partition("_")[0]
-            if owner in names and node.op != "get_attr":
-                last[owner] = node.name
-        return [last[name] for name in names]
+        Args:
+            node: one of ``graph``, such as ``stages.levels[0].output``.
+            images: (N, C, H, W).
+
+        Returns:
+            Every value on the way, that of the node included, by the name of its node.
+        """
+        placeholder = next(n.name for n in self.graph.nodes if n.op == "placeholder")
+        return self.run_from(placeholder, {placeholder: images}, node)
+
+    def run_from(self, node: str, values: Mapping[str, Any], until: str | None = None) -> dict[str, Any]:
+        """Run what is behind a node of the top graph.
+
+        Args:
+            node: nothing up to it, itself included, is run.
+            values: by node what the rest reads of that; nodes behind it that have a value are not run either.
+            until: the last node to run; by default that of the logits.
+
+        Returns:
+            The values, and every value that was computed, by the name of its node.
+        """
+        known, last = dict(values), until or self.stages.head
+        nodes = {n.name: n for n in self.graph.nodes if n.op != "output"}
+        order = list(nodes)
+        for name in order[order.index(node) + 1 : order.index(last) + 1]:
+            if name not in known:
+                known[name] = self._value(nodes[name], known)
+        return known
+
+    def _value(self, node: fx.Node, known: Mapping[str, Any]) -> Any:
+        args = fx.map_arg(node.args, lambda n: known[n.name])
+        kwargs = fx.map_arg(node.kwargs, lambda n: known[n.name])
+        if callable(node.target):
+            return node.target(*args, **kwargs)
+        part = self.get_submodule(node.target)
+        return part if node.op == "get_attr" else part(*args, **kwargs)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output of every level, coarse to fine: (N, C_l, ceil(H / r_l), ceil(W / r_l))."""
-        nodes = self._level_nodes()
-        values = self._run({"x": x}, until=nodes[-1])
-        return [values[name] for name in nodes]
+        outputs = self.stages.outputs
+        values = self.run_until(outputs[-1], x)
+        return [values[name] for name in outputs]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The output of the finest level (timm's interface)."""
@@ -173,12 +221,7 @@ class TopDownNetwork(fx.GraphModule):
             prepare: Any = self.prepare
             images = [prepare(image) for image in images]
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
-        values = self._run({"x": images[-1], "prepare": images[-1], "pyramid": reduced})
-        return values[self._output_node()]
-
-    def _output_node(self) -> str:
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        return output.args[0].name
+        return self.run_from(self.stages.pyramid, {self.stages.pyramid: reduced})[self.stages.head]
 
     # -- timm's surface ----------------------------------------------------------------------------
 
@@ -227,8 +270,7 @@ class TopDownNetwork(fx.GraphModule):
             new = new.to(weight.device, weight.dtype)
         parent, _, name = self._classifier_name().rpartition(".")
         setattr(head.get_submodule(parent), name, new)
-        self.num_classes = num_classes
-        self.recipe = {**self.recipe, "num_classes": num_classes}
+        self.record = self.record.with_recipe(num_classes=num_classes)
 
     def _followed_by_no_weights(self, head: Any) -> bool:
         nodes = [str(n.target) for n in head.graph.nodes if n.op == "call_module"]
@@ -251,37 +293,28 @@ class TopDownNetwork(fx.GraphModule):
             ReductionError: the network has no such level.
             FusedNetworkError: it is optimised for inference.
         """
-        if self.plain_graph is not None:
-            plain, self.plain_graph = self.plain_graph, None
-            self.graph = recomputing(plain, [])
-        self.grad_checkpointing, self.checkpointing = False, None
-        if enable:
-            segments = self._segments(levels, inside)
-            self.plain_graph, self.graph = self.graph, recomputing(self.graph, segments)
-            self.grad_checkpointing, self.checkpointing = True, {"levels": levels, "inside": inside}
-
-    def _segments(self, levels: Sequence[int] | None, inside: bool) -> list[list[Piece]]:
-        known = self.plan.ladder
-        if self.optimization is not None and self.optimization.mode == "inference":
+        old = self.record.checkpointing
+        if old is not None:
+            self.record = replace(self.record, stages=old.stages, checkpointing=None)
+            self.graph = recomputing(old.graph, [])
+        if not enable:
+            return
+        if self.is_fused:
             raise FusedNetworkError(
                 "this network is optimised for inference: there is no backward pass to save memory for. "
                 "Checkpoint the network that it was made of, or bu2td.optimize(td, mode='training')"
             )
-        wanted = known if levels is None else tuple(levels)
-        if not wanted or not set(wanted) <= set(known):
-            raise ReductionError(f"levels={levels!r} must name some of the network's reductions {list(known)}")
-        calls = [node for node in self.graph.nodes if node.op == "call_module"]
-        found: list[list[Piece]] = []
-        for level in self.plan.levels:
-            nodes = [node for node in calls if node.name.partition("_")[0] == level.name]
-            if level.reduction in wanted and nodes:
-                finest = inside and level.reduction == min(wanted)
-                found += pieces(nodes, self) if finest else whole(nodes)
-        return found + (whole([n for n in calls if n.target == "head"]) if levels is None else [])
+        chosen = None if levels is None else tuple(levels)
+        if chosen is not None and not (chosen and set(chosen) <= set(self.plan.ladder)):
+            raise ReductionError(
+                f"levels={levels!r} must name some of the network's reductions {list(self.plan.ladder)}"
+            )
+        plain = Checkpointing(chosen, inside, self.graph, self.stages)
+        self.graph = recomputing(plain.graph, segments_of(self, self.stages, chosen, inside))
+        self.record = replace(self.record, stages=plain.stages.within(self.graph), checkpointing=plain)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Parameter groups by level for layer-wise learning rates (timm's interface)."""
-        return {
-            "stem": r"^(prepare|pyramid)",
-            "blocks": [(rf"^{level.name}(?:_|\.)", (i,)) for i, level in enumerate(self.plan.levels)],
-        }
+        stages = (self.record.checkpointing or self.record).stages
+        levels = [rf"^(?:{'|'.join(stage.calls)})\." for stage in stages.levels]
+        return {"stem": r"^(prepare|pyramid)", "blocks": [(level, (i,)) for i, level in enumerate(levels)]}

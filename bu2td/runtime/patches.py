@@ -42,6 +42,8 @@ class PatchNetwork(nn.Module):
         logits, auxiliary = patches.forward_both(images)
         loss = F.cross_entropy(logits, labels) + F.cross_entropy(auxiliary, labels)
 
+    `bu2td.save` and `bu2td.load` take it as any converted network.
+
     Args:
         network: a converted network; it is not copied. Optimise it with ``mode="training"`` before, if at all.
         share: height and width of the window as shares of the image's, in (0, 1]. With 1 the network runs whole.
@@ -72,8 +74,6 @@ class PatchNetwork(nn.Module):
         self.share, self.finest, self.margin = float(share), finest, margin
         level = network.plan.levels[-finest - 1]
         self.coarse, self.reduction = level.name, level.reduction
-        nodes = network._level_nodes()
-        self._from, self._until = nodes[-finest - 1], nodes[-1]
         weight = next(network.parameters())
         self.auxiliary = nn.Linear(level.width, network.num_classes, device=weight.device, dtype=weight.dtype)
         generator = torch.Generator().manual_seed(seed)
@@ -81,6 +81,22 @@ class PatchNetwork(nn.Module):
             self.auxiliary.weight.copy_(torch.randn(self.auxiliary.weight.shape, generator=generator) * 0.01)
             self.auxiliary.bias.zero_()
         self.train(network.training)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What `bu2td.load` needs to build it again."""
+        chosen = {"share": self.share, "finest": self.finest, "margin": self.margin}
+        return {**self.network.recipe, "patches": chosen}
+
+    @property
+    def _from(self) -> str:
+        """The node that the finest levels start from."""
+        return self.network.stages.outputs[-self.finest - 1]
+
+    @property
+    def _until(self) -> str:
+        """The node of the finest level's output."""
+        return self.network.stages.outputs[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of the crops."""
@@ -100,7 +116,7 @@ class PatchNetwork(nn.Module):
         values, features, auxiliary = self._look(images)
         window, _ = self._sizes(images)
         if window == tuple(features.shape[-2:]):
-            fine = self.network._run(values, until=self._until)[self._until]
+            fine = self.network.run_from(self._from, values, self._until)[self._until]
         else:
             corner = self._choose(features, auxiliary, images) if windows is None else self._given(windows, images)
             fine = self._fine(values, images, corner)
@@ -183,7 +199,7 @@ class PatchNetwork(nn.Module):
 
     def _look(self, images: Tensor) -> tuple[dict[str, Any], Tensor, Tensor]:
         """Run the coarser levels: values of the top graph, the last level's output, the auxiliary logits."""
-        values = self.network._run({"x": images}, until=self._from)
+        values = self.network.run_until(self._from, images)
         features = values[self._from]
         return values, features, self.auxiliary(features.mean((2, 3)))
 
@@ -193,19 +209,18 @@ class PatchNetwork(nn.Module):
         whole = torch.tensor([side // self.reduction for side in images.shape[-2:]], device=corner.device)
         size = torch.tensor(crop, device=corner.device)
         start = torch.minimum((corner - self.margin).clamp(min=0), whole - size)
-        pyramid = list(values["pyramid"])
+        pyramid = list(values[self.network.stages.pyramid])
         for index, level in enumerate(self.network.plan.levels[-self.finest :], len(pyramid) - self.finest):
             factor = self.reduction // level.reduction
             pyramid[index] = _cut(pyramid[index], factor * start, (factor * crop[0], factor * crop[1]))
-        known = {"pyramid": tuple(pyramid), self._from: _cut(values[self._from], start, crop)}
-        fine = self.network._run(known, until=self._until, after=self._from)[self._until]
+        known = {self.network.stages.pyramid: tuple(pyramid), self._from: _cut(values[self._from], start, crop)}
+        fine = self.network.run_from(self._from, known, self._until)[self._until]
         factor = self.reduction // self.network.plan.levels[-1].reduction
         return _cut(fine, factor * (corner - start), (factor * window[0], factor * window[1]))
 
 
 def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
-    if not isinstance(network, TopDownNetwork):
-        raise NotAModelError(f"PatchNetwork takes a network that bu2td.convert returned, found {type(network)}")
+    _check_network(network)
     most = len(network.plan.levels) - 1
     if not isinstance(finest, int) or isinstance(finest, bool) or not 1 <= finest <= most:
         raise OptionError(
@@ -216,9 +231,14 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
         raise OptionError(f"share={share!r} must be a number above 0 and at most 1")
     if not isinstance(margin, int) or isinstance(margin, bool) or margin < 0:
         raise OptionError(f"margin={margin!r} must be a whole number, at least 0")
+
+
+def _check_network(network: Any) -> None:
+    if not isinstance(network, TopDownNetwork):
+        raise NotAModelError(f"PatchNetwork takes a network that bu2td.convert returned, found {type(network)}")
     if network.num_classes < 1:
         raise OptionError("the network has no classifier; give it one with td.reset_classifier(num_classes)")
-    if network.optimization is not None and network.optimization.mode == "inference":
+    if network.is_fused:
         raise OptimizeError(
             "this network is optimised for inference and cannot train, but the auxiliary classifier of patches "
             "must; take the network that it was made of, or bu2td.optimize(td, mode='training')"

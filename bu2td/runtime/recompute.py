@@ -4,7 +4,7 @@ Which segments. Let a level's output be kept and its inside be computed again (`
 only the outputs of the levels are stored. The peak then is the inside of the level that is in its backward pass.
 That is the finest, whose maps are four times those of the next: to store little before its backward pass begins
 buys nothing, as that begins at once. It must be cut itself: into its lateral, the upsampling and the first half of
-the merge, the second half, and its body, each computed again on its own (`pieces`).
+the merge, the second half, and its body, each computed again on its own (`in_parts`).
 
 How low the finest level can go, in maps of its size. The backward pass of a conv-norm-act unit holds the gradient
 of its result or of its input, the norm's input, the activation's mask and one gradient more. PyTorch keeps the
@@ -18,7 +18,9 @@ Every other segment runs at most twice.
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,14 +28,44 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from bu2td.ir.stages import Stage, Stages
 from bu2td.nn import Joining, Upsample
 
 #: Norms whose result nobody keeps: an activation may overwrite it.
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-#: A step: index of its module among the values, how to run it (a key of `_CALLS`), indices of its arguments.
+#: A step: index of its module among the values, how to run it (the value of a `How`), indices of its arguments.
 Step = tuple[int, str, tuple[int, ...]]
-#: A node's call, or a half of it: a key of `_CALLS`.
-Piece = tuple[fx.Node, str]
+
+
+class How(enum.Enum):
+    """What a step of a segment runs; the values are written into graphs."""
+
+    WHOLE = ""
+    #: The first half of a merge.
+    FIRST = "first"
+    #: Its second half.
+    REST = "rest"
+    #: A second half that is not worth computing again.
+    STORED_REST = "stored rest"
+    #: A unit, in a segment of its own.
+    NESTED = "nested"
+
+    @property
+    def reads_half(self) -> bool:
+        """Whether it reads what the first half of its own node made."""
+        return self in (How.REST, How.STORED_REST)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A node's call, or a half of it."""
+
+    node: fx.Node
+    how: How = How.WHOLE
+
+
+#: What is stored or computed again as one.
+Segment = list[Part]
 
 
 def checkpointed(steps: Sequence[Step], *values: Any) -> Any:
@@ -95,18 +127,13 @@ def _is_hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-#: How a step of a segment runs: a call, either half of a merge, a second half that is not worth computing again, a
-#: unit in a segment of its own.
 _CALLS: dict[str, Callable[..., Any]] = {
-    "": lambda module, *args: module(*args),
-    "first": lambda merge, *args: merge.first(*args),
-    "rest": _rest,
-    "stored rest": _rest,
-    "nested": _nested,
+    How.WHOLE.value: lambda module, *args: module(*args),
+    How.FIRST.value: lambda merge, *args: merge.first(*args),
+    How.REST.value: _rest,
+    How.STORED_REST.value: _rest,
+    How.NESTED.value: _nested,
 }
-
-
-_SECOND = ("rest", "stored rest")
 
 
 class _MaskedReLU(torch.autograd.Function):
@@ -146,33 +173,56 @@ class FrozenStatistics:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def whole(nodes: Sequence[fx.Node]) -> list[list[Piece]]:
+def segments_of(
+    network: fx.GraphModule, stages: Stages, levels: Sequence[int] | None, inside: bool
+) -> list[Segment]:
+    """The segments of a network, each of nodes of its graph in their order.
+
+    Args:
+        network: without checkpointing.
+        stages: the nodes of its graph.
+        levels: reductions of the levels that are computed again; None: all, and the head.
+        inside: whether the finest of them is cut into parts.
+    """
+    wanted = [stage.reduction for stage in stages.levels] if levels is None else levels
+    found: list[Segment] = []
+    for stage in stages.levels:
+        nodes = [node for node in network.graph.nodes if node.name in stage.calls]
+        if stage.reduction in wanted and nodes:
+            cut = inside and stage.reduction == min(wanted)
+            found += in_parts(nodes, stage, network) if cut else whole(nodes)
+    head = [node for node in network.graph.nodes if node.name == stages.head]
+    return found + (whole(head) if levels is None else [])
+
+
+def whole(nodes: Sequence[fx.Node]) -> list[Segment]:
     """All calls of a level as one segment."""
-    return [[(node, "") for node in nodes]]
+    return [[Part(node) for node in nodes]]
 
 
-def pieces(nodes: Sequence[fx.Node], network: nn.Module) -> list[list[Piece]]:
+def in_parts(nodes: Sequence[fx.Node], stage: Stage, network: nn.Module) -> list[Segment]:
     """The calls of a level in several segments, coarse maps and cheap ones together with what reads them."""
-    found: list[list[Piece]] = []
-    waiting: list[Piece] = []
+    found: list[Segment] = []
+    waiting: Segment = []
     for node in nodes:
         module = network.get_submodule(str(node.target))
         if isinstance(module, Upsample):
-            waiting.append((node, ""))
+            waiting.append(Part(node))
         elif isinstance(module, Joining):
-            if not module.concatenates and found and str(found[-1][-1][0].target).endswith("_lateral"):
-                waiting = [*((n, "nested") for n, _ in found.pop()), *waiting]
-            found += [[*waiting, (node, "first")], [(node, "stored rest" if _is_lean(module) else "rest")]]
+            if not module.concatenates and found and found[-1][-1].node.name == stage.lateral:
+                waiting = [*(Part(part.node, How.NESTED) for part in found.pop()), *waiting]
+            second = How.STORED_REST if _is_lean(module) else How.REST
+            found += [[*waiting, Part(node, How.FIRST)], [Part(node, second)]]
             waiting = []
-        elif any(held in node.args for held, _ in waiting):
-            found.append([*waiting, (node, "")])
+        elif any(part.node in node.args for part in waiting):
+            found.append([*waiting, Part(node)])
             waiting = []
         else:
-            found.append([(node, "")])
+            found.append([Part(node)])
     return found + ([waiting] if waiting else [])
 
 
-def recomputing(graph: fx.Graph, segments: Sequence[Sequence[Piece]]) -> fx.Graph:
+def recomputing(graph: fx.Graph, segments: Sequence[Segment]) -> fx.Graph:
     """A graph that computes segments of another one again in the backward pass.
 
     Args:
@@ -182,47 +232,62 @@ def recomputing(graph: fx.Graph, segments: Sequence[Sequence[Piece]]) -> fx.Grap
     Returns:
         The new graph; the node of a segment has the name of its last node.
     """
-    made = fx.Graph()
-    new: dict[fx.Node, fx.Node] = {}
-    halves: dict[fx.Node, fx.Node] = {}
-    inside = {node: index for index, segment in enumerate(segments) for node, _ in segment}
-    last: dict[fx.Node, list[Sequence[Piece]]] = {segment[-1][0]: [] for segment in segments}
+    emitter = _Emitter()
+    inside = {part.node for segment in segments for part in segment}
+    last: dict[fx.Node, list[Segment]] = {segment[-1].node: [] for segment in segments}
     for segment in segments:
-        last[segment[-1][0]].append(segment)
+        last[segment[-1].node].append(segment)
     for node in graph.nodes:
-        if node in last:
-            for segment in last[node]:
-                result = _emit(made, segment, new, halves)
-                if segment[-1][1] == "first":
-                    halves[node] = result
-                else:
-                    new[node] = result
-        elif node.op == "output":
-            made.output(fx.map_arg(node.args[0], lambda n: new[n]))
-        elif node not in inside:
-            new[node] = made.node_copy(node, lambda n: new[n])
-    made.lint()
-    return made
+        for segment in last.get(node, []):
+            emitter.emit(segment)
+        if node not in inside:
+            emitter.copy(node)
+    emitter.made.lint()
+    return emitter.made
 
 
-def _emit(
-    made: fx.Graph, segment: Sequence[Piece], new: dict[fx.Node, fx.Node], halves: dict[fx.Node, fx.Node]
-) -> fx.Node:
-    modules = [made.create_node("get_attr", str(node.target), name="part") for node, _ in segment]
-    values: list[Any] = list(modules)
-    own = {node for node, _ in segment}
-    for node, half in segment:
-        outside = [halves[node]] if half in _SECOND else [new[n] for n in node.args if n not in own]  # type: ignore[index]
-        values += [value for value in outside if value not in values]
-    places: dict[fx.Node, int] = {}
-    steps: list[Step] = []
-    for index, (node, half) in enumerate(segment):
-        if half in _SECOND:
-            arguments: tuple[int, ...] = (values.index(halves[node]),)
+class _Emitter:
+    """Copies a graph, with segments in place of calls."""
+
+    def __init__(self) -> None:
+        self.made = fx.Graph()
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.halves: dict[fx.Node, fx.Node] = {}
+
+    def copy(self, node: fx.Node) -> None:
+        """Copy a node that is in no segment."""
+        if node.op == "output":
+            self.made.output(fx.map_arg(node.args[0], lambda n: self.new[n]))
         else:
-            arguments = tuple(places[n] if n in places else values.index(new[n]) for n in node.args)  # type: ignore[index]
-        steps.append((index, half, arguments))
-        places[node] = len(values) + index
-    name = "half" if segment[-1][1] == "first" else segment[-1][0].name
-    run = stored if segment[-1][1] == "stored rest" else checkpointed
-    return made.create_node("call_function", run, (tuple(steps), *values), {}, name=name)
+            self.new[node] = self.made.node_copy(node, lambda n: self.new[n])
+
+    def emit(self, segment: Segment) -> None:
+        """Emit a segment as one call, which reads the modules of its parts and what they read from outside."""
+        own = {part.node for part in segment}
+        values: dict[fx.Node, None] = dict.fromkeys(self._module(part.node) for part in segment)
+        for part in segment:
+            outside = [n for n in self._reads(part) if n not in own or part.how.reads_half]
+            values |= dict.fromkeys(self._made(n, part) for n in outside)
+        numbers = {value: index for index, value in enumerate(values)}
+        places: dict[fx.Node, int] = {}
+        steps: list[Step] = []
+        for index, part in enumerate(segment):
+            arguments = tuple(places[n] if n in places else numbers[self._made(n, part)] for n in self._reads(part))
+            steps.append((index, part.how.value, arguments))
+            places[part.node] = len(values) + index
+        last = segment[-1]
+        run = stored if last.how is How.STORED_REST else checkpointed
+        name = "half" if last.how is How.FIRST else last.node.name
+        result = self.made.create_node("call_function", run, (tuple(steps), *values), {}, name=name)
+        kept = self.halves if last.how is How.FIRST else self.new
+        kept[last.node] = result
+
+    def _module(self, node: fx.Node) -> fx.Node:
+        return self.made.create_node("get_attr", str(node.target), name="part")
+
+    def _reads(self, part: Part) -> list[Any]:
+        """The nodes that a part reads; a second half reads its own node, the first half of it."""
+        return [part.node] if part.how.reads_half else list(part.node.args)
+
+    def _made(self, node: fx.Node, part: Part) -> fx.Node:
+        return self.halves[node] if part.how.reads_half else self.new[node]

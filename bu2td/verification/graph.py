@@ -1,6 +1,6 @@
-"""Pass 7, verify: the emitted network, measured afresh -> a report.
+"""Verify: the emitted network, measured afresh -> a report.
 
-This pass knows nothing of how the network was made. It flattens the network into one graph, probes that
+It knows nothing of how the network was made. It flattens the network into one graph, probes that
 graph on meta tensors as any bottom-up network is probed, and checks the invariants of a top-down network
 (design, section 6) against the levels that the network claims to have.
 """
@@ -9,24 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx, nn
 
 from bu2td.errors import Bu2tdError, VerificationError
-from bu2td.graph.flatten import flatten, owner_of
+from bu2td.graph.flatten import flatten, last_nodes
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
 from bu2td.ir.values import Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
-from bu2td.probe.measure import probe
+from bu2td.probe import probe
 
 
 @dataclass(frozen=True)
 class LevelClaim:
-    """What a level is to be: the node of the top graph that holds its output, its reduction and width."""
+    """What a level is to be: the submodule that makes its output, its reduction and width."""
 
     node: str
     reduction: int
@@ -38,6 +39,9 @@ class Report:
     """What was measured; ``checks`` maps the name of each check to what it found."""
 
     checks: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "checks", MappingProxyType(dict(self.checks)))
 
     def __str__(self) -> str:
         width = max(map(len, self.checks), default=0)
@@ -80,7 +84,8 @@ def verify_graph(
     )
 
 
-def _fail(what: str) -> VerificationError:
+def fault(what: str) -> VerificationError:
+    """An invariant that does not hold."""
     return VerificationError(
         f"the network is not a valid top-down network: {what}. This is a fault of the conversion, not of "
         f"your model; please report it together with the model"
@@ -91,7 +96,7 @@ def _run_shapes(flat: fx.GraphModule, shape: tuple[int, ...], quick: bool) -> di
     try:
         return shapes_of(flat, shape, quick=quick)
     except Bu2tdError as error:
-        raise _fail(str(error).replace("the model does not run", "it does not run")) from error
+        raise fault(str(error).replace("the model does not run", "it does not run")) from error
 
 
 def _logits(flat: fx.GraphModule) -> str:
@@ -112,11 +117,11 @@ def _check_sizes(
         shapes = _run_shapes(flat, (2, channels, h, w), quick=i > 0)
         found = shapes[_logits(flat)]
         if found != (2, num_classes):
-            raise _fail(f"logits are {found} instead of {(2, num_classes)} for an image of {h}x{w}")
+            raise fault(f"logits are {found} instead of {(2, num_classes)} for an image of {h}x{w}")
         for level, node in zip(levels, _level_nodes(flat, levels), strict=True):
             expected = (2, level.width, -(-h // level.reduction), -(-w // level.reduction))
             if shapes[node] != expected:
-                raise _fail(
+                raise fault(
                     f"level r{level.reduction} is {shapes[node]} instead of {expected} for an image of {h}x{w}"
                 )
         at_first = at_first or shapes
@@ -124,13 +129,11 @@ def _check_sizes(
 
 
 def _level_nodes(flat: fx.GraphModule, levels: tuple[LevelClaim, ...]) -> list[str]:
-    """The last node of the flat graph that belongs to each level's claimed top node."""
-    last: dict[str, str] = {}
-    for node in flat.graph.nodes:
-        last[owner_of(node)] = node.name
+    """The last node of the flat graph that belongs to each level's claimed submodule."""
+    last = last_nodes(flat)
     missing = [level.node for level in levels if level.node not in last]
     if missing:
-        raise _fail(f"the outputs of levels {missing} are nowhere in the graph")
+        raise fault(f"the outputs of levels {missing} are nowhere in the graph")
     return [last[level.node] for level in levels]
 
 
@@ -141,7 +144,7 @@ def _probe(
     try:
         return probe(capture, shapes)
     except Bu2tdError as error:
-        raise _fail(str(error)) from error
+        raise fault(str(error)) from error
 
 
 def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tuple[LevelClaim, ...]) -> None:
@@ -150,22 +153,22 @@ def _check_levels(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tuple[
     for level, output in zip(levels, outputs, strict=True):
         value = dims[output]
         if reduction_of(value) != level.reduction:
-            raise _fail(f"level r{level.reduction} works at reduction {reduction_of(value)}")
+            raise fault(f"level r{level.reduction} works at reduction {reduction_of(value)}")
         if value[1].size != level.width:
-            raise _fail(f"level r{level.reduction} is {value[1].size} wide instead of {level.width}")
+            raise fault(f"level r{level.reduction} is {value[1].size} wide instead of {level.width}")
     before: set[str] = set()
     for level, output in zip(levels, outputs, strict=True):
         above = _ancestors(flat, output)
         own = [name for name in images if name in above and name not in before]
         found = {reduction_of(dims[name]) for name in own}
         if found != {level.reduction}:
-            raise _fail(
+            raise fault(
                 f"level r{level.reduction} is fed from pyramid images of reduction "
                 f"{sorted(map(str, found)) or 'none'}"
             )
         before |= above
     if outputs[-1] not in _ancestors(flat, _logits(flat)):
-        raise _fail(f"the head does not read level r{levels[-1].reduction}")
+        raise fault(f"the head does not read level r{levels[-1].reduction}")
 
 
 def _pyramid_images(flat: fx.GraphModule) -> list[str]:
@@ -205,24 +208,35 @@ def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tu
     outputs = set(_level_nodes(flat, levels))
     reduced: dict[str, str] = {}
     for node in flat.graph.nodes:
-        value = dims.get(node.name)
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, Pyramid) or not is_spatial(value):
+        if isinstance(module, Pyramid) or not is_spatial(dims.get(node.name)):
             continue
-        mine = reduction_of(value)
-        ours = isinstance(module, Upsample | TransposedUpsample)
-        # Attention has the positions of its queries, wherever its keys and values come from.
-        resamples = not ours and converter_for(node, module).role in (Role.RESAMPLE, Role.OPAQUE, Role.ATTENTION)
         for source in _reads(node, modules):
-            theirs = reduction_of(dims.get(source.name))
             if not is_spatial(dims.get(source.name)):
                 continue
-            if mine is not None and theirs is not None and mine > theirs and not _from_pyramid(source, modules):
+            if _is_coarser(dims, node, source) and not _from_pyramid(source, modules):
                 reduced[node.name] = node.name
-            elif source.name in reduced and not resamples:
+            elif source.name in reduced and not _resamples(node, module):
                 reduced[node.name] = reduced[source.name]
-        if node.name in reduced and (node.name in outputs or ours):
-            raise _fail(f"{reduced[node.name]} reduces resolution on the way to {node.name}")
+        if node.name in reduced and (node.name in outputs or _is_upsampling(module)):
+            raise fault(f"{reduced[node.name]} reduces resolution on the way to {node.name}")
+
+
+def _is_coarser(dims: Mapping[str, Dims], node: fx.Node, source: fx.Node) -> bool:
+    mine, theirs = reduction_of(dims.get(node.name)), reduction_of(dims.get(source.name))
+    return mine is not None and theirs is not None and mine > theirs
+
+
+def _is_upsampling(module: nn.Module | None) -> bool:
+    return isinstance(module, Upsample | TransposedUpsample)
+
+
+def _resamples(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a block may have resampled a value back here."""
+    if _is_upsampling(module):
+        return False
+    # Attention has the positions of its queries, wherever its keys and values come from.
+    return converter_for(node, module).role in (Role.RESAMPLE, Role.OPAQUE, Role.ATTENTION)
 
 
 def _from_pyramid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
@@ -231,7 +245,7 @@ def _from_pyramid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
 
 def _is_like(node: fx.Node, source: fx.Node, module: nn.Module | None) -> bool:
     """Whether a source only lends its size."""
-    return isinstance(module, Upsample | TransposedUpsample) and source is not node.args[0]
+    return _is_upsampling(module) and source is not node.args[0]
 
 
 def _check_parameters(network: fx.GraphModule, flat: fx.GraphModule) -> int:
@@ -248,7 +262,7 @@ def _check_parameters(network: fx.GraphModule, flat: fx.GraphModule) -> int:
             reached.add(str(node.target))
     dead = [name for name, _ in network.named_parameters() if name not in reached]
     if dead:
-        raise _fail(
+        raise fault(
             f"{len(dead)} parameters are not on a path to the logits: {', '.join(dead[:5])}"
             f"{', ...' if len(dead) > 5 else ''}"
         )

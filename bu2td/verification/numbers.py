@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.verification.graph import Report, _fail
+from bu2td.verification.graph import Report, fault
 
 
 def verify_numbers(
@@ -39,7 +39,7 @@ def verify_numbers(
     with torch.no_grad():
         expected = model(images)
         if not bool(torch.isfinite(expected).all()):
-            raise _fail("logits are not finite in eval mode")
+            raise fault("logits are not finite in eval mode")
         forms: dict[str, Callable[[], Any]] = {
             "deepcopy": lambda: copy.deepcopy(model)(images),
             "state_dict": lambda: _reloaded(model)(images),
@@ -61,19 +61,19 @@ def verify_numbers(
 
 def _finite(where: str, output: Tensor) -> None:
     if not bool(torch.isfinite(output).all()):
-        raise _fail(f"logits are not finite {where}")
+        raise fault(f"logits are not finite {where}")
 
 
 def _check_gradients(model: nn.Module, images: Tensor) -> str:
     output = model(images)
     (output * torch.linspace(-1, 1, output.shape[1], device=output.device)).sum().backward()
     if not bool(torch.isfinite(output).all()):
-        raise _fail("logits are not finite in train mode")
+        raise fault("logits are not finite in train mode")
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.grad is None:
-            raise _fail(f"{name} has no gradient")
+            raise fault(f"{name} has no gradient")
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-            raise _fail(f"the gradient of {name} is not finite")
+            raise fault(f"the gradient of {name} is not finite")
     return f"finite in all {sum(1 for _ in model.parameters())} parameters"
 
 
@@ -88,5 +88,5 @@ def _reloaded(model: nn.Module) -> nn.Module:
 def _difference(name: str, found: Tensor, expected: Tensor) -> str:
     difference = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not difference <= 1e-4 or math.isnan(difference):
-        raise _fail(f"{name} gives other numbers (relative difference {difference:.2e})")
+        raise fault(f"{name} gives other numbers (relative difference {difference:.2e})")
     return f"relative difference {difference:.1e}"

@@ -97,7 +97,7 @@ def test_recomputing_changes_no_number(name: str, way: str, rules: dict[str, str
         assert torch.equal(a, b)
     saving.set_grad_checkpointing(False)
     assert saving.code == plain.code
-    assert (saving.grad_checkpointing, saving.checkpointing, saving.plain_graph) == (False, None, None)
+    assert (saving.grad_checkpointing, saving.checkpointing) == (False, None)
 
 
 def test_a_cumulative_norm_counts_a_batch_once() -> None:

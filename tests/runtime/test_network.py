@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import pickle
+import re
 import warnings
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from nets import convert_baseline, make
 from torch import nn
 
 import bu2td
+from bu2td import capture
 from bu2td.errors import Bu2tdError, FileError, OptionError, ReductionError
 from bu2td.models import baselines
 
@@ -81,6 +84,73 @@ def test_forward_branches(lenet: Any) -> None:
         lenet.forward_branches([images, images, other[..., :14]])
 
 
+# --- stages -------------------------------------------------------------------------------------------
+
+
+def test_stages_name_every_node_of_the_top_graph() -> None:
+    network = convert_baseline("nin_light", "td", device="meta")
+    stages = network.stages
+    assert [stage.reduction for stage in stages.levels] == [4, 2, 1]
+    assert stages.levels[0].calls == ("r4",)  # the body of the coarsest level reads the image
+    assert stages.levels[1].calls == ("r2_lateral", "r2_up", "r2_merge", "r2_dropout", "r2")
+    images = {name for stage in stages.levels for name in (stage.image, *stage.calls)}
+    assert images | {"x", stages.pyramid, stages.head, "output"} == {node.name for node in network.graph.nodes}
+    assert stages.outputs == ("r4", "r2", "r1")
+
+
+def test_levels_without_a_body_end_with_their_merge(resnet18: Any) -> None:
+    finest = resnet18.stages.levels[-1]
+    assert (finest.body, finest.merge, finest.output) == (None, "r1_merge", "r1_merge")
+    up_block = resnet18.stages.levels[1]
+    assert isinstance(resnet18.get_submodule(up_block.upsampling), torch.fx.GraphModule)
+
+
+@pytest.mark.parametrize("mode", [None, "training", "inference"])
+@pytest.mark.parametrize("way", [None, {}, {"inside": True}, {"levels": [1], "inside": True}])
+@pytest.mark.parametrize("name", ["lenet_fc", "resnet32"])
+def test_stages_are_those_of_the_graph_that_runs(name: str, way: Any, mode: Any) -> None:
+    """Whatever optimisation and checkpointing take away, what stages name is there and holds the same values."""
+    plain = convert_baseline(name, "td", seed=0).eval()
+    network = plain if mode is None else bu2td.optimize(plain, mode, rules={"merge": "always"})
+    if way is not None and mode != "inference":
+        network.set_grad_checkpointing(**way)
+    nodes = {node.name for node in network.graph.nodes}
+    for stage in network.stages.levels:
+        assert {stage.image, stage.output, *stage.calls} <= nodes
+    images = torch.rand(2, plain.plan.image_shape[1], 32, 32)
+    with torch.no_grad():
+        values = network.run_until(network.stages.head, images)
+        features = convert_baseline(name, "td", seed=0).eval().features(images)
+        for output, expected in zip(network.stages.outputs, features, strict=True):
+            torch.testing.assert_close(values[output], expected, rtol=1e-3, atol=1e-5)
+    network.set_grad_checkpointing(False)
+    assert network.stages.within(network.graph) == network.stages
+    gone = mode is not None and name == "lenet_fc"  # the merge reads the map before its upsampling
+    assert all((stage.upsampling is None) == gone for stage in network.stages.levels[1:])
+
+
+def test_run_from_needs_no_images(lenet: Any) -> None:
+    images = torch.rand(2, 1, 28, 28)
+    stages = lenet.stages
+    with torch.no_grad():
+        values = lenet.run_until(stages.outputs[1], images)
+        assert stages.outputs[1] in values
+        assert stages.levels[2].merge not in values  # nothing behind it is run
+        known = {stages.pyramid: values[stages.pyramid], stages.outputs[1]: values[stages.outputs[1]]}
+        found = lenet.run_from(stages.outputs[1], known)
+        assert torch.equal(found[stages.head], lenet(images))
+        assert set(known) == {stages.pyramid, stages.outputs[1]}  # what is given is not changed
+
+
+def test_the_record_is_frozen_and_shared_by_copies(lenet: Any) -> None:
+    with pytest.raises(FrozenInstanceError):
+        lenet.record.plan = None
+    assert copy.deepcopy(lenet).record is lenet.record
+    recipe = lenet.recipe
+    recipe["num_classes"] = 3
+    assert lenet.recipe["num_classes"] == lenet.num_classes == 10
+
+
 def test_timm_surface(lenet: Any) -> None:
     model = timm.create_model("resnet10t")
     network = bu2td.convert(model, device="meta", finest_reduction=4)
@@ -95,6 +165,21 @@ def test_timm_surface(lenet: Any) -> None:
         lenet.reset_classifier(5)
     with pytest.raises(OptionError, match="global_pool='max'"):
         network.reset_classifier(3, "max")
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_every_parameter_is_in_one_group(checkpointed: bool) -> None:
+    network = bu2td.convert(timm.create_model("resnet10t"), device="meta")
+    network.set_grad_checkpointing(checkpointed)
+    groups = network.group_matcher()["blocks"]
+    assert [order for _, order in groups] == [(i,) for i in range(len(network.plan.levels))]
+    for name, _ in network.named_parameters():
+        found = [i for pattern, (i,) in groups if re.match(pattern, name)]
+        level = next(
+            (i for i, level in enumerate(network.plan.levels) if re.match(rf"{level.name}[_.]", name)), None
+        )
+        assert found == ([] if level is None else [level]), name
+        assert (level is None) == name.startswith("head.")
 
 
 def test_checkpointing_changes_no_number() -> None:
@@ -142,6 +227,7 @@ def test_save_and_load_by_factory(tmp_path: Path, resnet18: Any) -> None:
     content = torch.load(tmp_path / "td.pt", weights_only=True)
     assert set(content) == {"recipe", "state_dict"}
     json.dumps(content["recipe"])
+    assert content["recipe"]["bu2td"] == loaded.recipe["bu2td"] == bu2td.__version__
 
 
 def test_save_and_load_by_model(tmp_path: Path) -> None:
@@ -156,6 +242,36 @@ def test_save_and_load_by_model(tmp_path: Path) -> None:
         bu2td.load(tmp_path / "td.pt")
     with pytest.raises(FileError, match="another bottom-up model"):
         bu2td.load(tmp_path / "td.pt", model=baselines.nin())
+
+
+def test_load_captures_the_model_once(tmp_path: Path, lenet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = capture.capture
+    for module in (bu2td.conversion, bu2td.io):
+        monkeypatch.setattr(module, "capture", lambda *args: calls.append(args) or original(*args))
+    bu2td.save(lenet, tmp_path / "td.pt")
+    bu2td.load(tmp_path / "td.pt", model=baselines.lenet_fc())
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda recipe: recipe.pop("fingerprint"), "the recipe is incomplete.*fingerprint"),
+        (lambda recipe: recipe.update(options={"merge": "concatt"}), "the recipe is incomplete.*'concat'"),
+        (lambda recipe: recipe.update(options=None), "the recipe is incomplete"),
+        (lambda recipe: recipe.update(patches={"share": 2.0}), "about patches is incomplete.*share=2.0"),
+        (lambda recipe: recipe.update(patches={"size": 2}), "about patches is incomplete.*'size'"),
+        (lambda recipe: recipe.update(patches={"share": 0.5}), "the weights do not fit"),
+    ],
+)
+def test_load_refuses_damaged_recipes(tmp_path: Path, lenet: Any, change: Any, match: str) -> None:
+    bu2td.save(lenet, tmp_path / "td.pt")
+    content = torch.load(tmp_path / "td.pt", weights_only=True)
+    change(content["recipe"])
+    torch.save(content, tmp_path / "td.pt")
+    with pytest.raises(FileError, match=match):
+        bu2td.load(tmp_path / "td.pt", model=baselines.lenet_fc())
 
 
 def test_load_notices_a_variant_of_the_factory(tmp_path: Path) -> None:

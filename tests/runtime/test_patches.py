@@ -1,6 +1,7 @@
 """`bu2td.PatchNetwork`: the finest levels on crops that the coarser levels choose; what it costs and keeps."""
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from reference.fill import fill
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
+from bu2td.errors import FileError, ImageSizeError, NotAModelError, OptimizeError, OptionError
 from bu2td.models import baselines
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "patches.py"
@@ -192,6 +193,44 @@ def test_accuracy_on_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert accuracy["crops by Grad-CAM"] > accuracy["whole images"] - 10
     assert accuracy["crops by Grad-CAM"] > accuracy["crops of another image's place"] + 15
     assert macs["crops by Grad-CAM"] < 0.65 * macs["whole images"]
+
+
+# --- files ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimised", [False, True])
+def test_save_and_load(tmp_path: Path, optimised: bool) -> None:
+    network = convert_baseline("resnet32", "td", seed=0)
+    network.reset_classifier(4)
+    fill(network)
+    if optimised:
+        network = bu2td.optimize(network, "training", rules={"merge": "always"})
+    patches = with_auxiliary(network, share=0.4, finest=2, margin=3)
+    bu2td.save(patches, tmp_path / "patches.pt")
+    loaded = bu2td.load(tmp_path / "patches.pt", model=baselines.resnet32())
+    assert isinstance(loaded, bu2td.PatchNetwork)
+    assert (loaded.share, loaded.finest, loaded.margin, loaded.coarse) == (0.4, 2, 3, "r4")
+    assert loaded.network.optimization == network.optimization
+    images = torch.rand(2, 3, 48, 64)
+    with torch.no_grad():
+        for found, expected in zip(loaded.eval().forward_both(images), patches.forward_both(images), strict=True):
+            assert torch.equal(found, expected)
+    assert [p.name for p in tmp_path.iterdir()] == ["patches.pt"]  # written whole or not at all
+    content = torch.load(tmp_path / "patches.pt", weights_only=True)
+    assert json.loads(json.dumps(content["recipe"]))["patches"] == {"share": 0.4, "finest": 2, "margin": 3}
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    patches = bu2td.PatchNetwork(convert_baseline("lenet_fc", "td", seed=0))
+    with pytest.raises(FileError, match="cannot be written"):
+        bu2td.save(patches, tmp_path / "nowhere" / "patches.pt")
+    bu2td.save(patches, tmp_path / "patches.pt")
+    with pytest.raises(FileError, match="another bottom-up model"):
+        bu2td.load(tmp_path / "patches.pt", model=baselines.nin())
+    whole = (tmp_path / "patches.pt").read_bytes()
+    (tmp_path / "patches.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match="truncated"):
+        bu2td.load(tmp_path / "patches.pt", model=baselines.lenet_fc())
 
 
 # --- bad input ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from nets import convert_baseline, make
 from torch import nn
 
 import bu2td
+from bu2td import verification
 from bu2td.errors import VerificationError
 from bu2td.nn import Upsample
 
@@ -182,11 +184,15 @@ def test_verify_does_not_touch_the_network() -> None:
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 
 
-def test_verify_knows_nothing_of_arrange_and_rewrite() -> None:
-    import inspect
+def test_a_report_is_frozen(healthy: Any) -> None:
+    report = bu2td.verify(healthy)
+    with pytest.raises(TypeError):
+        report.checks["logits"] = "better"  # type: ignore[index]
 
-    import bu2td.verify as module
 
-    source = inspect.getsource(module)
-    assert "bu2td.arrange" not in source
-    assert "bu2td.rewrite" not in source
+def test_verification_knows_nothing_of_how_networks_are_made() -> None:
+    files = list(Path(verification.__file__).parent.glob("*.py"))
+    source = "".join(file.read_text() for file in files)
+    assert "def verify_graph" in source
+    for package in ("analyse", "arrange", "rewrite"):
+        assert f"bu2td.{package}" not in source

@@ -1,19 +1,33 @@
-"""Applies the rewrites of `bu2td.optimize` to a network, and says what was done."""
+"""What was done to a network to make it faster."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from bu2td.ir.tables import format_table
-from bu2td.ops.surgery import meta_copy
-from bu2td.optimization.cost_model import Chooser, Rewrite
-from bu2td.optimization.fuse import fuse
-from bu2td.optimization.simplify import Shapes, simplify
-from bu2td.runtime.network import TopDownNetwork
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """A place where a rewrite was possible.
+
+    Attributes:
+        rule: one of `bu2td.optimization.RULES`.
+        site: the module, by its path in the network.
+        macs: multiply-accumulates for one image before and after.
+        gain: how many times faster the new form is by the model; None where it needs no model.
+        chosen: whether the rewrite was made.
+        reason: what decided.
+    """
+
+    rule: str
+    site: str
+    macs: tuple[int, int] = (0, 0)
+    gain: float | None = None
+    chosen: bool = True
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,11 @@ class Optimization:
     image_size: tuple[int, int]
     rewrites: tuple[Rewrite, ...]
     difference: float | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network can still be trained."""
+        return self.mode == "training"
 
     @property
     def made(self) -> tuple[Rewrite, ...]:
@@ -71,7 +90,7 @@ class Optimization:
         return {**data, "image_size": list(self.image_size), "rewrites": rewrites}
 
     @staticmethod
-    def from_dict(data: dict[str, Any]) -> Optimization:
+    def from_dict(data: Mapping[str, Any]) -> Optimization:
         """The inverse of `to_dict`."""
         rewrites = tuple(Rewrite(**{**r, "macs": tuple(r["macs"])}) for r in data["rewrites"])
         return Optimization(**{**data, "rewrites": rewrites, "image_size": tuple(data["image_size"])})
@@ -87,36 +106,3 @@ class Optimization:
         if self.difference is not None:
             lines.append(f"largest relative difference of the logits: {self.difference:.1e}")
         return "\n".join(lines)
-
-
-def transform(network: TopDownNetwork, choose: Chooser, image_shape: Sequence[int]) -> None:
-    """Rewrite a network in place.
-
-    Args:
-        network: without checkpointing.
-        choose: decides, and keeps its decisions.
-        image_shape: (N, C, H, W) that the decisions are for; N is taken as 1.
-    """
-    simplify(network, _shapes(network, image_shape), choose)
-    if not choose.training:
-        network.eval()
-        fuse(network, _shapes(network, image_shape), choose)
-        network.requires_grad_(False)
-
-
-def _shapes(network: TopDownNetwork, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    twin: Any = meta_copy(network)
-    recorder = Shapes(twin.eval())
-    dtype = next(network.parameters()).dtype
-    with torch.no_grad():
-        recorder.run(torch.empty((1, *image_shape[1:]), device="meta", dtype=dtype))
-    return recorder.found
-
-
-def retransform(network: TopDownNetwork, data: dict[str, Any]) -> None:
-    """Make the rewrites of a saved file in a network that was built from its recipe, in place."""
-    done = Optimization.from_dict(data)
-    pairs = [(rewrite.rule, rewrite.site) for rewrite in done.made]
-    choose = Chooser(done.mode, done.device, done.batch_size, given=pairs)
-    transform(network, choose, (*network.plan.image_shape[:2], *done.image_size))
-    network.optimization = done
