@@ -102,6 +102,14 @@ def test_preactivation_is_norm_and_act() -> None:
     assert block_of(Preactivated(False)).preactivation is None
 
 
+def test_preactivation_is_of_the_branch_that_has_it() -> None:
+    """A norm without activation in front of another branch is none, though it comes first."""
+    bare = nn.Sequential(nn.BatchNorm2d(8), conv(8, 8))
+    found = block_of(Branches(cat, bare, nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), conv(8, 4))), 12)
+    assert found.preactivation is not None
+    assert found.preactivation.act == "_1_paths_1_1"
+
+
 def test_a_head_knows_what_binds_its_map() -> None:
     units = [unit(3, 8, 3, 2), unit(8, 8, 3, 2)]
     bound = analysed(*units, nn.Flatten(), nn.Linear(8 * 16 * 16, 5))
