@@ -14,16 +14,14 @@ from bu2td.nn import ScaledSiLU
 _Found = tuple[fx.Node, nn.Module]
 
 
-def handwritten_activations(draft: Draft) -> bool:
+def handwritten_activation(draft: Draft, node: fx.Node) -> bool:
     """Activations made of others are modules: ``x * sigmoid(x)`` is ``nn.SiLU()(x)``."""
-    changed = False
-    for node in list(draft.graph.nodes):
-        found = next((found for read in _READERS if (found := read(draft, node)) is not None), None)
-        if found is not None:
-            source, module = found
-            draft.call_instead(node, type(module).__name__.lower(), module, source)
-            changed = True
-    return changed
+    found = next((found for read in _READERS if (found := read(draft, node)) is not None), None)
+    if found is None:
+        return False
+    source, module = found
+    draft.call_instead(node, type(module).__name__.lower(), module, source)
+    return True
 
 
 def _hardsigmoid(draft: Draft, node: fx.Node) -> _Found | None:

@@ -1,7 +1,7 @@
 """A traced graph -> its canonical form, in which everything is written in one way.
 
-A rewrite changes the whole graph, does not change what it computes, and says whether it changed anything. The order
-counts: modules are told from functions before activations are told from their parts.
+A rewrite looks at a node, may write it in another way that computes the same, and says whether it did. Each goes
+through the whole graph before the next; modules are made of functions before activations are made of modules.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from bu2td.capture.activations import handwritten_activations
-from bu2td.capture.concats import growing_concats
+from bu2td.capture.activations import handwritten_activation
+from bu2td.capture.concats import growing_concat
 from bu2td.capture.draft import Draft
-from bu2td.capture.forms import functional_forms, whole_map_pools
-from bu2td.capture.rewrites import identities, in_place_methods, in_place_operators, single_output, views
+from bu2td.capture.forms import functional_form, whole_map_pool
+from bu2td.capture.rewrites import identity, in_place_method, in_place_operator, single_output, view
 
-REWRITES: tuple[Callable[[Draft], bool], ...] = (
+REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
     single_output,
-    in_place_methods,
-    in_place_operators,
-    identities,
-    views,
-    functional_forms,
-    whole_map_pools,
-    handwritten_activations,
-    growing_concats,
+    in_place_method,
+    in_place_operator,
+    identity,
+    view,
+    functional_form,
+    whole_map_pool,
+    handwritten_activation,
+    growing_concat,
 )
 
 
@@ -43,5 +43,6 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
     """
     draft = Draft(root, traced, training)
     for rewrite in REWRITES:
-        rewrite(draft)
+        for node in list(draft.graph.nodes):
+            rewrite(draft, node)
     return draft.graph_module()

@@ -9,26 +9,25 @@ from torch import fx
 from bu2td.capture.draft import Draft, function_name
 
 
-def growing_concats(draft: Draft) -> bool:
+def growing_concat(draft: Draft, node: fx.Node) -> bool:
     """``x = cat([x, f(x)])``, repeated, is the concat of all parts.
 
     Only where every part is computed from one of them: what parallel branches join stays a value.
     """
-    changed = False
-    growing: set[fx.Node] = set()
-    for node in draft.graph.nodes:
-        parts = _parts(node)
-        if not any(map(_parts, [*parts, *node.users])):
-            continue
-        first = next((p for p in parts if _all_computed_from(p, parts, node)), None)
-        if first is None or len(parts) < 2:
-            continue
-        growing.add(node)
-        if first in growing and _dimension(first) == _dimension(node):
-            flat = [inner for p in parts for inner in (_parts(p) if p is first else [p])]
-            node.args, node.kwargs = (flat, _dimension(node)), {}
-            changed = True
-    return changed
+    first = _origin(node)
+    if first is None or _origin(first) is None or _dimension(first) != _dimension(node):
+        return False
+    flat = [inner for p in _parts(node) for inner in (_parts(p) if p is first else [p])]
+    node.args, node.kwargs = (flat, _dimension(node)), {}
+    return True
+
+
+def _origin(node: fx.Node) -> fx.Node | None:
+    """The part that all parts of a concat are computed from, if it joins or is joined by another concat."""
+    parts = _parts(node)
+    if len(parts) < 2 or not any(map(_parts, [*parts, *node.users])):
+        return None
+    return next((p for p in parts if _all_computed_from(p, parts, node)), None)
 
 
 def _parts(node: fx.Node) -> list[fx.Node]:

@@ -10,24 +10,10 @@ from torch import fx, nn
 
 from bu2td.capture.draft import Draft, function_name, nodes_in, settings
 
-_ACTIVATIONS: dict[str, Callable[..., nn.Module]] = {
-    "relu": lambda inplace=False: nn.ReLU(inplace),
-    "relu6": lambda inplace=False: nn.ReLU6(inplace),
-    "silu": lambda inplace=False: nn.SiLU(inplace),
-    "hardswish": lambda inplace=False: nn.Hardswish(inplace),
-    "hardsigmoid": lambda inplace=False: nn.Hardsigmoid(inplace),
-    "leaky_relu": lambda negative_slope=0.01, inplace=False: nn.LeakyReLU(negative_slope, inplace),
-    "elu": lambda alpha=1.0, inplace=False: nn.ELU(alpha, inplace),
-    "selu": lambda inplace=False: nn.SELU(inplace),
-    "celu": lambda alpha=1.0, inplace=False: nn.CELU(alpha, inplace),
-    "mish": lambda inplace=False: nn.Mish(inplace),
-    "hardtanh": lambda min_val=-1.0, max_val=1.0, inplace=False: nn.Hardtanh(min_val, max_val, inplace),
-    "gelu": lambda approximate="none": nn.GELU(approximate),
-    "sigmoid": lambda: nn.Sigmoid(),
-    "tanh": lambda: nn.Tanh(),
-    "softplus": lambda beta=1.0, threshold=20.0: nn.Softplus(beta, threshold),
-    "logsigmoid": lambda: nn.LogSigmoid(),
-}
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.Mish, nn.Softplus),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardsigmoid, nn.Hardswish),
+)
 
 
 def _clamp(min: Any = None, max: Any = None) -> nn.Module:
@@ -49,22 +35,21 @@ def _max_pool(
     return nn.MaxPool2d(kernel_size, stride, padding, dilation, return_indices, ceil_mode)
 
 
-_POOLS: dict[str, Callable[..., nn.Module]] = {
+_FORMS: dict[str, Callable[..., nn.Module]] = {
+    **{act.__name__.lower(): act for act in _ACTIVATIONS},
+    "leaky_relu": nn.LeakyReLU,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
     "max_pool2d": _max_pool,
     "avg_pool2d": nn.AvgPool2d,
     "adaptive_avg_pool2d": nn.AdaptiveAvgPool2d,
     "adaptive_max_pool2d": nn.AdaptiveMaxPool2d,
-}
-
-_DROPOUTS: dict[str, Callable[..., nn.Module]] = {
     "dropout": lambda p=0.5, training=True, inplace=False: nn.Dropout(p, inplace),
     "dropout2d": lambda p=0.5, training=True, inplace=False: nn.Dropout2d(p, inplace),
 }
 
 #: Dropout of torch.nn, which a forward may write as a function, in train mode alone or in both.
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-_FORMS = {**_ACTIVATIONS, **_POOLS, **_DROPOUTS, "clamp": _clamp, "clamp_min": _clamp}
 
 #: Poolings over the whole map, where the window is as large as the map.
 _WHOLE = {"avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": nn.AdaptiveMaxPool2d}
@@ -73,16 +58,9 @@ _WHOLE = {"avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": nn.AdaptiveMaxPool2d
 _VALUE_BY_VALUE = ("clamp", "pow", "abs")
 
 
-def functional_forms(draft: Draft) -> bool:
+def functional_form(draft: Draft, node: fx.Node) -> bool:
     """Functional activations, poolings and dropout are modules: ``F.relu(x)`` is ``nn.ReLU()(x)``."""
-    changed = False
-    for node in list(draft.graph.nodes):
-        module = _as_module(node)
-        if module is not None:
-            draft.call_instead(node, function_name(node), module, node.args[0])
-            draft.graph.erase_node(node)
-            changed = True
-    return changed
+    return _become(draft, node, _as_module(node))
 
 
 def _as_module(node: fx.Node) -> nn.Module | None:
@@ -98,16 +76,20 @@ def _as_module(node: fx.Node) -> nn.Module | None:
         return None
 
 
-def whole_map_pools(draft: Draft) -> bool:
+def whole_map_pool(draft: Draft, node: fx.Node) -> bool:
     """A pooling whose window is the size of its own map is adaptive: ``F.avg_pool2d(x, x.shape[2:])``."""
-    changed = False
-    for node in list(draft.graph.nodes):
-        name = function_name(node)
-        if name in _WHOLE and _covers_its_map(node):
-            draft.call_instead(node, name, _WHOLE[name](1), node.args[0])
-            draft.graph.erase_node(node)
-            changed = True
-    return changed
+    pool = _WHOLE.get(function_name(node))
+    return _become(draft, node, pool(1) if pool is not None and _covers_its_map(node) else None)
+
+
+def _become(draft: Draft, node: fx.Node, module: nn.Module | None) -> bool:
+    """Call a module, if there is one, in place of a function of the same first argument."""
+    if module is None:
+        return False
+    source: Any = node.args[0]
+    draft.call_instead(node, function_name(node), module, source)
+    draft.graph.erase_node(node)
+    return True
 
 
 def _covers_its_map(node: fx.Node) -> bool:

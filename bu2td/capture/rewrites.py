@@ -21,39 +21,32 @@ _OUT_OF_PLACE: dict[Any, Any] = {
 }
 
 
-def in_place_methods(draft: Draft) -> bool:
+def in_place_method(draft: Draft, node: fx.Node) -> bool:
     """A tensor that a method changes in place is read in its latest version: ``x.add_(1)`` is ``x = x.add(1)``."""
-    changed = False
-    order = {node: i for i, node in enumerate(draft.graph.nodes)}
-    for node in order:
-        if node.op == "call_method" and node.target in _IN_PLACE_METHODS:
-            source: Any = node.args[0]
-            node.target = str(node.target).removesuffix("_")
-            source.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
-            changed = True
-    return changed
+    if node.op != "call_method" or node.target not in _IN_PLACE_METHODS:
+        return False
+    node.target = str(node.target).removesuffix("_")
+    source: Any = node.args[0]
+    source.replace_all_uses_with(node, lambda user: user > node)
+    return True
 
 
-def in_place_operators(draft: Draft) -> bool:
+def in_place_operator(draft: Draft, node: fx.Node) -> bool:
     """Arithmetic makes new tensors: ``x += 1`` is ``x = x + 1``."""
-    changed = False
-    for node in draft.graph.nodes:
-        if node.op == "call_function" and node.target in _OUT_OF_PLACE:
-            node.target = _OUT_OF_PLACE[node.target]
-            changed = True
-    return changed
+    if node.op != "call_function" or node.target not in _OUT_OF_PLACE:
+        return False
+    node.target = _OUT_OF_PLACE[node.target]
+    return True
 
 
-def identities(draft: Draft) -> bool:
+def identity(draft: Draft, node: fx.Node) -> bool:
     """What hands a value on as it is is gone: ``nn.Identity``, ``contiguous()``, a concat of one, ``0 + x``."""
-    changed = False
-    for node in list(draft.graph.nodes):
-        value = _handed_on(draft, node)
-        if isinstance(value, fx.Node):
-            node.replace_all_uses_with(value)
-            draft.graph.erase_node(node)
-            changed = True
-    return changed
+    value = _handed_on(draft, node)
+    if not isinstance(value, fx.Node):
+        return False
+    node.replace_all_uses_with(value)
+    draft.graph.erase_node(node)
+    return True
 
 
 def _handed_on(draft: Draft, node: fx.Node) -> Any:
@@ -68,18 +61,16 @@ def _handed_on(draft: Draft, node: fx.Node) -> Any:
     return None
 
 
-def views(draft: Draft) -> bool:
+def view(draft: Draft, node: fx.Node) -> bool:
     """``view`` to a shape is ``reshape``: the same, and it also works on channels_last tensors."""
-    changed = False
-    for node in draft.graph.nodes:
-        to_type = any(isinstance(a, torch.dtype) for a in node.args)
-        if (node.op, node.target) == ("call_method", "view") and not to_type:
-            node.target = "reshape"
-            changed = True
-    return changed
+    to_type = any(isinstance(a, torch.dtype) for a in node.args)
+    if (node.op, node.target) != ("call_method", "view") or to_type:
+        return False
+    node.target = "reshape"
+    return True
 
 
-def single_output(draft: Draft) -> bool:
+def single_output(draft: Draft, node: fx.Node) -> bool:
     """The graph returns the logits: auxiliary outputs are dropped.
 
     Auxiliary outputs are those of a named tuple whose first field is the logits, or of train mode alone.
@@ -87,8 +78,7 @@ def single_output(draft: Draft) -> bool:
     Raises:
         ModelOutputError: the model returns anything else than one tensor, auxiliary outputs aside.
     """
-    node = next(node for node in draft.graph.nodes if node.op == "output")
-    output = fx.map_arg(node.args[0], _fields)
+    output = fx.map_arg(node.args[0], _fields) if node.op == "output" else node
     if isinstance(output, fx.Node):
         return False
     if isinstance(output, tuple | list) and output and isinstance(output[0], fx.Node):
