@@ -1,4 +1,4 @@
-"""Pass 2, probe: a captured graph -> the kind, size and stride of every dimension of every value.
+"""The stage: a captured graph -> the kind, size and stride of every dimension of every value.
 
 Derivation. The graph runs four times on meta tensors, at (B, H, W), (B+1, H, W), (B, H+D, W) and
 (B, H, W+D). A dimension that moves with B is a batch dimension, one that moves with H a height, one
@@ -12,20 +12,16 @@ sqrt(D), since D / s and D / t lie more than 1 apart. So a fraction tells that a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 from torch import fx
 
-from bu2td.errors import (
-    Bu2tdError,
-    ExampleInputError,
-    NoReductionError,
-    TopologyError,
-)
+from bu2td.errors import Bu2tdError, ExampleInputError, NoReductionError, TopologyError
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
+from bu2td.ir.frozen import FrozenMap
 from bu2td.ir.values import Dim, Dims
 from bu2td.ops.registry import converter_for
 from bu2td.probe.pooled import pooled_maps
@@ -53,26 +49,46 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
     base = (max(n, 2), channels, height, width)
     graph_module = capture.graph_module
     shapes = shapes or shapes_of(graph_module, base)
-    pooled = pooled_maps(graph_module, shapes)
-    found: dict[str, Dims] | None = None
+    first: dict[str, Dims] = {}
     try:
-        more = shapes_of(graph_module, (base[0] + 1, *base[1:]), pooled, quick=True)
-        for step in _STEPS:
-            try:
-                taller = shapes_of(graph_module, (*base[:2], height + step, width), pooled, quick=True)
-                wider = shapes_of(graph_module, (*base[:3], width + step), pooled, quick=True)
-            except ExampleInputError:
-                if step == _STEPS[-1] and found is None:
-                    raise
-                continue
-            finer = {n: _dims(shape, more[n], taller[n], wider[n], step) for n, shape in shapes.items()}
-            found = finer if found is None or _all_whole(finer.values()) else found
+        for found in _measured(graph_module, shapes, base):
             if _all_whole(found.values()):
-                break
+                return FrozenMap(found)
+            first = first or found
     except ExampleInputError as error:
         raise _bound_to_size(graph_module, shapes, base, error) from error
-    assert found is not None
-    return found
+    return FrozenMap(first)
+
+
+def _measured(
+    graph_module: fx.GraphModule, shapes: Mapping[str, Any], base: tuple[int, int, int, int]
+) -> Iterator[dict[str, Dims]]:
+    """The dimensions of all values, as each step shows them that the graph runs with: one at least.
+
+    Args:
+        graph_module: the graph.
+        shapes: of its values at the base point.
+        base: an image shape.
+
+    Raises:
+        ExampleInputError: it runs with none.
+    """
+    n, channels, height, width = base
+    pooled = pooled_maps(graph_module, shapes)
+    more = shapes_of(graph_module, (n + 1, channels, height, width), pooled, quick=True)
+    ran = False
+    for step in _STEPS:
+        try:
+            taller = shapes_of(graph_module, (n, channels, height + step, width), pooled, quick=True)
+            wider = shapes_of(graph_module, (n, channels, height, width + step), pooled, quick=True)
+        except ExampleInputError:
+            if step == _STEPS[-1] and not ran:
+                raise
+        else:
+            ran = True
+            yield {
+                name: _dims(shape, more[name], taller[name], wider[name], step) for name, shape in shapes.items()
+            }
 
 
 def _all_whole(values: Any) -> bool:
