@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.analyse.levels import analyse
 from bu2td.arrange.levels import arrange
-from bu2td.capture import capture
+from bu2td.capture.trace import capture
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError, nearest
 from bu2td.graph.flatten import flatten, owner_of
 from bu2td.graph.run import shapes_of
@@ -23,7 +23,7 @@ from bu2td.ir.plan import Cost, Plan
 from bu2td.ir.tables import format_table
 from bu2td.measure.cost import measure_cost, total
 from bu2td.options import Options, check_options
-from bu2td.probe import probe
+from bu2td.probe.measure import probe
 from bu2td.rewrite.initialise import inherit_matching, initialise
 from bu2td.rewrite.top import Emitted, MapLimit, rewrite
 from bu2td.runtime.network import TopDownNetwork

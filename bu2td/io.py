@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bu2td.capture import capture
+from bu2td.capture.trace import capture
 from bu2td.conversion import _FORMAT, _build, _device, _is_library_word, analyze
 from bu2td.errors import FileError, NotAModelError, nearest
 from bu2td.files import replacing

@@ -1,9 +1,9 @@
 """Stage 1, capture: a model -> its canonical torch.fx graph on the meta device.
 
-`checks` says what is taken, `images` what it is traced for, `trace` follows the forward, `canonical` writes its
-graph in one way, and `stage` chooses between the graphs of train and eval mode.
+`checks` says what is taken, `images` what it is traced for, `tracer` follows the forward, `canonical` writes its
+graph in one way, and `trace` chooses between the graphs of train and eval mode.
 """
 
-from bu2td.capture.stage import capture
+from bu2td.capture.trace import capture
 
 __all__ = ["capture"]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.analyse.blocks import whole_reduction
 from bu2td.analyse.levels import analyse
-from bu2td.capture import capture
+from bu2td.capture.trace import capture
 from bu2td.conversion import _claims, _paused_collector
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
 from bu2td.graph.flatten import flatten
@@ -21,7 +21,7 @@ from bu2td.graph.view import GraphView
 from bu2td.ir.bottom_up import Analysis, Capture
 from bu2td.ir.values import Dims, is_feature_map, reduction_of
 from bu2td.ops.surgery import drop_hooks
-from bu2td.probe import probe
+from bu2td.probe.measure import probe
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.verification.graph import _level_nodes
 

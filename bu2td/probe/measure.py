@@ -12,7 +12,7 @@ sqrt(D), since D / s and D / t lie more than 1 apart. So a fraction tells that a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -22,7 +22,7 @@ from bu2td.errors import Bu2tdError, ExampleInputError, NoReductionError, Topolo
 from bu2td.graph.run import shapes_of
 from bu2td.ir.bottom_up import Capture
 from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.values import Dim, Dims, tensors
+from bu2td.ir.values import Dim, Dims
 from bu2td.ops.registry import converter_for
 from bu2td.probe.pooled import pooled_maps
 
@@ -62,7 +62,7 @@ def probe(capture: Capture, shapes: dict[str, Any] | None = None) -> Mapping[str
 
 def _measured(
     graph_module: fx.GraphModule, shapes: Mapping[str, Any], base: tuple[int, int, int, int]
-) -> Iterable[dict[str, Dims]]:
+) -> Iterator[dict[str, Dims]]:
     """The dimensions of all values, as each step shows them that the graph runs with: one at least.
 
     Args:
@@ -89,10 +89,11 @@ def _measured(
             yield {n: _dims(shape, more[n], taller[n], wider[n], step) for n, shape in shapes.items()}
 
 
-def _all_whole(values: Iterable[Dims]) -> bool:
+def _all_whole(values: Any) -> bool:
     """Whether every stride among the dimensions is a whole number, or one over a whole number."""
-    strides = {d.stride for value in values for dims in tensors(value) for d in dims if d.stride is not None}
-    return all(1 in (stride.numerator, stride.denominator) for stride in strides)
+    if isinstance(values, Dim):
+        return values.stride is None or 1 in (values.stride.numerator, values.stride.denominator)
+    return values is None or all(map(_all_whole, values))
 
 
 def _bound_to_size(

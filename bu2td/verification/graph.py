@@ -21,7 +21,7 @@ from bu2td.ir.values import Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops.registry import converter_for
 from bu2td.ops.roles import Role
-from bu2td.probe import probe
+from bu2td.probe.measure import probe
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from reference.fill import fill, picture
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.capture import capture
+from bu2td.capture.trace import capture
 from bu2td.models import baselines
-from bu2td.probe import probe
+from bu2td.probe.measure import probe
 
 timm = pytest.importorskip("timm")
 

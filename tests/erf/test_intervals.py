@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import bu2td
-from bu2td.capture import capture
+from bu2td.capture.trace import capture
 from bu2td.erf.intervals import intervals
 from bu2td.erf.subject import Subject, subject
 from bu2td.errors import ConverterError
 from bu2td.ir.values import Dim
 from bu2td.ops.roles import Role
-from bu2td.probe import probe
+from bu2td.probe.measure import probe
 
 
 def looked_at(model: nn.Module, size: tuple[int, int], channels: int = 2) -> Subject:
