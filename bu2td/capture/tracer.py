@@ -10,7 +10,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ from torch import Tensor, fx, nn
 from bu2td.errors import CaptureError
 from bu2td.graph.source import is_torch_source
 from bu2td.ops.registry import converter_for_type
-
-_HERE = str(Path(__file__).parent)
 
 
 def trace(model: nn.Module, images: Tensor, training: bool) -> tuple[nn.Module, fx.Graph]:
@@ -81,12 +78,15 @@ class _Tracer(fx.Tracer):
         self.failure: tuple[Exception | None, str] = (None, "")
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        """Note the line of the model's own code; a fraction of the time of a whole stack trace."""
+        """Note the line of the model's own code, in a fraction of the time of a whole stack trace.
+
+        A call of a module has none: it comes through this tracer, and its path tells where it is.
+        """
         proxy = super().create_proxy(*args, **kwargs)
         frame: Any = sys._getframe(1)
-        while frame is not None and is_torch_source(frame.f_code.co_filename):
+        while is_torch_source(frame.f_code.co_filename):
             frame = frame.f_back
-        if frame is not None and not _is_own(frame.f_code.co_filename):
+        if _is_foreign(frame.f_code.co_filename):
             proxy.node.meta["line"] = f"{frame.f_code.co_filename}:{frame.f_lineno}"
         return proxy
 
@@ -151,17 +151,13 @@ class _Tracer(fx.Tracer):
             raise
 
 
-def _is_own(file: str) -> bool:
-    """Whether a source file is part of this package."""
-    return file.startswith(_HERE)
+def _is_foreign(file: str) -> bool:
+    """Whether a source file is neither torch's nor this one: the model's own code."""
+    return file != __file__ and not is_torch_source(file)
 
 
 def _unfollowed(path: str, error: Exception) -> CaptureError:
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not _is_own(frame.filename) and not is_torch_source(frame.filename)
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_foreign(frame.filename)]
     where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return CaptureError(
