@@ -9,11 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bu2td.errors import (
-    CaptureError,
-    ExampleInputError,
-    ModelInputError,
-)
+from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelInputError
 from bu2td.graph.source import source_line
 from bu2td.ops.registry import converter_for
 
@@ -59,53 +55,63 @@ class _ShapeRecorder(fx.Interpreter):
         self.extra_traceback = False
         self.shapes: dict[str, Any] = {}
         self.numbers: dict[str, Any] = {}
-        self._image_shape: tuple[int, ...] = ()
-        self.modules = dict(module.named_modules())
 
     def fetch_attr(self, target: str) -> Any:
-        return self.modules[target] if target in self.modules else super().fetch_attr(target)
-
-    def _stated(self, node: fx.Node) -> Any:
-        """What the converter of a module says of its output without running it; None where it says nothing."""
-        if node.op != "call_module" or node.name in self.pooled:
-            return None
-        module = self.modules[str(node.target)]
-        inputs, _ = self.fetch_args_kwargs_from_env(node)
-        return converter_for(node, module).empty_output(module, *inputs, proof=not self.quick)
+        """A module or attribute of the graph, without a walk along its path."""
+        return self.submodules[target] if target in self.submodules else super().fetch_attr(target)
 
     def run_node(self, n: fx.Node) -> Any:
+        """Run a node, or take its converter's word, and note what came out."""
         if n.name in self.pooled:
-            source: Any = n.args[0]
-            self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[n.name])
+            self._pool_source(n)
         try:
             result = self._stated(n)
             if result is None:
                 result = super().run_node(n)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            what = f"{n.name} ({n.target})"
-            reads_image = any(i.op == "placeholder" for i in n.all_input_nodes)
-            if "expected device meta" in reason:
-                raise CaptureError(
-                    f"the forward makes a tensor on a device of its own choice, which {what} at {source_line(n)} "
-                    f"reads; make it where the image is (device=x.device), or register it as a buffer"
-                ) from error
-            if reads_image and isinstance(self.modules.get(str(n.target)), nn.Embedding):
-                raise ModelInputError(
-                    f"{what} at {source_line(n)} looks indices up in a table; the input must be an image "
-                    f"(N, C, H, W)"
-                ) from error
-            raise ExampleInputError(
-                f"the model does not run on an image of shape {tuple(self._image_shape)}: {reason}\n"
-                f"  in {what} at {source_line(n)}\n"
-                f"Pass example_inputs with the channels and size that the model expects"
-            ) from error
-        if n.op == "placeholder":
-            self._image_shape = result.shape
-        self.shapes[n.name] = shape = _shape(result)
-        if shape is None:
-            self.numbers[n.name] = result
+            raise self._refusal(n, error) from error
+        self._note(n, result)
         return result
+
+    def _pool_source(self, node: fx.Node) -> None:
+        """Bring what a node reads to the size that it binds."""
+        source: Any = node.args[0]
+        self.env[source] = F.adaptive_avg_pool2d(self.env[source], self.pooled[node.name])
+
+    def _stated(self, node: fx.Node) -> Any:
+        """What the converter of a module says of its output without running it; None where it says nothing."""
+        if node.op != "call_module" or node.name in self.pooled:
+            return None
+        module = self.submodules[str(node.target)]
+        inputs, _ = self.fetch_args_kwargs_from_env(node)
+        return converter_for(node, module).empty_output(module, *inputs, proof=not self.quick)
+
+    def _note(self, node: fx.Node, result: Any) -> None:
+        """Keep the shape of a value, or the number that it is."""
+        self.shapes[node.name] = shape = _shape(result)
+        if shape is None:
+            self.numbers[node.name] = result
+
+    def _refusal(self, node: fx.Node, error: Exception) -> Bu2tdError:
+        """What it means that a node does not run."""
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        what, where = f"{node.name} ({node.target})", source_line(node)
+        if "expected device meta" in reason:
+            return CaptureError(
+                f"the forward makes a tensor on a device of its own choice, which {what} at {where} "
+                f"reads; make it where the image is (device=x.device), or register it as a buffer"
+            )
+        image = next(n for n in self.graph.nodes if n.op == "placeholder")
+        # A hint for this message alone: such a network does not take images, which no converter can change.
+        if image in node.all_input_nodes and isinstance(self.submodules.get(str(node.target)), nn.Embedding):
+            return ModelInputError(
+                f"{what} at {where} looks indices up in a table; the input must be an image (N, C, H, W)"
+            )
+        return ExampleInputError(
+            f"the model does not run on an image of shape {self.shapes[image.name]}: {reason}\n"
+            f"  in {what} at {where}\n"
+            f"Pass example_inputs with the channels and size that the model expects"
+        )
 
 
 def _shape(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from torch import fx
 
 
@@ -10,7 +12,7 @@ def source_line(node: fx.Node) -> str:
     return node.meta.get("line", "a torch.nn container")
 
 
+@cache
 def is_torch_source(file: str) -> bool:
-    """Whether a source file is torch's, or part of the tracer."""
-    path = file.replace("\\", "/")
-    return "/torch/" in path or "/bu2td/capture/" in path
+    """Whether a source file is torch's."""
+    return "/torch/" in file.replace("\\", "/")
