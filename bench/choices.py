@@ -23,7 +23,7 @@ import speed
 import torch
 from torch import Tensor, nn
 
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 from bu2td.nn import Upsample
 from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.fuse import Draft

@@ -37,7 +37,7 @@ from tqdm import tqdm
 import bu2td
 from bu2td.erf.subject import subject
 from bu2td.erf.theory import theory
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 from bu2td.models.baselines import PreActResNet
 from bu2td.models.words import create_model
 

@@ -46,7 +46,7 @@ from torch import nn
 from tqdm import tqdm
 
 import bu2td
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 from bu2td.measure.memory import training_memory
 from bu2td.models.words import create_model
 

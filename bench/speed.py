@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 
 TASKS = ("inference", "training")
 KINDS = ("eager", "compiled", "roofline")

@@ -102,10 +102,7 @@ def add_model(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace
 def add_input_size(parser: argparse.ArgumentParser) -> None:
     """The image size."""
     parser.add_argument(
-        "--input-size",
-        type=numbers(3, "C,H,W"),
-        metavar="C,H,W",
-        help="of the images; default: the model's own",
+        "--input-size", type=numbers(3, "C,H,W"), metavar="C,H,W", help="of the images; default: the model's own"
     )
 
 

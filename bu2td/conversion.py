@@ -13,13 +13,8 @@ from bu2td.analyse import analyse
 from bu2td.arrange import arrange
 from bu2td.capture import capture
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
-from bu2td.graph.collector import paused_collector
-from bu2td.graph.flatten import flatten, owner_of
-from bu2td.graph.run import shapes_of
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Cost, Plan
-from bu2td.ir.stages import Stages
-from bu2td.ir.tables import format_table
+from bu2td.graph import flatten, owner_of, paused_collector, shapes_of
+from bu2td.ir import Analysis, Cost, Plan, Stages, format_table
 from bu2td.measure import measure_cost, total
 from bu2td.models import word_of
 from bu2td.options import Options, as_device, as_sequence, suggests_names

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
 from bu2td.files import replacing
-from bu2td.ir.bottom_up import BottomUpLevel
-from bu2td.ir.plan import LevelPlan, Plan
+from bu2td.ir import BottomUpLevel, LevelPlan, Plan
 from bu2td.nn import Pyramid
 from bu2td.runtime import TopDownNetwork
 
@@ -152,10 +151,7 @@ class _Layout:
 
     def image_size(self, size: tuple[int, int]) -> tuple[float, float]:
         """Width and height of a pyramid image."""
-        return (
-            max(MIN_SIDE, self.image_scale * size[1] ** 0.5),
-            max(MIN_SIDE, self.image_scale * size[0] ** 0.5),
-        )
+        return (max(MIN_SIDE, self.image_scale * size[1] ** 0.5), max(MIN_SIDE, self.image_scale * size[0] ** 0.5))
 
     def shade(self, source: int | None) -> tuple[float, float, float] | None:
         """Colour of the blocks of a bottom-up level; None for a level without blocks."""
@@ -214,14 +210,7 @@ class _Pen:
         self.axes.add_patch(arrow)
 
     def box(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        shade: Any,
-        round_: bool = False,
-        edge: str = EDGE,
+        self, x: float, y: float, width: float, height: float, shade: Any, round_: bool = False, edge: str = EDGE
     ) -> None:
         """A box around (x, y); without a shade it is that of a level without blocks."""
         from matplotlib.patches import FancyBboxPatch

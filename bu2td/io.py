@@ -17,9 +17,8 @@ from bu2td.capture import capture
 from bu2td.conversion import emit
 from bu2td.errors import Bu2tdError, FileError, NotAModelError, nearest
 from bu2td.files import replacing
-from bu2td.graph.collector import paused_collector
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.optimization import Optimization
+from bu2td.graph import paused_collector
+from bu2td.ir import Analysis, Optimization
 from bu2td.models import is_library_word
 from bu2td.optimization import retransform
 from bu2td.options import as_device
@@ -53,10 +52,7 @@ def _writable(path: Path) -> Iterator[None]:
 
 
 def load(
-    file: str | os.PathLike[str],
-    model: nn.Module | None = None,
-    *,
-    device: str | torch.device | None = None,
+    file: str | os.PathLike[str], model: nn.Module | None = None, *, device: str | torch.device | None = None
 ) -> TopDownNetwork | PatchNetwork:
     """Rebuild a network from a file that `save` wrote.
 

@@ -30,11 +30,7 @@ class LinearConverter(Converter):
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the layer for other widths."""
         return Rebuilt(
-            module=self.with_widths(
-                site.module,
-                change.sizes[site.source()][-1],
-                change.sizes[site.node.name][-1],
-            )
+            module=self.with_widths(site.module, change.sizes[site.source()][-1], change.sizes[site.node.name][-1])
         )
 
     def with_widths(self, linear: Any, in_features: int, out_features: int) -> nn.Module:

@@ -169,10 +169,7 @@ class ConvMlpConverter(ConvConverter):
         out = change.sizes[site.node.name][1]
         hidden = mlp.fc1.out_channels
         new: Any = resized(mlp, {}, {})
-        for name, old, ins, outs in (
-            ("fc1", mlp.fc1, width, hidden),
-            ("fc2", mlp.fc2, hidden, out),
-        ):
+        for name, old, ins, outs in (("fc1", mlp.fc1, width, hidden), ("fc2", mlp.fc2, hidden, out)):
             kernel = tuple(old.kernel_size)
             new._modules[name] = super().with_shape(old, ins, outs, 1, kernel, (1, 1), same=False)
         return Rebuilt(module=new)

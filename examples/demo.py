@@ -17,14 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from _report import (
-    atomic,
-    curves_figure,
-    features_figure,
-    pyramid_figure,
-    save_figure,
-    save_report,
-)
+from _report import atomic, curves_figure, features_figure, pyramid_figure, save_figure, save_report
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -167,13 +160,7 @@ def main() -> None:
     for name, model in networks.items():
         begin = time.perf_counter()
         history = train(
-            model,
-            train_data,
-            test_data,
-            epochs=args.epochs,
-            seed=args.seed,
-            device=args.device,
-            name=name,
+            model, train_data, test_data, epochs=args.epochs, seed=args.seed, device=args.device, name=name
         )
         results[name] = {
             "parameters": sum(p.numel() for p in model.parameters()),

@@ -96,10 +96,7 @@ def main() -> None:
 
     train(patches, both, train_images, train_labels, args.epochs)
     some, full = patches.macs((SIDE, SIDE))
-    rows = {
-        "whole images": (full, *accuracy(whole, *test)),
-        "crops by Grad-CAM": (some, *accuracy(patches, *test)),
-    }
+    rows = {"whole images": (full, *accuracy(whole, *test)), "crops by Grad-CAM": (some, *accuracy(patches, *test))}
     generator = torch.Generator().manual_seed(0)
 
     def blind(x: Tensor) -> Tensor:

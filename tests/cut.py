@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bu2td.analyse.segments import Segment, read_segments
 from bu2td.analyse.trunk import Region, find_regions
 from bu2td.capture.trace import capture
-from bu2td.graph.view import GraphView
+from bu2td.graph import GraphView
 from bu2td.probe.measure import probe
 
 

@@ -316,15 +316,7 @@ def count_decisions(function: Function) -> int:
     One for every if, elif, conditional expression, for, while, except, case, and for every comprehension with its
     condition. A condition counts once, however many ``and`` and ``or`` it has.
     """
-    kinds = (
-        ast.If,
-        ast.IfExp,
-        ast.For,
-        ast.While,
-        ast.ExceptHandler,
-        ast.match_case,
-        ast.comprehension,
-    )
+    kinds = (ast.If, ast.IfExp, ast.For, ast.While, ast.ExceptHandler, ast.match_case, ast.comprehension)
     return sum(isinstance(node, kinds) for node in ast.walk(function))
 
 

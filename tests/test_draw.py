@@ -14,8 +14,7 @@ from torch import nn
 
 import bu2td
 from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Plan
+from bu2td.ir import Analysis, Plan
 from bu2td.models import baselines
 from bu2td.models.words import create_model
 

@@ -137,8 +137,7 @@ def test_a_users_layer_norm_over_maps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
-    [("resnetblur18", "BlurPool2d"), ("tresnet_m", "SpaceToDepth"), ("csatv2", "LearnableDct2d")],
+    ("name", "kind"), [("resnetblur18", "BlurPool2d"), ("tresnet_m", "SpaceToDepth"), ("csatv2", "LearnableDct2d")]
 )
 def test_what_only_reduces_is_gone(name: str, kind: str) -> None:
     """Blur pools become upsamplings; stems that rearrange the image make place for the pyramid."""

@@ -56,8 +56,7 @@ def test_function_equals_reference(name: str, arrangement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "arrangement", "mutant"),
-    [(n, a, m) for n, a in NETWORKS if n != "nin" for m in paper.mutants(n, a)],
+    ("name", "arrangement", "mutant"), [(n, a, m) for n, a in NETWORKS if n != "nin" for m in paper.mutants(n, a)]
 )
 def test_the_comparison_notices_mutants(name: str, arrangement: str, mutant: str) -> None:
     network, reference = convert_baseline(name, arrangement), paper.build(name, arrangement, mutant)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from bu2td.analyse.trunk import Region, RegionKind
-from bu2td.graph.view import GraphView
-from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import is_feature_map, is_spatial, is_tensor
+from bu2td.ops import Role
 
 #: Roles of operations that compute value by value, and of what they read beside the map.
 _ARITHMETIC = {Role.PASS, Role.ADD, Role.MUL, Role.ATTRIBUTE}

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from bu2td.graph.view import GraphView
-from bu2td.ir.values import is_feature_map, is_spatial
+from bu2td.graph import GraphView
+from bu2td.ir import is_feature_map, is_spatial
 
 
 def set_aside_reads(view: GraphView, trunk: Sequence[str]) -> dict[tuple[str, str], str]:

@@ -15,9 +15,9 @@ from bu2td.analyse.segments import Segment, SegmentKind, read_segments
 from bu2td.analyse.shortcuts import find_shortcuts, tied_to_entry
 from bu2td.analyse.trunk import Region
 from bu2td.errors import TopologyError
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Block, BlockKind, Preactivation
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Block, BlockKind, Preactivation
+from bu2td.ops import Role
 
 
 @dataclass(frozen=True)

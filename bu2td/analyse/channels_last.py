@@ -12,9 +12,9 @@ from dataclasses import replace
 from torch import fx
 
 from bu2td.analyse.trunk import dominator_chain
-from bu2td.graph.view import GraphView
-from bu2td.ir.values import Dims, is_tensor
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Dims, is_tensor
+from bu2td.ops import Role
 
 _CHANNELS_LAST = ["batch", "height", "width", "channel"]
 #: Roles of operations behind which a block may end.

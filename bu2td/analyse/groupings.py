@@ -12,9 +12,9 @@ from typing import TypeAlias
 from bu2td.analyse.joins import concatenates_entry, joins_by_concat
 from bu2td.analyse.names import block_name
 from bu2td.analyse.segments import Segment, SegmentKind, joined
-from bu2td.graph.view import GraphView
-from bu2td.ir.values import is_spatial
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import is_spatial
+from bu2td.ops import Role
 
 #: From which segment on (``low`` at least) and up to which (not included) one block forms around the segment
 #: ``at``; None where none does. Called as criterion(view, segments, at, low).

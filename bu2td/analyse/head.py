@@ -11,10 +11,9 @@ from bu2td.analyse.names import common_path
 from bu2td.analyse.segments import Segment
 from bu2td.analyse.trunk import covers_map
 from bu2td.errors import TopologyError
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Block, BlockKind, Head
-from bu2td.ir.values import is_feature_map, is_tensor
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Block, BlockKind, Head, is_feature_map, is_tensor
+from bu2td.ops import Role
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bu2td.graph.view import GraphView
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ops import Role
 
 
 class Stretch(Protocol):

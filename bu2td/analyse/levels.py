@@ -13,10 +13,9 @@ from bu2td.analyse.joins import Stretch
 from bu2td.analyse.segments import Segment
 from bu2td.analyse.trunk import Regions, find_regions
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis, Block, BlockKind, BottomUpLevel, Capture, Stem
-from bu2td.ir.values import Dims, is_tensor
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Analysis, Block, BlockKind, BottomUpLevel, Capture, Dims, Stem, is_tensor
+from bu2td.ops import Role
 
 
 def analyse(capture: Capture, dims: Mapping[str, Dims]) -> Analysis:

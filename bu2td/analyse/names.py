@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import takewhile
 
 from bu2td.analyse.joins import Stretch
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Block
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Block
+from bu2td.ops import Role
 
 
 def common_path(paths: Iterable[str]) -> str:

@@ -14,8 +14,8 @@ from enum import Enum
 from bu2td.analyse.arithmetic import arithmetic_of_the_head
 from bu2td.analyse.joins import residual_join
 from bu2td.analyse.trunk import Region, RegionKind
-from bu2td.graph.view import GraphView
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ops import Role
 
 
 class SegmentKind(Enum):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Shortcut, ShortcutKind
-from bu2td.ir.values import is_feature_map
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Shortcut, ShortcutKind, is_feature_map
+from bu2td.ops import Role
 
 
 def tied_to_entry(view: GraphView, entry: str, nodes: Iterable[str]) -> frozenset[str]:

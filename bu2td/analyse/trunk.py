@@ -17,9 +17,9 @@ import networkx as nx
 
 from bu2td.analyse.back_reads import set_aside_reads
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
-from bu2td.graph.view import GraphView
-from bu2td.ir.values import is_feature_map, is_spatial, is_tensor
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import is_feature_map, is_spatial, is_tensor
+from bu2td.ops import Role
 
 #: Kernel and stride of a 1x1 convolution.
 _POINTWISE = ((1, 1), (1, 1))

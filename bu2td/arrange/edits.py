@@ -15,13 +15,10 @@ from bu2td.arrange.shortcuts import entry_in_place_of, shortcut_edits
 from bu2td.arrange.templates import Templates, odd_kernel
 from bu2td.arrange.upsampling import with_upsampling
 from bu2td.errors import UnsupportedOperationError
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Block
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import Edits
-from bu2td.ir.values import is_spatial
-from bu2td.ops.roles import Role
+from bu2td.ir import Block, Edits, FrozenMap, is_spatial
+from bu2td.ops import Role
 
 
 class _Fate(Enum):

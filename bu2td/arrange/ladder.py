@@ -8,7 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from bu2td.errors import ReductionError, WidthError
-from bu2td.ir.bottom_up import Analysis, Block, BottomUpLevel
+from bu2td.ir import Analysis, Block, BottomUpLevel
 from bu2td.options import Options
 
 

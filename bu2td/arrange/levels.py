@@ -14,9 +14,7 @@ from bu2td.arrange.ladder import Slot, bare_width, block_widths, fed_width, ladd
 from bu2td.arrange.notes import notes_of
 from bu2td.arrange.pieces import Run, plan_head, plan_input, plan_run
 from bu2td.arrange.templates import Templates
-from bu2td.ir.bottom_up import Analysis, Block, BlockKind
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import LevelPlan, LevelShape, Plan, UnitSpec
+from bu2td.ir import Analysis, Block, BlockKind, FrozenMap, LevelPlan, LevelShape, Plan, UnitSpec
 from bu2td.options import Options
 
 
@@ -210,9 +208,7 @@ class _LevelPlanner:
         up = replace(body.run(entry_width, body.slot.factor), blocks=body.blocks[:1])
         rest = replace(body.run(body.first_width), blocks=body.blocks[1:], opens=False)
         return replace(
-            merged,
-            up=plan_run(self.templates, up),
-            body=plan_run(self.templates, rest) if rest.blocks else None,
+            merged, up=plan_run(self.templates, up), body=plan_run(self.templates, rest) if rest.blocks else None
         )
 
     def _merged(self, body: _Body, before: LevelPlan, entry_width: int, merge_width: int) -> LevelPlan:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Piece
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Analysis, Piece
+from bu2td.ops import Role
 from bu2td.options import Options
 
 

@@ -9,9 +9,7 @@ from bu2td.arrange.edits import entry_in_place_of, restructure
 from bu2td.arrange.templates import Templates
 from bu2td.arrange.widths import Request, Solution, solve_widths
 from bu2td.errors import WidthError
-from bu2td.ir.bottom_up import Block
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import Edits, Piece, Relaxation
+from bu2td.ir import Block, Edits, FrozenMap, Piece, Relaxation
 
 #: How often a run of blocks is planned again with other widths at its borders; two are enough in practice.
 _ROUNDS = 6

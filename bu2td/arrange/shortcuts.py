@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bu2td.arrange.templates import Templates
-from bu2td.ir.bottom_up import Analysis, Block, ShortcutKind
-from bu2td.ir.plan import Projection
+from bu2td.ir import Analysis, Block, Projection, ShortcutKind
 
 
 def shortcut_edits(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bu2td.ir.frozen import FrozenMap
+from bu2td.ir import FrozenMap
 
 #: Seconds that the solver may take.
 _TIME_LIMIT = 10.0

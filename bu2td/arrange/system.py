@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any
 
 from bu2td.arrange.solver import Problem, Row
-from bu2td.ir.frozen import FrozenMap
+from bu2td.ir import FrozenMap
 from bu2td.ops import Expr, Term
 
 

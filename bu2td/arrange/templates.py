@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis, Block, Preactivation
-from bu2td.ir.plan import UnitSpec
-from bu2td.ir.values import is_feature_map, is_spatial
-from bu2td.ops.roles import Role
+from bu2td.graph import GraphView
+from bu2td.ir import Analysis, Block, Preactivation, UnitSpec, is_feature_map, is_spatial
+from bu2td.ops import Role
 from bu2td.options import Options
 
 
@@ -64,11 +62,7 @@ class Templates:
     # -- units -------------------------------------------------------------------------------------
 
     def lateral(
-        self,
-        blocks: Sequence[Block],
-        kernels: Mapping[str, tuple[int, int]],
-        image_width: int,
-        width: int,
+        self, blocks: Sequence[Block], kernels: Mapping[str, tuple[int, int]], image_width: int, width: int
     ) -> UnitSpec:
         """The lateral of a level with a body: of the kind of its first spatial convolution."""
         convs = self._convs(blocks)

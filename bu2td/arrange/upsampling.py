@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView
-from bu2td.ir.plan import Edits
-from bu2td.ir.values import is_feature_map, is_spatial
-from bu2td.ops.roles import Role
+from bu2td.ir import Edits, is_feature_map, is_spatial
+from bu2td.ops import Role
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from typing import Any
 from bu2td.arrange.solver import solve
 from bu2td.arrange.system import ChannelSystem
 from bu2td.errors import ConverterError
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView
+from bu2td.ir import Edits, Relaxation, TensorDims, map_dims
 from bu2td.ir.frozen import EMPTY, FrozenMap
-from bu2td.ir.plan import Edits, Relaxation
-from bu2td.ir.values import TensorDims, map_dims
 from bu2td.ops import Expr, NoRuleError, Role, blaming, pinned
 
 

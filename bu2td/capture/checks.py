@@ -18,8 +18,7 @@ from bu2td.errors import (
     NotAModelError,
     WrappedModelError,
 )
-from bu2td.ops.registry import converter_for_type
-from bu2td.ops.roles import Role
+from bu2td.ops import Role, converter_for_type
 
 #: Modules that run a model on several devices, by name: some are not there on every platform.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")

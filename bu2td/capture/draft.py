@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from bu2td.errors import CaptureError
-from bu2td.graph.source import source_line
+from bu2td.graph import source_line
 
 #: Where torch keeps its functions; elsewhere one of the same name may do something else.
 _TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functional", "_operator")

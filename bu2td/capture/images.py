@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.ops.registry import converter_for_type
+from bu2td.ops import converter_for_type
 
 _SIDES = (224, 224)
 

@@ -16,9 +16,8 @@ from bu2td.capture.fingerprint import fingerprint, same_but_dropout
 from bu2td.capture.images import image_shape, likely_images
 from bu2td.capture.tracer import trace
 from bu2td.errors import CaptureError, ModelOutputError
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ops.surgery import meta_copy
+from bu2td.ir import Capture, FrozenMap
+from bu2td.ops import meta_copy
 
 
 def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.errors import CaptureError
-from bu2td.graph.source import is_torch_source
-from bu2td.ops.registry import converter_for_type
+from bu2td.graph import is_torch_source
+from bu2td.ops import converter_for_type
 
 
 def trace(model: nn.Module, images: Tensor, training: bool) -> tuple[nn.Module, fx.Graph]:

@@ -12,9 +12,7 @@ import bu2td
 from bu2td.arguments import about, add_input_size, add_json, add_model, arrangement_word, parse_arrangement
 from bu2td.cli.structure import analysis_of
 from bu2td.errors import OptionError
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Cost, Plan
-from bu2td.ir.tables import format_table
+from bu2td.ir import Analysis, Cost, Plan, format_table
 from bu2td.measure import training_memory
 from bu2td.options import ARRANGEMENTS
 

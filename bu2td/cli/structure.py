@@ -7,7 +7,7 @@ from typing import Any
 
 import bu2td
 from bu2td.arguments import example_inputs, numbers, parse_arrangement
-from bu2td.ir.bottom_up import Analysis
+from bu2td.ir import Analysis
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
 from bu2td.options import Options
@@ -40,12 +40,7 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="where to stop; default: %(default)s, the image size",
     )
-    add(
-        "--upsample",
-        default=_DEFAULTS.upsample,
-        metavar="|".join(UPSAMPLE_MODES),
-        help="default: %(default)s",
-    )
+    add("--upsample", default=_DEFAULTS.upsample, metavar="|".join(UPSAMPLE_MODES), help="default: %(default)s")
     add("--merge", default=_DEFAULTS.merge, metavar="add_concat|add|concat", help="default: %(default)s")
     add(
         "--merge-kernel",

@@ -38,7 +38,7 @@ from bu2td.errors import (
     UnsupportedOperationError,
     nearest,
 )
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 from bu2td.models import create_model
 
 MODES = ("theory", "gradient", "both")

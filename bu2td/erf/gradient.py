@@ -41,8 +41,7 @@ from bu2td.erf.plot import plot_maps
 from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import Table
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.tables import format_table
+from bu2td.ir import Analysis, format_table
 from bu2td.options import as_device
 
 __all__ = ["Gradients", "centre_fields", "gradient", "input_gradients"]
@@ -306,12 +305,7 @@ def _side(mass: Tensor, centre: tuple[float, float], share: float) -> float:
 
 
 def _row(
-    layer: str,
-    node: str,
-    looked_at: Subject,
-    mass: Tensor,
-    field: CentreField | None,
-    axes: tuple[int, int],
+    layer: str, node: str, looked_at: Subject, mass: Tensor, field: CentreField | None, axes: tuple[int, int]
 ) -> dict[str, Any]:
     reached = bool(mass.any())
     centre, sigma = _moments(mass)

@@ -16,10 +16,9 @@ import numpy as np
 from torch import fx
 
 from bu2td.errors import ConverterError, ExampleInputError, OptionError
-from bu2td.graph.run import shapes_of
-from bu2td.graph.source import source_line
+from bu2td.graph import shapes_of, source_line
 from bu2td.graph.view import read_nodes
-from bu2td.ir.values import Dim, Dims, TensorDims, flat, is_tensor, map_dims
+from bu2td.ir import Dim, Dims, TensorDims, flat, is_tensor, map_dims
 from bu2td.nn import Pyramid
 from bu2td.ops import NoRuleError, Site, blaming, converter_for
 from bu2td.ops.fields import Field, Ints, nothing, pixels, spans

@@ -19,8 +19,7 @@ from bu2td.draw import landscape
 from bu2td.erf.subject import Subject
 from bu2td.errors import FileError, MissingPackageError, OptionError
 from bu2td.files import replacing
-from bu2td.ops.registry import converter_for
-from bu2td.ops.roles import Role
+from bu2td.ops import Role, converter_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,9 @@ from torch import Tensor, fx, nn
 from bu2td.analyse import analyse, whole_reduction
 from bu2td.capture import capture
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
-from bu2td.graph.collector import paused_collector
-from bu2td.graph.flatten import flatten, last_nodes
-from bu2td.ir.bottom_up import Analysis, Capture
-from bu2td.ir.values import Dims, is_feature_map, reduction_of
-from bu2td.ops.surgery import drop_hooks
+from bu2td.graph import flatten, last_nodes, paused_collector
+from bu2td.ir import Analysis, Capture, Dims, is_feature_map, reduction_of
+from bu2td.ops import drop_hooks
 from bu2td.probe import probe
 from bu2td.runtime import TopDownNetwork
 

@@ -27,12 +27,8 @@ from bu2td.erf.plot import plot_fields
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.table import Table
 from bu2td.errors import OptionError, TopologyError, nearest
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.tables import format_table
-from bu2td.ir.values import flat, is_tensor, reduction_of
-from bu2td.ops import Site
-from bu2td.ops.registry import converter_for
-from bu2td.ops.roles import Role
+from bu2td.ir import Analysis, flat, format_table, is_tensor, reduction_of
+from bu2td.ops import Role, Site, converter_for
 
 Pair = tuple[Any, Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 from bu2td.arguments import Parser, add_json, respond
 from bu2td.errors import OptionError
 from bu2td.evaluate.settings import FIELDS, check, flag_type, list_presets, read_settings, to_yaml
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 
 #: Settings of the parser, here and in ``bu2td evaluate``.
 ABOUT: dict[str, Any] = {
@@ -210,11 +210,7 @@ def _presets(options: argparse.Namespace) -> str:
     return format_table(rows)
 
 
-_RUN: dict[str, Callable[[argparse.Namespace], str]] = {
-    "search": _search,
-    "report": _report,
-    "presets": _presets,
-}
+_RUN: dict[str, Callable[[argparse.Namespace], str]] = {"search": _search, "report": _report, "presets": _presets}
 
 
 def _respond(options: argparse.Namespace, answer: dict[str, Any]) -> str:

@@ -115,11 +115,7 @@ def list_data() -> list[str]:
 
 
 def load_data(
-    name: str,
-    root: str | Path = "data",
-    *,
-    input_size: tuple[int, int, int] | None = None,
-    download: bool = False,
+    name: str, root: str | Path = "data", *, input_size: tuple[int, int, int] | None = None, download: bool = False
 ) -> Data:
     """Load a data set.
 

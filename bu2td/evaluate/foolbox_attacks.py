@@ -342,12 +342,7 @@ class AdditiveGaussianNoiseAttack(SmallestEpsilon):
     noise: Any = _GaussianNoise
 
     def __init__(
-        self,
-        smallest: float = 0.02,
-        largest: float = 1.0,
-        steps: int = 40,
-        bisections: int = 8,
-        draws: int = 20,
+        self, smallest: float = 0.02, largest: float = 1.0, steps: int = 40, bisections: int = 8, draws: int = 20
     ) -> None:
         super().__init__(self.noise(repeats=draws, check_trivial=False), smallest, largest, steps, bisections)
 

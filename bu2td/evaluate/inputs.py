@@ -9,14 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import (
-    Bu2tdError,
-    DataError,
-    ExampleInputError,
-    ModelOutputError,
-    NonFiniteError,
-    OptionError,
-)
+from bu2td.errors import Bu2tdError, DataError, ExampleInputError, ModelOutputError, NonFiniteError, OptionError
 
 
 @contextmanager

@@ -20,13 +20,7 @@ from torch import Tensor, nn
 
 from bu2td.errors import FileError, MissingPackageError, OptionError
 from bu2td.evaluate.attacks import Attack, find_attack
-from bu2td.evaluate.frozen import (
-    Checked,
-    check_classes,
-    check_count,
-    check_images,
-    frozen,
-)
+from bu2td.evaluate.frozen import Checked, check_classes, check_count, check_images, frozen
 from bu2td.evaluate.perturbations import (
     Perturbations,
     accuracy_curve,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bu2td.graph.view import GraphView
-from bu2td.ir.plan import Edits, Projection
+from bu2td.ir import Edits, Projection
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from bu2td.nn import ConvUnit
-from bu2td.ops.surgery import meta_copy
+from bu2td.ops import meta_copy
 
 
 class _Flattener(fx.Tracer):

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelInputError
 from bu2td.graph.source import source_line
-from bu2td.ops.registry import converter_for
+from bu2td.ops import converter_for
 
 
 def shapes_of(

@@ -8,11 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from bu2td.graph.source import source_line
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, is_spatial, reduction_of
-from bu2td.ops import Site
-from bu2td.ops.registry import converter_for
-from bu2td.ops.roles import Role
+from bu2td.ir import Capture, Dims, is_spatial, reduction_of
+from bu2td.ops import Role, Site, converter_for
 
 
 class GraphView:

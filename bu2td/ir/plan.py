@@ -152,9 +152,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
-            self.parameters + other.parameters,
-            self.macs + other.macs,
-            self.activations + other.activations,
+            self.parameters + other.parameters, self.macs + other.macs, self.activations + other.activations
         )
 
 

@@ -13,9 +13,8 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from bu2td.ir.plan import Cost
-from bu2td.ops.registry import converter_for
-from bu2td.ops.roles import Role
+from bu2td.ir import Cost
+from bu2td.ops import Role, converter_for
 
 
 class _Counter(TorchDispatchMode):

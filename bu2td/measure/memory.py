@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bu2td.ops.surgery import meta_copy
+from bu2td.ops import meta_copy
 
 _FORWARD, _BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 #: Up to so many channels oneDNN reads a map as it lies.

@@ -155,14 +155,7 @@ def resnet32(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
 
 def resnet18_imagenette(num_classes: int = 10, in_channels: int = 3) -> PreActResNet:
     """Narrow pre-activation ResNet18 for images of 3x128x128 (2,799,114 parameters)."""
-    return PreActResNet(
-        (32, 64, 128, 256),
-        2,
-        32,
-        stem_pool=True,
-        num_classes=num_classes,
-        in_channels=in_channels,
-    )
+    return PreActResNet((32, 64, 128, 256), 2, 32, stem_pool=True, num_classes=num_classes, in_channels=in_channels)
 
 
 #: Input size (channels, height, width) of each baseline in the paper.

@@ -44,11 +44,7 @@ _FORMS = "A model is written NAME (timm), torchvision:NAME, bu2td:NAME, package.
 
 
 def create_model(
-    word: str,
-    *,
-    device: str | None = None,
-    num_classes: int | None = None,
-    in_channels: int | None = None,
+    word: str, *, device: str | None = None, num_classes: int | None = None, in_channels: int | None = None
 ) -> nn.Module:
     """Build the model that a MODEL word names, with random weights.
 
@@ -112,11 +108,7 @@ class _ParametersOnMeta(TorchFunctionMode):
     _FACTORIES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in self._FACTORIES and kwargs.get("device") is None:

@@ -106,11 +106,7 @@ class Convolution(Converter):
             if groups > 1:
                 system.divisible(width, groups, site.node.name, relaxable=True)
                 system.divisible(out, groups, site.node.name, relaxable=True)
-        return (
-            entry[0],
-            out,
-            *(None if d.kind != "channel" else system.constant(d.size) for d in site.value[2:]),
-        )
+        return (entry[0], out, *(None if d.kind != "channel" else system.constant(d.size) for d in site.value[2:]))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the convolution for other widths, kernel or stride."""

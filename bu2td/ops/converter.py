@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import Bu2tdError, ConverterError
-from bu2td.ir.values import Dim, Dims, is_tensor
+from bu2td.ir import Dim, Dims, is_tensor
 from bu2td.ops.fields import Field, hull, nothing
 from bu2td.ops.roles import Role
 from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System

@@ -118,10 +118,7 @@ class Role(Enum):
 _POINTWISE = {Role.ACT, Role.NORM, Role.NORM_ACT, Role.DROPOUT, Role.ADD, Role.MUL, Role.PASS}
 _BESIDE_THE_MAP = {Role.CONCAT, Role.SPLIT, Role.LINEAR, Role.GATE, Role.ATTRIBUTE}
 _KEEPS_SHAPE = {Role.NORM, Role.NORM_ACT, Role.ACT, Role.DROPOUT}
-_MAKES_WIDTH = {
-    *(Role.CONV, Role.LINEAR, Role.CONCAT, Role.SPLIT),
-    *(Role.ATTENTION, Role.HEAD, Role.OPAQUE),
-}
+_MAKES_WIDTH = {*(Role.CONV, Role.LINEAR, Role.CONCAT, Role.SPLIT), *(Role.ATTENTION, Role.HEAD, Role.OPAQUE)}
 _ON_SHORTCUT = (_POINTWISE - {Role.ADD}) | {Role.POOL, Role.PAD, Role.RESAMPLE}
 _REARRANGES = {Role.POOL, Role.PASS, Role.SPLIT, Role.CONCAT, Role.PAD}
 _PREPARES = (_POINTWISE | _BESIDE_THE_MAP) - {Role.DROPOUT, Role.LINEAR}

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from bu2td.ir.values import Dim, Dims
+from bu2td.ir import Dim, Dims
 
 
 class NoRuleError(Exception):

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import (
-    CaptureError,
-)
+from bu2td.errors import CaptureError
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

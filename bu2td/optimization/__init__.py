@@ -1,6 +1,6 @@
 """Faster networks with the same function."""
 
-from bu2td.ir.optimization import Optimization, Rewrite
+from bu2td.ir import Optimization, Rewrite
 from bu2td.optimization.cost_model import RULES
 from bu2td.optimization.optimizer import optimize
 from bu2td.optimization.transform import retransform

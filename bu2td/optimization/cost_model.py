@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bu2td.errors import OptionError, nearest
-from bu2td.ir.optimization import Rewrite
+from bu2td.ir import Rewrite
 
 MODES = ("training", "inference")
 CHOICES = ("auto", "always", "never")

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.nn import ConvUnit, Merge, Upsample
-from bu2td.ops.registry import converter_for, converter_for_type
-from bu2td.ops.roles import Role
+from bu2td.ops import Role, converter_for, converter_for_type
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.kernels import (
     FusedConv2d,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest
-from bu2td.ir.optimization import Optimization
+from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
 from bu2td.optimization.transform import transform
 from bu2td.runtime import TopDownNetwork

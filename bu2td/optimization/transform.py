@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bu2td.ir.optimization import Optimization
-from bu2td.ops.surgery import meta_copy
+from bu2td.ir import Optimization
+from bu2td.ops import meta_copy
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.fuse import fuse
 from bu2td.optimization.simplify import Shapes, simplify

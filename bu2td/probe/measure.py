@@ -8,10 +8,9 @@ from typing import Any
 from torch import fx
 
 from bu2td.errors import Bu2tdError, ExampleInputError, NoReductionError, TopologyError
-from bu2td.graph.run import shapes_of
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, flat
-from bu2td.ops.registry import converter_for
+from bu2td.graph import shapes_of
+from bu2td.ir import Capture, Dims, flat
+from bu2td.ops import converter_for
 from bu2td.probe.steps import measured
 
 

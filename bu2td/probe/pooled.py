@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from bu2td.ops import Site
-from bu2td.ops.registry import converter_for
+from bu2td.ops import Site, converter_for
 
 
 def pooled_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -19,9 +19,8 @@ from typing import Any
 from torch import fx
 
 from bu2td.errors import ExampleInputError
-from bu2td.graph.run import shapes_of
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.values import Dim, Dims
+from bu2td.graph import shapes_of
+from bu2td.ir import Dim, Dims, FrozenMap
 from bu2td.probe.pooled import pooled_maps
 
 #: 2^7 * 3^3 * 5 * 7; 2^13 * 3^3 * 5 * 7 for layers that are bound to multiples of a block size; and

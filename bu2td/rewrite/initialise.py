@@ -12,11 +12,7 @@ from bu2td.ops import OPAQUE, Converter, converter_for_type
 
 
 def initialise(
-    network: nn.Module,
-    origins: Mapping[str, str],
-    source: nn.Module,
-    constants: Mapping[str, float],
-    seed: int,
+    network: nn.Module, origins: Mapping[str, str], source: nn.Module, constants: Mapping[str, float], seed: int
 ) -> nn.Module:
     """Give an emitted network storage on the CPU and initial weights.
 

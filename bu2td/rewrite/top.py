@@ -14,11 +14,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from bu2td import nn as td_nn
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import LevelPlan, Piece, Plan
-from bu2td.ir.stages import Stage, Stages
+from bu2td.graph import GraphView
+from bu2td.ir import Analysis, FrozenMap, LevelPlan, Piece, Plan, Stage, Stages
 from bu2td.rewrite.piece import MapLimit, Place, emit_piece
 from bu2td.rewrite.units import UnitBuilder
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bu2td import nn as td_nn
-from bu2td.graph.view import GraphView
-from bu2td.ir.plan import UnitSpec
+from bu2td.graph import GraphView
+from bu2td.ir import UnitSpec
 from bu2td.ops import blaming
 from bu2td.options import Options
 

@@ -9,12 +9,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError
-from bu2td.ir.optimization import Optimization
-from bu2td.ir.plan import Plan
-from bu2td.ir.stages import Stages
+from bu2td.ir import Optimization, Plan, Stages
 from bu2td.nn import Pyramid
-from bu2td.ops.registry import converter_for_type
-from bu2td.ops.roles import Role
+from bu2td.ops import Role, converter_for_type
 from bu2td.runtime.recompute import recomputing, segments_of
 from bu2td.runtime.record import Checkpointing, Record
 

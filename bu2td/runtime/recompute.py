@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from bu2td.ir.stages import Stage, Stages
+from bu2td.ir import Stage, Stages
 from bu2td.nn import Joining, Upsample
 
 #: Norms whose result nobody keeps: an activation may overwrite it.

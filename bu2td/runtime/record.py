@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from bu2td.ir.optimization import Optimization
-from bu2td.ir.plan import Plan
-from bu2td.ir.stages import Stages
+from bu2td.ir import Optimization, Plan, Stages
 from bu2td.options import Options
 from bu2td.version import __version__
 

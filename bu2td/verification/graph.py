@@ -15,13 +15,10 @@ from typing import Any
 from torch import fx, nn
 
 from bu2td.errors import Bu2tdError, VerificationError
-from bu2td.graph.flatten import flatten, last_nodes
-from bu2td.graph.run import shapes_of
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, is_spatial, reduction_of
+from bu2td.graph import flatten, last_nodes, shapes_of
+from bu2td.ir import Capture, Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.ops.registry import converter_for
-from bu2td.ops.roles import Role
+from bu2td.ops import Role, converter_for
 from bu2td.probe import probe
 
 

@@ -30,7 +30,7 @@ import torch
 
 from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
 from bu2td.files import replacing
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo.zoo import (
     HEAD_CONV,

@@ -32,8 +32,7 @@ from bu2td.errors import (
     VerificationError,
     nearest,
 )
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import Plan, Relaxation
+from bu2td.ir import Analysis, Plan, Relaxation
 from bu2td.models import create_model
 from bu2td.rewrite import initialise
 from bu2td.runtime import TopDownNetwork

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import TopologyError
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis, Block, BlockKind, ShortcutKind
+from bu2td.graph import GraphView
+from bu2td.ir import Analysis, Block, BlockKind, ShortcutKind
 
 
 def analysed(*parts: nn.Module) -> Analysis:

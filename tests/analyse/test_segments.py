@@ -9,7 +9,7 @@ from nets import head, unit
 from torch import Tensor, nn
 
 from bu2td.analyse.segments import SegmentKind, read_segments
-from bu2td.ops.roles import Role
+from bu2td.ops import Role
 
 
 def bare(inputs: int, outputs: int, kernel: int = 3) -> nn.Conv2d:

@@ -9,7 +9,7 @@ from nets import make
 import bu2td
 from bu2td import errors
 from bu2td.arrange.ladder import bare_width, block_widths, ladder
-from bu2td.ir.bottom_up import Analysis
+from bu2td.ir import Analysis
 from bu2td.options import Options
 
 

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 import bu2td
 from bu2td.arrange.levels import arrange
 from bu2td.arrange.widths import ATTEMPTS
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Analysis
-from bu2td.ir.plan import LevelShape, Piece, Relaxation
-from bu2td.ir.values import is_spatial
-from bu2td.ops.roles import Role
+from bu2td.ir import Analysis, LevelShape, Piece, Relaxation, is_spatial
+from bu2td.ops import Role
 from bu2td.options import Options
 
 MODELS = (

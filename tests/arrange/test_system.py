@@ -6,7 +6,7 @@ import pytest
 
 from bu2td.arrange.solver import Problem, Row, solve
 from bu2td.arrange.system import ChannelSystem, Ratios
-from bu2td.ir.frozen import FrozenMap
+from bu2td.ir import FrozenMap
 from bu2td.ops import Expr, Term
 
 

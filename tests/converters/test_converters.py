@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import ConverterError
-from bu2td.ops.roles import Role
+from bu2td.ops import Role
 
 
 class Around(nn.Module):

@@ -44,24 +44,11 @@ from torch import Tensor, fx, nn
 from bu2td.erf.gradient import centre_fields, input_gradients
 from bu2td.erf.subject import Subject, subject
 from bu2td.errors import UnsupportedOperationError
-from bu2td.graph.source import source_line
-from bu2td.graph.view import GraphView
-from bu2td.ir.bottom_up import Capture
-from bu2td.ir.values import Dims, is_tensor
+from bu2td.graph import GraphView, source_line
+from bu2td.ir import Capture, Dims, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.ops.roles import Role
-from bu2td.ops.surgery import drop_hooks
-from erf.boxes import (
-    BlurredPyramid,
-    BoxConv,
-    BoxHalo,
-    BoxPool,
-    BoxTransposed,
-    detached,
-    mixed,
-    passed,
-    summed,
-)
+from bu2td.ops import Role, drop_hooks
+from erf.boxes import BlurredPyramid, BoxConv, BoxHalo, BoxPool, BoxTransposed, detached, mixed, passed, summed
 
 __all__ = ["compare_support", "positive_copy"]
 

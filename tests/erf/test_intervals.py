@@ -15,8 +15,8 @@ from bu2td.capture.trace import capture
 from bu2td.erf.intervals import intervals
 from bu2td.erf.subject import Subject, subject
 from bu2td.errors import ConverterError
-from bu2td.ir.values import Dim
-from bu2td.ops.roles import Role
+from bu2td.ir import Dim
+from bu2td.ops import Role
 from bu2td.probe.measure import probe
 
 

@@ -7,13 +7,9 @@ from blobs import blobs, train
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.errors import (
-    OptionError,
-)
+from bu2td.errors import OptionError
 from bu2td.evaluate.branches import branch_accuracy, branch_names
-from bu2td.evaluate.robustness import (
-    smallest_perturbations,
-)
+from bu2td.evaluate.robustness import smallest_perturbations
 from bu2td.models.baselines import LeNetFC
 
 GOOD = torch.full((2, 1, 12, 12), 0.5)

@@ -132,8 +132,7 @@ def test_a_lost_part_is_made_again(copied: Path, model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [(["--lr", "0.2"], "lr was 0.1, is 0.2"), (["--repeats", "3"], "repeats was 2, is 3")],
+    ("change", "message"), [(["--lr", "0.2"], "lr was 0.1, is 0.2"), (["--repeats", "3"], "repeats was 2, is 3")]
 )
 def test_other_settings_are_another_run(
     copied: Path, model: str, capsys: pytest.CaptureFixture[str], change: list[str], message: str

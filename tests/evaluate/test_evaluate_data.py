@@ -119,11 +119,7 @@ def _cifar(root: Path, monkeypatch: pytest.MonkeyPatch, count: int = 6) -> np.nd
         for name in ("data_batch_1", "test_batch")
     ]
     names = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    meta = {
-        "filename": "batches.meta",
-        "key": "label_names",
-        "md5": store("batches.meta", {"label_names": names}),
-    }
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": store("batches.meta", {"label_names": names})}
     monkeypatch.setattr(CIFAR10, "train_list", sums[:1])
     monkeypatch.setattr(CIFAR10, "test_list", sums[1:])
     monkeypatch.setattr(CIFAR10, "meta", meta)

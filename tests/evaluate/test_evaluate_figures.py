@@ -11,13 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import (
-    ACCURACY,
-    put_accuracy,
-    put_branches,
-    put_explanations,
-    start,
-)
+from run_folders import ACCURACY, put_accuracy, put_branches, put_explanations, start
 
 from bu2td.evaluate import figures, heatmaps
 from bu2td.evaluate.compare import Statistic, compare, corruption_means, statistic

@@ -9,12 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import (
-    COLUMNS,
-    put_explanations,
-    start,
-    write,
-)
+from run_folders import COLUMNS, put_explanations, start, write
 
 from bu2td.errors import FileError
 from bu2td.evaluate.records import read_run, read_table

@@ -97,8 +97,7 @@ def test_values_that_make_no_sense(flags: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [("lr: [1, 2", "line 1"), ("- a\n- b", "found list"), ("lr: 0.1\n  b: 2: 3\n", "not YAML")],
+    ("text", "message"), [("lr: [1, 2", "line 1"), ("- a\n- b", "found list"), ("lr: 0.1\n  b: 2: 3\n", "not YAML")]
 )
 def test_files_that_are_no_settings(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bad.yaml"

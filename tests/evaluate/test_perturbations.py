@@ -7,16 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bu2td.errors import (
-    OptionError,
-)
+from bu2td.errors import OptionError
 from bu2td.evaluate.perturbations import Perturbations, robustness_rows, shared_limit
 from bu2td.evaluate.records import read_table
-from bu2td.evaluate.robustness import (
-    accuracy_curve,
-    summarise,
-    write_robustness,
-)
+from bu2td.evaluate.robustness import accuracy_curve, summarise, write_robustness
 
 
 def perturbations(distances: list[float]) -> Perturbations:

@@ -11,19 +11,10 @@ import torch
 from blobs import QUICK, Small, attacked, equal
 from torch import Tensor, nn
 
-from bu2td.errors import (
-    MissingPackageError,
-    ModelOutputError,
-    NonFiniteError,
-    NotAModelError,
-    OptionError,
-)
+from bu2td.errors import MissingPackageError, ModelOutputError, NonFiniteError, NotAModelError, OptionError
 from bu2td.evaluate.attacks import ATTACKS, Attack, find_attack
 from bu2td.evaluate.perturbations import join
-from bu2td.evaluate.robustness import (
-    attack_images,
-    smallest_perturbations,
-)
+from bu2td.evaluate.robustness import attack_images, smallest_perturbations
 
 
 @pytest.fixture

@@ -9,16 +9,9 @@ import torch
 from blobs import QUICK, Small, attacked, equal
 from torch import Tensor, nn
 
-from bu2td.errors import (
-    FileError,
-    OptionError,
-)
+from bu2td.errors import FileError, OptionError
 from bu2td.evaluate import robustness
-from bu2td.evaluate.robustness import (
-    attack_images,
-    collect,
-    smallest_perturbations,
-)
+from bu2td.evaluate.robustness import attack_images, collect, smallest_perturbations
 
 
 @pytest.fixture

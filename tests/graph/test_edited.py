@@ -4,10 +4,9 @@ from nets import head, unit
 from torch import Tensor, nn
 
 import bu2td
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
-from bu2td.graph.view import GraphView
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import Edits, Projection, UnitSpec
+from bu2td.ir import Edits, FrozenMap, Projection, UnitSpec
 
 
 class Net(nn.Module):

@@ -11,8 +11,7 @@ import pytest
 from nets import convert_baseline, make
 
 import bu2td
-from bu2td.ir.frozen import FrozenMap
-from bu2td.ir.plan import LevelShape, Relaxation
+from bu2td.ir import FrozenMap, LevelShape, Relaxation
 
 LEAVES = (str, int, float, Fraction, Enum, type(None))
 

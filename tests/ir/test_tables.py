@@ -1,6 +1,6 @@
 """Rows as a table of text."""
 
-from bu2td.ir.tables import format_table
+from bu2td.ir import format_table
 
 
 def test_tables_of_rows_that_lack_a_column() -> None:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from bu2td.ir.values import Dim, flat, is_spatial, is_tensor, map_dims, reduction_of, tensors
+from bu2td.ir import Dim, flat, is_spatial, is_tensor, map_dims, reduction_of, tensors
 
 MAP = (Dim("batch", 2), Dim("channel", 8), Dim("height", 4, Fraction(2)), Dim("width", 4, Fraction(2)))
 COARSE = (Dim("batch", 2), Dim("channel", 8), Dim("height", 2, Fraction(4)), Dim("width", 2, Fraction(4)))

@@ -50,36 +50,12 @@ PLAIN_LEVELS: dict[tuple[str, str], Levels] = {
     ("lenet_fc", "td"): [[(3, 32)], [(5, 16)], [(5, 6)]],
     ("lenet_fc", "uni"): [[(3, 16)], [(5, 16)], [(5, 16)]],
     ("lenet_fc", "rev"): [[(3, 6)], [(5, 16)], [(5, 32)]],
-    ("nin_light", "td"): [
-        [(3, 48), (1, 48)],
-        [(5, 48), (1, 48), (1, 48)],
-        [(5, 48), (1, 40), (1, 24)],
-    ],
-    ("nin_light", "uni"): [
-        [(3, 48), (1, 48)],
-        [(5, 48), (1, 48), (1, 48)],
-        [(5, 48), (1, 48), (1, 48)],
-    ],
-    ("nin_light", "rev"): [
-        [(3, 48), (1, 40), (1, 24)],
-        [(5, 48), (1, 48), (1, 48)],
-        [(5, 48), (1, 48)],
-    ],
-    ("nin", "td"): [
-        [(3, 192), (1, 192)],
-        [(5, 192), (1, 192), (1, 192)],
-        [(5, 192), (1, 160), (1, 96)],
-    ],
-    ("nin", "uni"): [
-        [(3, 192), (1, 192)],
-        [(5, 192), (1, 192), (1, 192)],
-        [(5, 192), (1, 192), (1, 192)],
-    ],
-    ("nin", "rev"): [
-        [(3, 192), (1, 160), (1, 96)],
-        [(5, 192), (1, 192), (1, 192)],
-        [(5, 192), (1, 192)],
-    ],
+    ("nin_light", "td"): [[(3, 48), (1, 48)], [(5, 48), (1, 48), (1, 48)], [(5, 48), (1, 40), (1, 24)]],
+    ("nin_light", "uni"): [[(3, 48), (1, 48)], [(5, 48), (1, 48), (1, 48)], [(5, 48), (1, 48), (1, 48)]],
+    ("nin_light", "rev"): [[(3, 48), (1, 40), (1, 24)], [(5, 48), (1, 48), (1, 48)], [(5, 48), (1, 48)]],
+    ("nin", "td"): [[(3, 192), (1, 192)], [(5, 192), (1, 192), (1, 192)], [(5, 192), (1, 160), (1, 96)]],
+    ("nin", "uni"): [[(3, 192), (1, 192)], [(5, 192), (1, 192), (1, 192)], [(5, 192), (1, 192), (1, 192)]],
+    ("nin", "rev"): [[(3, 192), (1, 160), (1, 96)], [(5, 192), (1, 192), (1, 192)], [(5, 192), (1, 192)]],
 }
 PLAIN_KIND = Kind(bias=True, eps=1e-3, momentum=0.01)
 RESIDUAL_KIND = Kind(bias=True, eps=1e-5, momentum=0.1, pre_activation=True)
@@ -102,12 +78,7 @@ class PlainLevel(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        level: list[tuple[int, int]],
-        channels: int,
-        dropout: float,
-        mutant: str | None,
+        self, inputs: int, level: list[tuple[int, int]], channels: int, dropout: float, mutant: str | None
     ) -> None:
         super().__init__()
         kernel, width = level[0]
@@ -213,13 +184,7 @@ class ResidualTopDown(nn.Module):
     """
 
     def __init__(
-        self,
-        widths: tuple[int, ...],
-        blocks: int,
-        channels: int,
-        mutant: str | None,
-        *,
-        coarse_stem: bool = False,
+        self, widths: tuple[int, ...], blocks: int, channels: int, mutant: str | None, *, coarse_stem: bool = False
     ) -> None:
         super().__init__()
         count = len(widths) + coarse_stem

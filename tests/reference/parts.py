@@ -154,13 +154,7 @@ class Entry(nn.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        width: int,
-        channels: int,
-        kernel: int,
-        kind: Kind,
-        mutant: str | None = None,
+        self, inputs: int, width: int, channels: int, kernel: int, kind: Kind, mutant: str | None = None
     ) -> None:
         super().__init__()
         self.transition = nn.Identity() if inputs == width else Unit(inputs, width, 1, kind)

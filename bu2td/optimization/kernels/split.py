@@ -15,7 +15,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bu2td.nn.merge import Joining, Merge
+from bu2td.nn import Joining, Merge
 from bu2td.optimization.kernels.lowres import Pair, sums_matrix, upsampled_conv
 from bu2td.optimization.kernels.winograd import autocasts, is_exporting, trained_winograd_conv
 
