@@ -61,7 +61,6 @@ class _Attention(TimmLayer):
     divisor = "num_heads"
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """The whole map."""
         height, width = (d.size for d in site.input_dims()[2:])
         return height, width
 
@@ -127,7 +126,6 @@ class BottleneckAttnConverter(_HeadedAttention):
     """Self-attention over the whole map, with one relative position per row and column."""
 
     def size_multiple(self, module: Any) -> int | None:
-        """One map size only."""
         return None
 
     def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
@@ -158,7 +156,6 @@ class HaloAttnConverter(_HeadedAttention):
     """Self-attention inside blocks, each of which also looks at a halo around it."""
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """A block with its halo."""
         return (site.layer.win_size,) * 2
 
     def stride(self, site: Site) -> tuple[int, int]:
@@ -252,7 +249,6 @@ class BilinearAttnConverter(_Attention):
     divisor = "groups"
 
     def stride(self, site: Site) -> tuple[int, int]:
-        """Stride 1."""
         return (1, 1)
 
     def size_multiple(self, module: Any) -> int | None:
@@ -294,7 +290,6 @@ class AttentionPoolConverter(TimmLayer):
     role = Role.HEAD
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """The whole map."""
         return nothing(len(site.value), gated=True)
 
     def kernel(self, site: Site) -> tuple[int, int]:
@@ -344,7 +339,6 @@ class FourierPositionsConverter(Converter):
         return tuple(width if d.kind == "channel" else None for d in site.value)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """No pixel at all."""
         return nothing(len(site.value))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:

@@ -88,5 +88,4 @@ class ChannelConvConverter(Converter):
         return (entry[0], system.constant(site.value[1].size), out)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Copy it."""
         return Rebuilt(module=resized(site.layer, {}, {}))

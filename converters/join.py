@@ -111,7 +111,6 @@ class UnbindConverter(Converter):
         return tuple((*entry[:axis], *entry[axis + 1 :]) for _ in site.value)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """A slice each."""
         axis = site.axis(1, default=0)
         return tuple(part.without(axis) for part in _parts(site, fields, axis))
 
@@ -203,7 +202,6 @@ class SplitConverter(Converter):
         return _split(site, system, site.axis(2, default=0), equal=False)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """A part each."""
         return _parts(site, fields, site.axis(2, default=0))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
@@ -249,7 +247,6 @@ class ChunkConverter(Converter):
         return _split(site, system, site.axis(2, default=0), equal=True)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """A part each."""
         return _parts(site, fields, site.axis(2, default=0))
 
 

@@ -24,7 +24,6 @@ class LinearConverter(Converter):
         return (*entry[:-1], out)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """The last dimension mixes."""
         return mix(fields[site.source()], [-1], positions(site.input_dims()))
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:

@@ -167,7 +167,6 @@ class FunctionalLayerNormConverter(Norm):
             return ChannelLayerNorm(width, eps, site.argument(2, "weight") is not None)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Rewrite the literal."""
         shape = list(site.argument(1, "normalized_shape"))
         shape[-1] = change.sizes[site.node.name][-1]
         kwargs = {k: v for k, v in site.node.kwargs.items() if k != "normalized_shape"}
@@ -184,7 +183,6 @@ class _WithAct(Norm):
         return not isinstance(site.layer.act, nn.Identity)
 
     def trailing(self, module: Any) -> tuple[nn.Module, ...] | None:
-        """Dropout and activation."""
         return (module.drop, module.act)
 
 

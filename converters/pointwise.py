@@ -121,5 +121,4 @@ class CheckConverter(Converter):
     role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
-        """Nothing to tie."""
         return None

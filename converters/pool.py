@@ -65,11 +65,9 @@ class PoolConverter(Converter):
     role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """The window."""
         return pair(site.layer.kernel_size)
 
     def pads(self, site: Site) -> bool:
-        """Whether it has padding."""
         return getattr(site.layer, "padding", 0) not in (0, (0, 0), "valid")
 
     def stride(self, site: Site) -> tuple[int, int]:
@@ -77,11 +75,9 @@ class PoolConverter(Converter):
         return pair(site.layer.stride or site.layer.kernel_size)
 
     def tie(self, site: Site, system: System) -> Any:
-        """Channels pass."""
         return keep_channels(site, system)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """The window over both axes."""
         layer = site.layer
         padding = None if pads_itself(layer) else getattr(layer, "padding", 0)
         dilation, ceil = pair(getattr(layer, "dilation", 1)), bool(getattr(layer, "ceil_mode", False))
@@ -105,11 +101,9 @@ class BlurPoolConverter(TimmLayer, PoolConverter):
     """A binomial blur before subsampling, one filter per channel in a buffer."""
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """The window of the blur."""
         return pair(site.layer.filt_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
-        """The stride."""
         return pair(site.layer.stride)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
@@ -139,11 +133,9 @@ class SpaceToDepthConverter(Converter):
     role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """The patch."""
         return pair(getattr(site.layer, "downscale_factor", None) or site.layer.bs)
 
     def stride(self, site: Site) -> tuple[int, int]:
-        """The patch."""
         return self.kernel(site)
 
     def tie(self, site: Site, system: System) -> Any:
@@ -273,7 +265,6 @@ class ResampleConverter(Converter):
         return Role.POOL if before and after and after[0] > before[0] else self.role
 
     def tie(self, site: Site, system: System) -> Any:
-        """Channels pass."""
         return keep_channels(site, system)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:

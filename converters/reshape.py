@@ -54,7 +54,6 @@ class FieldConverter(Converter):
         return None if site.value is None else system.of(site.tensor())[_place(site)]
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """Likewise."""
         return None if site.value is None else fields[site.source()][_place(site)]
 
 
@@ -73,7 +72,6 @@ class ShapeConverter(Converter):
     role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
-        """Nothing to tie."""
         return None
 
 
@@ -90,7 +88,6 @@ class PermuteConverter(Converter):
         return tuple(entry[i] for i in _order(site))
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """Dimensions move."""
         return transpose(fields[site.source()], _order(site))
 
 
@@ -153,7 +150,6 @@ class ViewConverter(Converter):
         return (1,) if site.name in ("view_as", "reshape_as") else ()
 
     def tie(self, site: Site, system: System) -> Any:
-        """Match the groups."""
         if site.value is None:
             return None
         sizes = [d.size for d in site.input_dims()], [d.size for d in site.value]

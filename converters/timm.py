@@ -37,7 +37,6 @@ class TimmLayer(Converter):
             getattr(module, "init_weights", lambda: None)()
 
     def resets_children(self, module: nn.Module) -> bool:
-        """``init_weights`` does."""
         return not hasattr(module, "reset_parameters") or super().resets_children(module)
 
     def fill_buffers(self, module: Any) -> None:
@@ -146,7 +145,6 @@ class ConvMlpConverter(ConvConverter):
         return tuple(site.layer.fc1.kernel_size)
 
     def stride(self, site: Site) -> tuple[int, int]:
-        """Stride 1, valid padding."""
         return (1, 1)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
@@ -182,7 +180,7 @@ class FusionConverter(Converter):
     The first convolution behind their concatenation reads sum C_i channels.
     """
 
-    role = Role.FUSION
+    role = Role.GATE
 
     def tie(self, site: Site, system: System) -> Any:
         """Every input has its own width, the output keeps its own."""
@@ -232,11 +230,9 @@ class DctStemConverter(TimmLayer):
     role = Role.POOL
 
     def kernel(self, site: Site) -> tuple[int, int]:
-        """The patch."""
         return pair(site.layer.k)
 
     def stride(self, site: Site) -> tuple[int, int]:
-        """The patch."""
         return pair(site.layer.k)
 
     def tie(self, site: Site, system: System) -> Any:
@@ -245,7 +241,6 @@ class DctStemConverter(TimmLayer):
         return (entry[0], system.constant(site.value[1].size), *entry[2:])
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        """The patch."""
         field = mix(fields[site.source()], [1], ())
         for axis, patch in zip((-2, -1), self.kernel(site), strict=True):
             field = windows(field, axis, site.value[axis].size, patch, patch)

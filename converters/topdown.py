@@ -18,7 +18,6 @@ class PyramidConverter(Converter):
     role = Role.RESAMPLE
 
     def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
-        """The shapes of its levels."""
         return tuple(inputs[0].new_empty(shape) for shape in module.shapes(inputs[0].shape))
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:

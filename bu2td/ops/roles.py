@@ -29,7 +29,6 @@ class Role(Enum):
         RESAMPLE: changes the resolution by interpolation.
         PAD: adds rows, columns or channels of constants or copies.
         ATTRIBUTE: a parameter or buffer that the forward reads itself.
-        FUSION: a head's operation that joins maps of several resolutions.
         OPAQUE: unknown; its channels are pinned, and it stops every rewrite.
     """
 
@@ -51,7 +50,6 @@ class Role(Enum):
     RESAMPLE = "resample"
     PAD = "pad"
     ATTRIBUTE = "attribute"
-    FUSION = "fusion"
     OPAQUE = "opaque"
 
     @property
