@@ -31,11 +31,13 @@ class Draft:
         self.graph = traced
         self.parts: dict[str, Any] = {}
         self.training = training
+        modules = dict(root.named_modules(remove_duplicate=False))
         for node in traced.nodes:
             line = {"line": node.meta["line"]} if "line" in node.meta else {}
             node.meta = {"path": _path(node), **line}
             if node.op in ("call_module", "get_attr"):
-                part = attrgetter(str(node.target))(root)
+                path = str(node.target)
+                part = modules[path] if path in modules else attrgetter(path)(root)
                 node.target = str(node.target).removeprefix("model.")
                 if node.target.startswith("_tensor_constant"):
                     raise CaptureError(

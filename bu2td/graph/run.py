@@ -83,7 +83,7 @@ class _ShapeRecorder(fx.Interpreter):
         if node.op != "call_module" or node.name in self.pooled:
             return None
         module = self.submodules[str(node.target)]
-        inputs, _ = self.fetch_args_kwargs_from_env(node)
+        inputs = [self.env[arg] for arg in node.args if isinstance(arg, fx.Node)]
         return converter_for(node, module).empty_output(module, *inputs, proof=not self.quick)
 
     def _note(self, node: fx.Node, result: Any) -> None:

@@ -23,6 +23,7 @@ OPAQUE = Converter()
 
 _registry: dict[str, Converter] = {}
 _families: list[tuple[Callable[[type], bool], Converter]] = []
+_found: dict[type, Converter] = {}  # what was looked up before
 _loaded = False
 
 T = TypeVar("T", bound=type[Converter])
@@ -76,6 +77,7 @@ def register_converter(*targets: Any) -> Callable[[T], T]:
                     f"remove it with bu2td.unregister_converter({key!r}) first"
                 )
             _registry[key] = instance
+        _found.clear()
         return cls
 
     return decorate
@@ -106,6 +108,7 @@ def unregister_converter(target: Any) -> None:
     _load()
     if _registry.pop(_key(target), None) is None:
         raise ConverterError(f"{_key(target)} has no converter to remove")
+    _found.clear()
 
 
 def _load() -> None:
@@ -128,12 +131,18 @@ def registered() -> Iterator[tuple[str, Converter]]:
 
 def converter_for_type(cls: type) -> Converter | None:
     """The converter of a module class, of its nearest base class that has one, its bare name or its family."""
-    _load()
-    for base in cls.__mro__:
-        found = _registry.get(f"{base.__module__}.{base.__qualname__}")
-        if found is not None:
-            return found
-    found = _registry.get(f"class:{cls.__name__}")
+    if cls not in _found:
+        _load()
+        found = _look_up(cls)
+        if found is None:
+            return None
+        _found[cls] = found
+    return _found[cls]
+
+
+def _look_up(cls: type) -> Converter | None:
+    names = (*(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__), f"class:{cls.__name__}")
+    found = next((_registry[name] for name in names if name in _registry), None)
     return found or next((converter for belongs, converter in _families if belongs(cls)), None)
 
 
