@@ -14,12 +14,11 @@ from bu2td.capture.activations import handwritten_activation
 from bu2td.capture.concats import growing_concat
 from bu2td.capture.draft import Draft
 from bu2td.capture.forms import functional_form, whole_map_pool
-from bu2td.capture.rewrites import identity, in_place_method, in_place_operator, single_output, view
+from bu2td.capture.rewrites import identity, in_place_method, single_output, view
 
 REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
     single_output,
     in_place_method,
-    in_place_operator,
     identity,
     view,
     functional_form,
@@ -34,7 +33,7 @@ def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphM
 
     Needs: the traced root, whose one submodule ``model`` is the network, and its graph.
     Returns: a graph module with the network's own module paths. Functional activations, poolings and dropout
-        are modules, in-place arithmetic is out of place, identities and dead code are gone.
+        are modules, methods that work in place make new tensors, identities and dead code are gone.
     Guarantees: it computes what the traced graph computes, and returns one tensor.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -13,13 +12,6 @@ from bu2td.errors import ModelOutputError
 
 _IN_PLACE_METHODS = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "clamp_", "tanh_")
 
-_OUT_OF_PLACE: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-
 
 def in_place_method(draft: Draft, node: fx.Node) -> bool:
     """A tensor that a method changes in place is read in its latest version: ``x.add_(1)`` is ``x = x.add(1)``."""
@@ -28,14 +20,6 @@ def in_place_method(draft: Draft, node: fx.Node) -> bool:
     node.target = str(node.target).removesuffix("_")
     source: Any = node.args[0]
     source.replace_all_uses_with(node, lambda user: user > node)
-    return True
-
-
-def in_place_operator(draft: Draft, node: fx.Node) -> bool:
-    """Arithmetic makes new tensors: ``x += 1`` is ``x = x + 1``."""
-    if node.op != "call_function" or node.target not in _OUT_OF_PLACE:
-        return False
-    node.target = _OUT_OF_PLACE[node.target]
     return True
 
 
