@@ -110,45 +110,21 @@ def convert(
         raise OptionError("example_inputs is given to bu2td.analyze, whose result is converted here")
     with paused_collector():
         emission = emit(model, options)
-        _check_cost(emission.plan)
-        inherited = _give_weights(emission, target)
-        return emission.network(inherited).train()
+        _check_cost(emission.network.plan)
+        return _with_weights(emission, model, target).train()
 
 
 @dataclass(frozen=True)
 class Emission:
-    """A top-down network that is emitted and verified, before it has weights.
+    """A top-down network that is emitted and verified, on the meta device.
 
     Attributes:
-        analysis: of the bottom-up network.
-        plan: complete, but for what weights are inherited.
-        stages: the nodes of its graph.
-        root: its modules and its graph, on the meta device.
+        network: the network; its plan is complete, but for what weights are inherited.
         origins: parameter or buffer -> its name in the bottom-up network.
     """
 
-    analysis: Analysis
-    plan: Plan
-    stages: Stages
-    root: fx.GraphModule
+    network: TopDownNetwork
     origins: Mapping[str, str]
-
-    def network(self, inherited: tuple[int, int] | None = None) -> TopDownNetwork:
-        """The network, with the weights that ``root`` has by now."""
-        captured = self.analysis.capture
-        source = captured.source
-        recipe = Recipe(
-            options=self.plan.options,
-            image_shape=captured.image_shape,
-            fingerprint=captured.fingerprint,
-            factory=word_of(source),
-            model=type(source).__name__,
-            num_classes=_num_classes(self.analysis),
-        )
-        config = getattr(source, "pretrained_cfg", None)
-        plan = replace(self.plan, inherited=inherited)
-        record = Record(plan, self.stages, recipe, config, default_cfg=getattr(source, "default_cfg", config))
-        return TopDownNetwork(self.root, self.root.graph, record)
 
 
 def emit(analysis: Analysis, options: Options) -> Emission:
@@ -159,14 +135,30 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     """
     planned = arrange(analysis, options)
     emitted = rewrite(analysis, planned)
-    root, stages = emitted.root, emitted.stages
-    flat = flatten(root, copied=False)
+    stages = emitted.stages
+    network = TopDownNetwork(dict(emitted.modules), emitted.graph, _record(analysis, planned, stages))
+    flat = flatten(network, copied=False)
     sizes = _check_sizes(analysis, emitted.limits)
     claims = _claims(planned, stages)
-    verify_graph(root, claims, planned.image_shape, _num_classes(analysis), sizes, flat)
+    verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat)
     plan = _completed(planned, analysis, stages, flat, sizes, _size_notes(emitted.limits, planned.image_shape))
-    root.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
-    return Emission(analysis, plan, stages, root, emitted.origins)
+    network.record = replace(network.record, plan=plan)
+    network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
+    return Emission(network, emitted.origins)
+
+
+def _record(analysis: Analysis, plan: Plan, stages: Stages) -> Record:
+    captured, source = analysis.capture, analysis.capture.source
+    recipe = Recipe(
+        options=plan.options,
+        image_shape=captured.image_shape,
+        fingerprint=captured.fingerprint,
+        factory=word_of(source),
+        model=type(source).__name__,
+        num_classes=analysis.dims[analysis.head.output][1].size,
+    )
+    config = getattr(source, "pretrained_cfg", None)
+    return Record(plan, stages, recipe, config, default_cfg=getattr(source, "default_cfg", config))
 
 
 def _completed(
@@ -194,23 +186,20 @@ def _completed(
     )
 
 
-def _give_weights(emission: Emission, device: torch.device | None) -> tuple[int, int] | None:
-    """Initialise a network on a device; returns how many values it inherited, and of how many."""
-    captured, options, root = emission.analysis.capture, emission.plan.options, emission.root
-    source, inherited = captured.source, None
+def _with_weights(emission: Emission, analysis: Analysis, device: torch.device | None) -> TopDownNetwork:
+    """The network, initialised on a device; its plan says how many values it inherited, and of how many."""
+    network, captured = emission.network, analysis.capture
+    source, options = captured.source, network.plan.options
     device = device or next((p.device for p in source.parameters()), torch.device("cpu"))
     if device.type == "meta":
-        return None
+        return network
     assert options.seed is not None
-    initialise(root, emission.origins, source, captured.constants, options.seed)
+    initialise(network, emission.origins, source, captured.constants, options.seed)
     if options.inherit == "matching":
-        inherited = inherit_matching(root, emission.origins, source)
-    root.to(device)
-    return inherited
-
-
-def _num_classes(analysis: Analysis) -> int:
-    return analysis.dims[analysis.head.output][1].size
+        inherited = inherit_matching(network, emission.origins, source)
+        network.record = replace(network.record, plan=replace(network.plan, inherited=inherited))
+    network.to(device)
+    return network
 
 
 def _check_cost(plan: Plan) -> None:

@@ -152,10 +152,9 @@ def _analysis(saved: _Saved, model: nn.Module | None) -> Analysis:
 def _rebuilt(saved: _Saved, analysis: Analysis, device: torch.device) -> TopDownNetwork:
     """The network of a recipe, without weights."""
     recipe = saved.recipe
-    emission = emit(analysis, recipe.options)
-    emission.root.to_empty(device=device)
-    fill_buffers(emission.root)
-    network = emission.network().train()
+    network = emit(analysis, recipe.options).network.train()
+    network.to_empty(device=device)
+    fill_buffers(network)
     if recipe.num_classes != network.num_classes:
         network.reset_classifier(recipe.num_classes)
     if recipe.optimization is not None:

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from bu2td.graph.source import source_line
 from bu2td.ir import Capture, Dims, is_spatial, reduction_of
-from bu2td.ops import Role, Site, converter_for
+from bu2td.ops import Converter, Role, Site, converter_for
 
 
 class GraphView:
@@ -23,21 +23,27 @@ class GraphView:
         self.nodes = {node.name: node for node in capture.graph_module.graph.nodes}
         self.order = {name: i for i, name in enumerate(self.nodes)}
         self.modules = dict(capture.graph_module.named_modules())
+        self._sites: dict[str, Site] = {}
+        self._converters: dict[str, Converter] = {}
         self._roles: dict[str, Role] = {}
         self._inputs: dict[str, tuple[str, ...]] = {}
 
     def site(self, name: str) -> Site:
         """The node as its converter sees it."""
-        return Site(self.nodes[name], self.module(name), self.dims)
+        if name not in self._sites:
+            self._sites[name] = Site(self.nodes[name], self.module(name), self.dims)
+        return self._sites[name]
 
     def module(self, name: str) -> Any:
         """The module that a node calls, or None."""
         node = self.nodes[name]
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
-    def converter(self, name: str) -> Any:
+    def converter(self, name: str) -> Converter:
         """The converter of a node."""
-        return converter_for(self.nodes[name], self.module(name))
+        if name not in self._converters:
+            self._converters[name] = converter_for(self.nodes[name], self.module(name))
+        return self._converters[name]
 
     def role(self, name: str) -> Role:
         """The role of a node, as its converter states it."""

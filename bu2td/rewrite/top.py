@@ -25,13 +25,15 @@ class Emitted:
     """The emitted network.
 
     Attributes:
-        root: its modules, and the top graph that calls them.
+        modules: by name.
+        graph: the top graph, which calls them.
         stages: which node of the top graph is what.
         origins: parameter or buffer -> its name in the bottom-up network.
         limits: of the images that it works on.
     """
 
-    root: fx.GraphModule
+    modules: Mapping[str, nn.Module]
+    graph: fx.Graph
     stages: Stages
     origins: Mapping[str, str]
     limits: tuple[MapLimit, ...] = ()
@@ -49,8 +51,8 @@ def rewrite(analysis: Analysis, plan: Plan) -> Emitted:
     """
     emitter = _Emitter(analysis.view, plan)
     stages = emitter.top()
-    root = fx.GraphModule(emitter.modules, emitter.graph)
-    return Emitted(root, stages, FrozenMap(emitter.origins), tuple(emitter.limits))
+    modules, origins = FrozenMap(emitter.modules), FrozenMap(emitter.origins)
+    return Emitted(modules, emitter.graph, stages, origins, tuple(emitter.limits))
 
 
 class _Emitter:

@@ -163,11 +163,7 @@ def test_a_functional_form_is_a_module(forward: Forward, expected: nn.Module) ->
 
 @pytest.mark.parametrize(
     "forward",
-    [
-        lambda net, x: x.clamp(0, 5),
-        lambda net, x: F.avg_pool2d(x, x.shape[2:]),
-        lambda net, x: torch.exp(x),
-    ],
+    [lambda net, x: x.clamp(0, 5), lambda net, x: F.avg_pool2d(x, x.shape[2:]), lambda net, x: torch.exp(x)],
 )
 def test_what_no_module_does_stays_a_function(forward: Forward) -> None:
     assert not rewritten(functional_form, forward)[0]

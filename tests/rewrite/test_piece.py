@@ -94,7 +94,7 @@ def emit(model: nn.Module, arrangement: Any = "td") -> Emitted:
 def test_nothing_is_shared() -> None:
     """Neither with the bottom-up network nor between two places."""
     model = Recurrent()
-    root = emit(model).root
+    root = nn.ModuleDict(emit(model).modules)
     tensors = [*root.parameters(), *root.buffers()]
     assert len({id(t) for t in tensors}) == len(tensors)
     own = {id(t) for t in [*model.parameters(), *model.buffers()]}
@@ -109,7 +109,7 @@ def test_origins_name_parameters_of_the_bottom_up_network() -> None:
     emitted = emit(model)
     known = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
     assert set(emitted.origins.values()) <= known
-    whole = emitted.root
+    whole = nn.ModuleDict(emitted.modules)
     there = {name for name, _ in [*whole.named_parameters(), *whole.named_buffers()]}
     assert set(emitted.origins) <= there
     assert emitted.origins["r2.scale"] == "scale"
