@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bu2td.ops import (
     Change,
     Converter,
+    ConvShape,
     Rebuilt,
     Role,
     Site,
@@ -35,9 +36,8 @@ _CONV = ConvConverter()
 
 def _conv(conv: Any, inputs: int, outputs: int, stride: tuple[int, int] | None = None) -> nn.Module:
     """A convolution of the same kind for other widths, (inputs -> outputs)."""
-    return _CONV.with_shape(
-        conv, inputs, outputs, 1, tuple(conv.kernel_size), stride or tuple(conv.stride), same=False
-    )
+    shape = ConvShape(inputs, outputs, 1, tuple(conv.kernel_size), stride or tuple(conv.stride), same=False)
+    return _CONV.with_shape(conv, shape)
 
 
 def _with_width(norm: Any, width: int) -> nn.Module:
@@ -278,7 +278,7 @@ def _conv_norm_act(unit: Any, inputs: int, outputs: int) -> nn.Module:
 
 def _matrix(conv: Any, kernel: tuple[int, int], groups: int, block: int) -> nn.Module:
     """The convolution over all of a pooled map that computes a block x block matrix per group."""
-    return _CONV.with_shape(conv, groups, block * block * groups, 1, kernel, (1, 1), same=False)
+    return _CONV.with_shape(conv, ConvShape(groups, block * block * groups, kernel=kernel, same=False))
 
 
 @register_converter(

@@ -9,6 +9,7 @@ from bu2td.ops import (
     Change,
     Converter,
     Convolution,
+    ConvShape,
     NoRuleError,
     Rebuilt,
     Role,
@@ -46,25 +47,15 @@ class ConvConverter(Convolution):
         """Whether a subclass does."""
         return pads_itself(conv)
 
-    def with_shape(
-        self,
-        conv: Any,
-        in_channels: int,
-        out_channels: int,
-        groups: int,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        same: bool = True,
-    ) -> nn.Module:
+    def with_shape(self, conv: Any, shape: ConvShape) -> nn.Module:
         """A convolution of the same class; a plain one where a subclass pads in a way of its own."""
-        new: Any = super().with_shape(conv, in_channels, out_channels, groups, kernel, stride, same)
-        if same and not self.pads_itself(conv) and not _keeps_size(new):
+        new: Any = super().with_shape(conv, shape)
+        if shape.same and not self.pads_itself(conv) and not _keeps_size(new):
             padding, new.padding = new.padding, conv.padding  # a subclass whose forward pads
             if not _keeps_size(new):
+                ends, bias = (shape.inputs, shape.outputs, shape.kernel), conv.bias is not None
                 with torch.device("meta"):
-                    return nn.Conv2d(
-                        in_channels, out_channels, kernel, 1, padding, conv.dilation, groups, conv.bias is not None
-                    )
+                    return nn.Conv2d(*ends, 1, padding, conv.dilation, shape.groups, bias)
         elif not isinstance(new.padding, str):
             new._reversed_padding_repeated_twice = [p for p in reversed(pair(new.padding)) for _ in range(2)]
         return new

@@ -13,6 +13,7 @@ from torch import nn
 from bu2td.ops import (
     Change,
     Converter,
+    ConvShape,
     Rebuilt,
     Role,
     Site,
@@ -73,9 +74,9 @@ class NormFreeBlockConverter(Converter):
 class ScaledStdConvConverter(ConvConverter):
     """Scaled weight standardisation: the scale is gamma / sqrt(fan in)."""
 
-    def with_shape(self, conv: Any, *shape: Any, **kwargs: Any) -> nn.Module:
+    def with_shape(self, conv: Any, shape: ConvShape) -> nn.Module:
         """Follow the fan-in with the scale."""
-        new: Any = super().with_shape(conv, *shape, **kwargs)
+        new: Any = super().with_shape(conv, shape)
         new.scale = conv.scale * (conv.weight[0].numel() / new.weight[0].numel()) ** 0.5
         return new
 
@@ -99,30 +100,20 @@ class CondConvConverter(ConvConverter):
         gated = fields[site.source(1)].gated
         return found and replace(found, gated=found.gated or gated)
 
-    def with_shape(
-        self,
-        conv: Any,
-        in_channels: int,
-        out_channels: int,
-        groups: int,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        same: bool = True,
-    ) -> nn.Module:
+    def with_shape(self, conv: Any, shape: ConvShape) -> nn.Module:
         """Follow with the flat weights of every expert."""
-        shape = (out_channels, in_channels // groups, *kernel)
-        keep = conv.dynamic_padding or not same
+        keep = conv.dynamic_padding or not shape.same
         attributes = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "groups": groups,
-            "kernel_size": kernel,
-            "stride": stride,
-            "padding": conv.padding if keep else same_padding(kernel, conv.dilation),
-            "weight_shape": shape,
-            "bias_shape": (out_channels,),
+            "in_channels": shape.inputs,
+            "out_channels": shape.outputs,
+            "groups": shape.groups,
+            "kernel_size": shape.kernel,
+            "stride": shape.stride,
+            "padding": conv.padding if keep else same_padding(shape.kernel, conv.dilation),
+            "weight_shape": shape.weight,
+            "bias_shape": (shape.outputs,),
         }
-        shapes = {"weight": (conv.num_experts, prod(shape)), "bias": (conv.num_experts, out_channels)}
+        shapes = {"weight": (conv.num_experts, prod(shape.weight)), "bias": (conv.num_experts, shape.outputs)}
         return resized(conv, shapes, attributes)
 
     def dense(self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> nn.Module:
@@ -169,7 +160,7 @@ class ConvMlpConverter(ConvConverter):
         new: Any = resized(mlp, {}, {})
         for name, old, ins, outs in (("fc1", mlp.fc1, width, hidden), ("fc2", mlp.fc2, hidden, out)):
             kernel = tuple(old.kernel_size)
-            new._modules[name] = super().with_shape(old, ins, outs, 1, kernel, (1, 1), same=False)
+            new._modules[name] = super().with_shape(old, ConvShape(ins, outs, kernel=kernel, same=False))
         return Rebuilt(module=new)
 
 

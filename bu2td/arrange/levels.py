@@ -31,7 +31,7 @@ def arrange(analysis: Analysis, options: Options) -> Plan:
         UnsupportedOperationError: operations without a converter reduce resolution on a level's path.
     """
     view = analysis.view
-    templates = Templates(view, analysis)
+    templates = Templates(analysis)
     planner = _LevelPlanner(templates, options)
     slots, levels = ladder(analysis, options), list[LevelPlan]()
     for slot in slots:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from bu2td.graph import GraphView
 from bu2td.ir import Analysis, Block, Preactivation, UnitSpec, is_feature_map, is_spatial
 from bu2td.ops import Role
 from bu2td.options import Options
@@ -28,8 +27,8 @@ def odd_kernel(kernel: tuple[int, int], stride: tuple[int, int]) -> tuple[int, i
 class Templates:
     """Chooses the operations that new units copy."""
 
-    def __init__(self, view: GraphView, analysis: Analysis) -> None:
-        self.view = view
+    def __init__(self, analysis: Analysis) -> None:
+        self.view = analysis.view
         self.analysis = analysis
 
     # -- convolutions ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What an operation is: roles, the converter interface, its registry, and what converters are written with."""
 
-from bu2td.ops.bases import Activation, Convolution, Dropout, Norm, pair, same_padding, slide
+from bu2td.ops.bases import Activation, Convolution, ConvShape, Dropout, Norm, pair, same_padding, slide
 from bu2td.ops.converter import (
     Converter,
     blaming,
@@ -31,6 +31,7 @@ __all__ = [
     "Activation",
     "Change",
     "Converter",
+    "ConvShape",
     "Convolution",
     "Dropout",
     "Expr",

@@ -7,6 +7,7 @@ class MyActConverter(bu2td.Activation): ...
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -46,6 +47,23 @@ def pair(value: Any) -> tuple[int, int]:
 def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
     """Padding that keeps the size at stride 1: d (k - 1) / 2 per axis, k odd."""
     return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
+
+
+@dataclass(frozen=True)
+class ConvShape:
+    """The shape of a convolution: widths, groups, (k_h, k_w), stride, and whether it pads to keep the size."""
+
+    inputs: int
+    outputs: int
+    groups: int = 1
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    same: bool = True
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """The shape of its weight."""
+        return (self.outputs, self.inputs // self.groups, *self.kernel)
 
 
 class Convolution(Converter):
@@ -118,7 +136,7 @@ class Convolution(Converter):
         kernel = change.kernel or self.kernel(site)
         stride = (1, 1) if change.stride_one else self.stride(site)
         same = change.keep_resolution and stride == (1, 1)
-        return Rebuilt(module=self.with_shape(conv, inputs, outputs, groups, kernel, stride, same))
+        return Rebuilt(module=self.with_shape(conv, ConvShape(inputs, outputs, groups, kernel, stride, same)))
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The window over both axes; channels mix within their group."""
@@ -134,33 +152,24 @@ class Convolution(Converter):
             self.setting(site.layer, "padding_mode"),
         )
 
-    def with_shape(
-        self,
-        conv: Any,
-        in_channels: int,
-        out_channels: int,
-        groups: int,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        same: bool = True,
-    ) -> nn.Module:
-        """A convolution of the same class and settings with another shape; ``same`` pads to keep the size."""
+    def with_shape(self, conv: Any, shape: ConvShape) -> nn.Module:
+        """A convolution of the same class and settings with another shape."""
         padding: Any = self.setting(conv, "padding")
-        if same and not self.pads_itself(conv):
-            padding = same_padding(kernel, pair(self.setting(conv, "dilation")))
+        if shape.same and not self.pads_itself(conv):
+            padding = same_padding(shape.kernel, pair(self.setting(conv, "dilation")))
         before = self.setting(conv, "out_channels")
-        shapes = {
-            name: (out_channels, *parameter.shape[1:])
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (shape.outputs, *parameter.shape[1:])
             for name, parameter in conv._parameters.items()
             if parameter is not None and parameter.shape[:1] == (before,)
         }
-        shapes["weight"] = (out_channels, in_channels // groups, *kernel)
+        shapes["weight"] = shape.weight
         settings = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "groups": groups,
-            "kernel_size": kernel,
-            "stride": stride,
+            "in_channels": shape.inputs,
+            "out_channels": shape.outputs,
+            "groups": shape.groups,
+            "kernel_size": shape.kernel,
+            "stride": shape.stride,
             "padding": padding,
         }
         owned = {self.names.get(name, name): value for name, value in settings.items()}
@@ -176,7 +185,7 @@ class Convolution(Converter):
         """A dense convolution (groups 1, dilation 1, stride 1) of this site's class and bias."""
         name = self.names.get("dilation", "dilation")
         plain = resized(site.layer, {}, {name: self._as_before(site.layer, name, (1, 1))} if name else {})
-        return self.with_shape(plain, in_channels, out_channels, 1, kernel, (1, 1))
+        return self.with_shape(plain, ConvShape(in_channels, out_channels, kernel=kernel))
 
 
 def _common_groups(groups: int, in_channels: int, out_channels: int) -> int:
