@@ -38,7 +38,7 @@ class Slot:
 def ladder(analysis: Analysis, options: Options) -> tuple[Slot, ...]:
     """Say which levels the top-down network has.
 
-    Needs: an `Analysis` and checked `Options`.
+    Needs: an `Analysis` and `Options`.
     Returns: a `Slot` per level, coarse to fine.
     Guarantees: two levels at least, one of them with a body; their reductions fall.
 

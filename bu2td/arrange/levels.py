@@ -21,7 +21,7 @@ from bu2td.options import Options
 def arrange(analysis: Analysis, options: Options) -> Plan:
     """Plan a top-down network.
 
-    Needs: an `Analysis`, and `Options` that `check_options` let pass.
+    Needs: an `Analysis` and `Options`.
     Returns: a `Plan` without costs (they are measured on the emitted network).
     Guarantees: reductions fall from the coarsest level to the finest asked for; every piece's widths
         satisfy the channel system; every relaxation is named.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from bu2td.arrange.edits import entry_in_place_of, restructure
+from bu2td.arrange.edits import restructure
+from bu2td.arrange.shortcuts import entry_in_place_of
 from bu2td.arrange.templates import Templates
 from bu2td.arrange.widths import Request, Solution, solve_widths
 from bu2td.errors import WidthError

@@ -18,6 +18,8 @@ class ConvUnit(nn.Module):
     Shapes: (N, C_in, H, W) -> (N, C_out, H, W).
     """
 
+    conv: nn.Module
+
     def __init__(
         self,
         conv: nn.Module,
@@ -26,11 +28,20 @@ class ConvUnit(nn.Module):
         preactivation: bool = False,
     ) -> None:
         super().__init__()
-        parts: dict[str, nn.Module | None] = {"norm": norm, "act": act}
-        parts = {**parts, "conv": conv} if preactivation else {"conv": conv, **parts}
-        for name, part in parts.items():
-            if part is not None:
-                self.add_module(name, part)
+        self.preactivation = preactivation
+        beside = {name: part for name, part in (("norm", norm), ("act", act)) if part is not None}
+        for name, part in ({**beside, "conv": conv} if preactivation else {"conv": conv, **beside}).items():
+            self.add_module(name, part)
+
+    def beside(self) -> dict[str, nn.Module]:
+        """Norm and activation, in the order in which they run, by name; those that there are."""
+        modules: dict[str, Any] = self._modules
+        return {name: modules[name] for name in ("norm", "act") if name in modules}
+
+    def in_order(self) -> list[tuple[str, nn.Module]]:
+        """All parts with their names, in the order in which they run."""
+        conv, beside = ("conv", self.conv), list(self.beside().items())
+        return [*beside, conv] if self.preactivation else [conv, *beside]
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the parts in their order."""
@@ -53,8 +64,8 @@ class ConvUnit(nn.Module):
         return self._halves()[1]
 
     def _halves(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        parts = list(self.children())
-        cut = 1 if next(iter(self._modules)) == "conv" else len(parts) - 1
+        parts = [part for _, part in self.in_order()]
+        cut = len(parts) - 1 if self.preactivation and len(parts) > 1 else 1
         return parts[:cut], parts[cut:]
 
 

@@ -117,8 +117,8 @@ def _fuse_unit(network: nn.Module, name: str, unit: Any, out: tuple[int, ...], c
     draft = Draft.of(unit.conv)
     if draft is None or not choose("fuse", name):
         return
-    parts = list(unit.named_children())
-    after = parts[[n for n, _ in parts].index("conv") + 1 :]
+    names = [part_name for part_name, _ in unit.in_order()]
+    after = unit.in_order()[names.index("conv") + 1 :]
     gone = []
     for part_name, part in after:
         if not _absorb(draft, part, f"{name}.{part_name}", choose):
@@ -136,7 +136,7 @@ def _fuse_unit(network: nn.Module, name: str, unit: Any, out: tuple[int, ...], c
 
 def _is_split_by_norm(merge: nn.Module) -> bool:
     """Whether a merge has a norm and activation in front of its convolution that work on every channel alone."""
-    if not isinstance(merge, Merge) or merge.join == "add" or list(merge._modules) != ["norm", "act", "conv"]:
+    if not isinstance(merge, Merge) or merge.join == "add" or not merge.preactivation or len(merge.beside()) < 2:
         return False
     parts: Any = merge
     plain = type(parts.norm) is nn.BatchNorm2d and parts.norm.running_mean is not None
@@ -267,13 +267,13 @@ class _GraphFuser:
                 continue
             value = node.args[0]
             with self.graph.inserting_before(node):
-                for name, _ in unit.named_children():
+                for name, _ in unit.in_order():
                     value = self.graph.call_module(f"{node.target}.{name}", (value,))
                     self.shapes[value] = self.shapes[node]
             node.replace_all_uses_with(value)
             self.graph.erase_node(node)
             holder = nn.Module()
-            for name, child in unit.named_children():
+            for name, child in unit.in_order():
                 holder.add_module(name, child)
             self.module.set_submodule(str(node.target), holder)
 

@@ -205,7 +205,7 @@ def _split_merge(
 
 
 def _can_split(merge: nn.Module | None) -> bool:
-    if type(merge) is not Merge or merge.join == "add" or next(iter(merge._modules)) != "conv":
+    if type(merge) is not Merge or merge.join == "add" or (merge.preactivation and merge.beside()):
         return False
     conv: Any = merge.conv
     return can_read_low(conv) and conv.groups == 1 and tuple(conv.dilation) == (1, 1)
@@ -294,7 +294,7 @@ def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], c
     split = {path for path, module in network.named_modules() if isinstance(module, SplitMerge)}
     for path, module in list(network.named_modules()):
         above = path.rpartition(".")[0]
-        conv: Any = module._modules["conv"] if path in split else module
+        conv: Any = module.conv if path in split else module
         shape = shapes.get(path, shapes.get(above))
         if above in split or shape is None or not is_square(conv):
             continue
@@ -349,8 +349,7 @@ def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:
 def _act_in_place(network: TopDownNetwork, choose: Chooser) -> None:
     for path, module in network.named_modules():
         if isinstance(module, ConvUnit | SplitMerge):
-            names = list(module._modules)
-            pairs = [(module.get_submodule(one), other) for one, other in pairwise(names)]
+            pairs = [(before, name) for (_, before), (name, _) in pairwise(module.in_order())]
         elif isinstance(module, fx.GraphModule):
             pairs = _calls_in_a_row(module)
         else:

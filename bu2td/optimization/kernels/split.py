@@ -51,8 +51,15 @@ class SplitMerge(nn.Module, Joining):
 
     def plain(self) -> Merge:
         """The ordinary merge, with the same modules."""
-        parts = dict(self.named_children())
-        return Merge(*parts.values(), join=self.join).train(self.training)
+        return Merge(self.conv, **self.beside(), join=self.join).train(self.training)
+
+    def beside(self) -> dict[str, nn.Module]:
+        """Norm and activation by name, in the order in which they run behind the convolution."""
+        return {name: part for name, part in self.named_children() if name != "conv"}
+
+    def in_order(self) -> list[tuple[str, nn.Module]]:
+        """All parts with their names, in the order in which they run."""
+        return [("conv", self.conv), *self.beside().items()]
 
     def kernels(self) -> tuple[Tensor, Tensor]:
         """The kernels that read x and the lateral, each (C, C, k, k)."""
@@ -80,7 +87,7 @@ class SplitMerge(nn.Module, Joining):
 
     def after(self) -> list[nn.Module]:
         """Norm and activation as modules."""
-        return [part for name, part in self.named_children() if name != "conv"]
+        return list(self.beside().values())
 
     def extra_repr(self) -> str:
         """Show the configuration when printed."""
