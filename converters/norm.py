@@ -12,7 +12,18 @@ from torch import Tensor, nn
 
 from bu2td.ir import Dim
 from bu2td.nn import ChannelLayerNorm
-from bu2td.ops import Change, Norm, Rebuilt, Role, Site, System, register_converter, resized
+from bu2td.ops import (
+    OPAQUE,
+    Change,
+    Norm,
+    Rebuilt,
+    Role,
+    Site,
+    System,
+    converter_for_type,
+    register_converter,
+    resized,
+)
 from bu2td.ops.fields import grouped
 
 
@@ -181,6 +192,14 @@ class _WithAct(Norm):
     def has_activation(self, site: Site) -> bool:
         """Whether there is an activation inside (timm also uses the classes without one)."""
         return not isinstance(site.layer.act, nn.Identity)
+
+    def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
+        """The norm follows, and so do slopes of the activation."""
+        if next(module.act.parameters(), None) is None:
+            return super().with_width(module, width, before)
+        new: Any = super().with_width(resized(module, {}, {"act": nn.Identity()}), width, before)
+        new.act = (converter_for_type(type(module.act)) or OPAQUE).with_width(module.act, width, before)
+        return new
 
     def trailing(self, module: Any) -> tuple[nn.Module, ...] | None:
         return (module.drop, module.act)

@@ -17,7 +17,7 @@ from bu2td.ops.converter import Converter
 from bu2td.ops.fields import Field, grouped, windows
 from bu2td.ops.roles import Role
 from bu2td.ops.site import Change, Rebuilt, Site, System, Term
-from bu2td.ops.surgery import resized
+from bu2td.ops.surgery import led_by, resized
 
 
 class Activation(Converter):
@@ -159,9 +159,9 @@ class Convolution(Converter):
             padding = same_padding(shape.kernel, pair(self.setting(conv, "dilation")))
         before = self.setting(conv, "out_channels")
         shapes: dict[str, tuple[int, ...]] = {
-            name: (shape.outputs, *parameter.shape[1:])
+            name: led_by(parameter.shape, before, shape.outputs)
             for name, parameter in conv._parameters.items()
-            if parameter is not None and parameter.shape[:1] == (before,)
+            if parameter is not None
         }
         shapes["weight"] = shape.weight
         settings = {

@@ -19,7 +19,7 @@ from bu2td.ir import Dim, Dims, is_tensor
 from bu2td.ops.fields import Field, hull, nothing
 from bu2td.ops.roles import Role
 from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System
-from bu2td.ops.surgery import resized, resized_deeply
+from bu2td.ops.surgery import led_by, resized, resized_deeply
 
 
 class Converter:
@@ -118,14 +118,21 @@ class Converter:
             module: the module.
             width: its new number of channels.
             before: its own; by default what the first of ``width_attributes`` says.
+
+        Raises:
+            ConverterError: modules inside of the module have parameters, which must be said to follow.
         """
         if before is None:
             before = getattr(module, self.width_attributes[0])
-        shapes = {
-            name: (width, *value.shape[1:])
-            for name, value in [*module._parameters.items(), *module._buffers.items()]
-            if value is not None and value.shape[:1] == (before,)
-        }
+        inside = [name for name, child in module.named_children() if next(child.parameters(), None) is not None]
+        if inside and width != before:
+            raise ConverterError(
+                f"the converter {type(self).__qualname__} has no with_width(), to say how {', '.join(inside)} "
+                f"inside of a {type(module).__qualname__} of {before} channels follow to {width}; write it, or set "
+                f"leaf = False, so that the module is traced"
+            )
+        values = {**module._parameters, **module._buffers}
+        shapes = {name: led_by(v.shape, before, width) for name, v in values.items() if v is not None}
         own = [name for name in self.width_attributes if hasattr(module, name)]
         return resized(module, shapes, dict.fromkeys(own, width))
 

@@ -43,6 +43,17 @@ def drop_hooks(module: nn.Module) -> None:
             module.__dict__[name] = type(value)()
 
 
+def led_by(shape: Sequence[int], before: int, after: int) -> tuple[int, ...]:
+    """A shape with another size where its first dimension that is longer than 1 is as long as ``before``.
+
+    Parameters of one value per channel are written (C,), (C, 1, 1) or (1, C, 1, 1).
+    """
+    at = next((i for i, n in enumerate(shape) if n > 1), None)
+    if at is None or shape[at] != before:
+        return tuple(shape)
+    return (*shape[:at], after, *shape[at + 1 :])
+
+
 def resized(
     module: nn.Module,
     shapes: Mapping[str, Sequence[int]],

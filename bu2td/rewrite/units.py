@@ -32,13 +32,13 @@ class UnitBuilder:
         """The convolution of a unit alone."""
         converter, site = self.view.converter(spec.conv), self.view.site(spec.conv)
         with blaming(converter, "build a convolution like", self.view.where(spec.conv)):
-            return converter.dense(site, spec.in_channels, spec.out_channels, spec.kernel)
+            return converter.dense(site, spec.in_channels, spec.out_channels, spec.kernel).to("meta")
 
     def like(self, name: str, width: int) -> nn.Module:
         """A norm, activation or dropout of the kind of a node, for maps of a width."""
         converter = self.view.converter(name)
         with blaming(converter, "build a unit like", self.view.where(name)):
-            return converter.unit(self.view.site(name), width)
+            return converter.unit(self.view.site(name), width).to("meta")
 
     def upsample(self, width: int, factor: int) -> nn.Module:
         """An upsampling of the kind that the options ask for."""

@@ -158,6 +158,51 @@ def test_an_activation_that_says_little_is_lost_nowhere(converter: type[bu2td.Co
     assert all(p.grad is not None for p in td.parameters())
 
 
+class Scaled(nn.Module):
+    """An activation with a value per channel, written (1, C, 1, 1)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1, width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.scale * x) if x.numel() > 0 else x
+
+
+def test_values_per_channel_follow_however_they_are_written() -> None:
+    with knowing(Scaled, bu2td.Activation):
+        td = bu2td.convert(net(Scaled), "uni", example_inputs=IMAGES, seed=0, max_macs_ratio=None)
+    assert {tuple(m.scale.shape) for m in td.modules() if isinstance(m, Scaled)} == {(1, 12, 1, 1)}
+    td(torch.randn(2, 3, 32, 32))
+
+
+class Inside(nn.Module):
+    """An activation that holds another one with slopes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.act = nn.PReLU(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) if x.numel() > 0 else x
+
+
+def test_modules_inside_of_a_module_are_asked_for() -> None:
+    """They are copied where the width stays, and refused where it changes."""
+
+    class Follows(bu2td.Activation):
+        def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
+            return Inside(width)
+
+    with knowing(Inside, bu2td.Activation):
+        bu2td.convert(net(Inside), "td", example_inputs=IMAGES, device="meta")
+        with pytest.raises(ConverterError, match=r"no with_width\(\).* how act inside of a Inside .* follow"):
+            bu2td.convert(net(Inside), "uni", example_inputs=IMAGES, device="meta")
+    with knowing(Inside, Follows):
+        td = bu2td.convert(net(Inside), "uni", example_inputs=IMAGES, device="meta")
+    assert {m.act.num_parameters for m in td.modules() if isinstance(m, Inside)} == {12}
+
+
 def test_a_dropout_that_says_little_is_lost_nowhere() -> None:
     class NoiseConverter(bu2td.Converter):
         role = bu2td.Role.DROPOUT
