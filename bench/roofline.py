@@ -50,18 +50,23 @@ def _freeze(value: Any) -> Any:
 class _ByLevel(fx.Interpreter):
     """Runs the top graph and tells which level it is in."""
 
-    def __init__(self, network: fx.GraphModule, around: Callable[[str, Callable[[], Any]], Any]) -> None:
+    def __init__(self, network: bu2td.TopDownNetwork, around: Callable[[str, Callable[[], Any]], Any]) -> None:
         super().__init__(network)
-        self.around = around
+        self.around, self.owners = around, _owners(network)
 
     def run_node(self, n: fx.Node) -> Any:
         call = super().run_node
         if n.op not in ("call_module", "call_function", "call_method"):
             return call(n)
-        return self.around(n.name.partition("_")[0], lambda: call(n))
+        return self.around(self.owners.get(n.name, n.name), lambda: call(n))
 
 
-def convolutions(network: fx.GraphModule, images: Tensor) -> _Convs:
+def _owners(network: bu2td.TopDownNetwork) -> dict[str, str]:
+    """The level of every call that belongs to one."""
+    return {call: f"r{stage.reduction}" for stage in network.stages.levels for call in (stage.image, *stage.calls)}
+
+
+def convolutions(network: bu2td.TopDownNetwork, images: Tensor) -> _Convs:
     """The convolutions of every level.
 
     Fused calls are one operation that no counter knows; where a gradient of the images is wanted, the same network
@@ -109,9 +114,8 @@ def _level_seconds(network: fx.GraphModule, images: Tensor, timer: Timer) -> dic
 def _filtered(network: Any, level: str) -> int:
     """Multiply-accumulates for one image that minimal filtering saves in a level."""
     made = [rewrite for rewrite in network.optimization.made if rewrite.rule == "winograd"]
-    sites = {
-        rewrite.site: rewrite.macs for rewrite in made if rewrite.site.replace(".", "_").split("_")[0] == level
-    }
+    owners = _owners(network)
+    sites = {r.site: r.macs for r in made if owners.get(r.site.partition(".")[0]) == level}
     return sum(before - after for before, after in sites.values())
 
 
