@@ -5,14 +5,3 @@ from bu2td.graph.flatten import flatten, last_nodes, owner_of
 from bu2td.graph.run import shapes_of
 from bu2td.graph.source import is_torch_source, source_line
 from bu2td.graph.view import GraphView
-
-__all__ = [
-    "GraphView",
-    "flatten",
-    "is_torch_source",
-    "last_nodes",
-    "owner_of",
-    "paused_collector",
-    "shapes_of",
-    "source_line",
-]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError
+from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError, nearest
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.nn import Pyramid
 from bu2td.ops import Role, converter_for_type
@@ -129,6 +129,9 @@ class TopDownNetwork(fx.GraphModule):
 
         Returns:
             Every value on the way, that of the node included, by the name of its node.
+
+        Raises:
+            OptionError: the graph has no such node.
         """
         placeholder = next(n.name for n in self.graph.nodes if n.op == "placeholder")
         return self.run_from(placeholder, {placeholder: images}, node)
@@ -143,13 +146,24 @@ class TopDownNetwork(fx.GraphModule):
 
         Returns:
             The values, and every value that was computed, by the name of its node.
+
+        Raises:
+            OptionError: the graph has no such node, or the rest reads a node that has no value.
         """
-        known, last = dict(values), until or self.stages.head
+        known, last = dict(values), self.stages.head if until is None else until
         nodes = {n.name: n for n in self.graph.nodes if n.op != "output"}
         order = list(nodes)
+        for name in (node, last):
+            if name not in nodes:
+                close = nearest(str(name), order)
+                raise OptionError(f"the top graph has no node {name!r}; td.stages and td.graph name them.{close}")
         for name in order[order.index(node) + 1 : order.index(last) + 1]:
-            if name not in known:
-                known[name] = self._value(nodes[name], known)
+            if name in known:
+                continue
+            missing = [n.name for n in nodes[name].all_input_nodes if n.name not in known]
+            if missing:
+                raise OptionError(f"node {name!r} reads {', '.join(missing)}, of which values holds none; add it")
+            known[name] = self._value(nodes[name], known)
         return known
 
     def _value(self, node: fx.Node, known: Mapping[str, Any]) -> Any:

@@ -142,6 +142,16 @@ def test_run_from_needs_no_images(lenet: Any) -> None:
         assert set(known) == {stages.pyramid, stages.outputs[1]}  # what is given is not changed
 
 
+def test_running_parts_names_what_is_not_there(lenet: Any) -> None:
+    images, stages = torch.rand(2, 1, 28, 28), lenet.stages
+    with pytest.raises(OptionError, match=r"no node 'r2_marge'.*mean 'r2_merge'"):
+        lenet.run_until("r2_marge", images)
+    with pytest.raises(OptionError, match="no node ''"):
+        lenet.run_from(stages.pyramid, {}, until="")
+    with pytest.raises(OptionError, match=rf"reads .*{stages.pyramid}.*add it"):
+        lenet.run_from(stages.pyramid, {})
+
+
 def test_the_record_is_frozen_and_shared_by_copies(lenet: Any) -> None:
     with pytest.raises(FrozenInstanceError):
         lenet.record.plan = None
