@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from converted import converted, of_timm
 from nets import head, unit
 from torch import Tensor, nn
 
@@ -13,16 +14,6 @@ from bu2td.errors import TopologyError
 from bu2td.models.words import create_model
 
 timm = pytest.importorskip("timm")
-
-
-def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
-    return bu2td.convert(model, arrangement, device="meta", max_macs_ratio=None, **options)
-
-
-def of_timm(name: str, arrangement: Any = "td", **settings: Any) -> Any:
-    with torch.device("meta"):
-        model = timm.create_model(name, **settings)
-    return converted(model, arrangement)
 
 
 def modules(network: nn.Module, kind: str) -> list[Any]:

@@ -4,14 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from converted import converted
 from nets import Block, head, unit
 from torch import Tensor, nn
 
 import bu2td
-
-
-def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
-    return bu2td.convert(model, arrangement, device="meta", max_macs_ratio=None, **options)
 
 
 class Parts(nn.Module):

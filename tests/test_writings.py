@@ -5,16 +5,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from converted import converted
 from nets import Block, head, unit
 from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import UnsupportedOperationError
 from bu2td.nn import ScaledSiLU
-
-
-def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
-    return bu2td.convert(model, arrangement, device="meta", max_macs_ratio=None, **options)
 
 
 def modules(network: nn.Module, kind: str) -> list[Any]:

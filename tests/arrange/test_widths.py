@@ -1,26 +1,15 @@
 """Widths: levels that have no common one without help get a transition or a share, not a relaxation."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
+from converted import of_timm
 from nets import head, unit
 from torch import Tensor, nn
 
 import bu2td
 
 timm = pytest.importorskip("timm")
-
-
-def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
-    return bu2td.convert(model, arrangement, device="meta", max_macs_ratio=None, **options)
-
-
-def of_timm(name: str, arrangement: Any = "td", **settings: Any) -> Any:
-    with torch.device("meta"):
-        model = timm.create_model(name, **settings)
-    return converted(model, arrangement)
 
 
 @pytest.mark.parametrize("name", ["dpn48b", "rexnet_100"])
