@@ -20,6 +20,7 @@ from typing import Any
 from bu2td.errors import FileError, MissingPackageError, OptionError, nearest
 from bu2td.evaluate.attacks import BUDGETS
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
+from bu2td.options import Options
 
 ARRANGEMENTS = ("bu", *TOP_DOWN)
 INITIALISATIONS = ("default", "glorot_uniform", "he_normal")
@@ -201,6 +202,12 @@ def check(settings: Settings) -> Settings:
     for key in settings.top_down:
         if key not in training:
             raise OptionError(f"top_down may hold training settings only, found {key!r}.{nearest(key, training)}")
+    convertible = [f.name for f in dataclasses.fields(Options) if f.name not in ("arrangement", "seed")]
+    for key in settings.convert:  # the arrangement and the seed are settings of their own
+        if key not in convertible:
+            raise OptionError(
+                f"convert may hold options of bu2td.convert, found {key!r}.{nearest(key, convertible)}"
+            )
     if settings.top_down:
         check(settings.for_arrangement("td"))
     return settings
