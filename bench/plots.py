@@ -121,7 +121,7 @@ def conversion(rows: list[Row]) -> Any:
     axes.loglog(ends, np.median(seconds / nodes) * ends, "-", color=FAINT, zorder=0)
     for row in rows:
         name = row["model"].removeprefix("bu2td:").replace(" a stage", "")
-        above = row["convert_s"] / row["nodes"] > statistics.median(seconds / nodes)
+        above = row["convert_s"] / row["nodes"] > 0.9 * statistics.median(seconds / nodes)
         right = row["nodes"] > 900 or (above and row["nodes"] > nodes.min())
         style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 5.5}
         place, shift, side = (row["nodes"], row["convert_s"]), (-5 if right else 5), "right" if right else "left"
