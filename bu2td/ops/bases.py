@@ -159,7 +159,7 @@ class Convolution(Converter):
             padding = same_padding(shape.kernel, pair(self.setting(conv, "dilation")))
         before = self.setting(conv, "out_channels")
         shapes: dict[str, tuple[int, ...]] = {
-            name: led_by(parameter.shape, before, shape.outputs)
+            name: led_by(parameter.shape, before, shape.outputs, sole=name == "bias")
             for name, parameter in conv._parameters.items()
             if parameter is not None
         }

@@ -132,7 +132,8 @@ class Converter:
                 f"leaf = False, so that the module is traced"
             )
         values = {**module._parameters, **module._buffers}
-        shapes = {name: led_by(v.shape, before, width) for name, v in values.items() if v is not None}
+        sole = self.role.normalises  # else one value may be shared, and serves any number of channels
+        shapes = {name: led_by(v.shape, before, width, sole) for name, v in values.items() if v is not None}
         own = [name for name in self.width_attributes if hasattr(module, name)]
         return resized(module, shapes, dict.fromkeys(own, width))
 

@@ -43,12 +43,21 @@ def drop_hooks(module: nn.Module) -> None:
             module.__dict__[name] = type(value)()
 
 
-def led_by(shape: Sequence[int], before: int, after: int) -> tuple[int, ...]:
+def led_by(shape: Sequence[int], before: int, after: int, sole: bool = False) -> tuple[int, ...]:
     """A shape with another size where its first dimension that is longer than 1 is as long as ``before``.
 
-    Parameters of one value per channel are written (C,), (C, 1, 1) or (1, C, 1, 1).
+    Parameters of one value per channel are written (C,), (C, 1, 1) or (1, C, 1, 1). A shape of ones says nothing of
+    a layer of one channel: the value may belong to the channel, or to the layer, and then stays one.
+
+    Args:
+        shape: of a parameter.
+        before: channels of the layer.
+        after: channels that it is to have.
+        sole: a value of a layer of one channel belongs to the channel.
     """
     at = next((i for i, n in enumerate(shape) if n > 1), None)
+    if at is None and sole and before == 1 and shape:
+        at = max(len(shape) - 3, 0)
     if at is None or shape[at] != before:
         return tuple(shape)
     return (*shape[:at], after, *shape[at + 1 :])

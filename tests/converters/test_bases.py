@@ -176,6 +176,41 @@ def test_values_per_channel_follow_however_they_are_written() -> None:
     td(torch.randn(2, 3, 32, 32))
 
 
+@pytest.mark.parametrize("act", [nn.PReLU, Scaled, lambda w: nn.Hardtanh()])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm2d,
+        lambda width: nn.GroupNorm(1, width),
+        lambda width: nn.InstanceNorm2d(width, affine=True, track_running_stats=True),
+        "PowerNorm",
+    ],
+)
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+def test_layers_of_one_channel_grow(example: Any, norm: Any, act: Any, arrangement: str) -> None:
+    """No shape says that the one value of a norm or a bias belongs to the one channel."""
+    norm = getattr(example, norm) if isinstance(norm, str) else norm
+
+    def layers(inputs: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1), norm(outputs), act(outputs))
+
+    model = nn.Sequential(layers(3, 8), nn.MaxPool2d(2), layers(8, 1), nn.MaxPool2d(2), layers(1, 12), head(12))
+    with knowing(Scaled, bu2td.Activation):
+        td = bu2td.convert(
+            model, arrangement, width=6 if arrangement == "uni" else None, example_inputs=IMAGES, seed=0
+        )
+    for name, module in td.named_modules():
+        if isinstance(module, nn.Conv2d):
+            assert module.bias is not None
+            assert len(module.bias) == module.out_channels, name
+        elif hasattr(module, "running_mean"):
+            assert len(module.running_mean) == module.num_features, name
+    if arrangement == "uni":
+        assert td.plan.levels[1].merge_width == 6
+    td(torch.randn(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None for p in td.parameters())
+
+
 class Inside(nn.Module):
     """An activation that holds another one with slopes."""
 
