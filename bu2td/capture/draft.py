@@ -31,6 +31,7 @@ class Draft:
         self.graph = traced
         self.parts: dict[str, Any] = {}
         self.training = training
+        self._paths: set[str] = set()  # of the parts, and of the modules around them
         modules = dict(root.named_modules(remove_duplicate=False))
         for node in traced.nodes:
             line = {"line": node.meta["line"]} if "line" in node.meta else {}
@@ -44,7 +45,13 @@ class Draft:
                         f"the forward makes a tensor of its own, of shape {tuple(part.shape)}, at "
                         f"{source_line(next(iter(node.users)))}; register it as a buffer of the module"
                     )
-                self.parts[node.target] = part
+                self._take(node.target, part)
+
+    def _take(self, path: str, part: Any) -> None:
+        self.parts[path] = part
+        while path:
+            self._paths.add(path)
+            path = path.rpartition(".")[0]
 
     def module(self, node: Any) -> nn.Module | None:
         """The module that a node calls; None for anything else."""
@@ -62,9 +69,9 @@ class Draft:
         """
         base = f"{node.meta['path']}.{name}".strip(".")
         target, count = base, 1
-        while target in self.parts:
+        while target in self._paths:
             target, count = f"{base}_{count}", count + 1
-        self.parts[target] = module
+        self._take(target, module)
         with self.graph.inserting_before(node):
             new = self.graph.call_module(target, (source,))
         new.meta = dict(node.meta)

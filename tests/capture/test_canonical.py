@@ -181,6 +181,12 @@ def test_modules_that_are_made_take_no_name_of_the_model() -> None:
     ]
 
 
+def test_modules_that_are_made_take_no_name_of_a_container() -> None:
+    """A module is not put where others of the model are inside."""
+    _, module = rewritten(functional_form, lambda net, x: net.relu(F.relu(x)), relu=nn.Sequential(nn.Tanh()))
+    assert {name: len(list(part.children())) for name, part in module.named_children()} == {"relu": 1, "relu_1": 0}
+
+
 def test_modules_that_are_made_lie_where_the_function_is_called() -> None:
     inner = Net(lambda net, x: F.relu(x))
     _, module = rewritten(functional_form, lambda net, x: net.inner(x).sin(), inner=inner)
