@@ -92,6 +92,13 @@ class GraphView:
         node = self.nodes[name]
         return str(node.target) if node.op == "call_module" else node.meta.get("path", "")
 
+    def has(self, path: str) -> bool:
+        """Whether the network has a module, parameter or buffer at a path."""
+        at: Any = self.graph_module
+        for step in path.split("."):
+            at = getattr(at, step, None)
+        return at is not None
+
     def depthwise(self, name: str) -> bool:
         """Whether a node is a depthwise convolution."""
         return self.grouped(name) and self.groups(name) == self.site(name).input_dims()[1].size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -104,13 +105,17 @@ def emit_piece(view: GraphView, units: UnitBuilder, piece: Piece, place: Place) 
 class _Calls:
     """The graph that is emitted, and the modules that it calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: GraphView) -> None:
+        self.view = view
         self.graph = fx.Graph()
         self.modules: dict[str, Any] = {}
 
     def add(self, name: str, module: nn.Module, *args: fx.Node | None) -> fx.Node:
-        self.modules[name] = module
-        return self.graph.call_module(name, args)
+        """Call a new module, under a name that neither the piece nor the bottom-up network has: ``name2``, say."""
+        names = itertools.chain([name], (f"{name}{i}" for i in itertools.count(2)))
+        free = next(n for n in names if n not in self.modules and not self.view.has(n))
+        self.modules[free] = module
+        return self.graph.call_module(free, args)
 
 
 class _Operands:
@@ -149,9 +154,7 @@ class _Operands:
         return self.calls.graph.call_method("permute", (value, 0, 2, 3, 1))  # the join is channels-last
 
     def _upsample(self, value: fx.Node, width: int) -> fx.Node:
-        count = sum(target.startswith("upsample") for target in self.calls.modules)
-        name = f"upsample{count + 1}" if count else "upsample"
-        return self.calls.add(name, self.units.upsample(width, self.piece.factor), value, self._like)
+        return self.calls.add("upsample", self.units.upsample(width, self.piece.factor), value, self._like)
 
     def _value(self, name: str) -> fx.Node:
         producer = self.edited.producer(name)
@@ -182,7 +185,7 @@ class _PieceEmitter:
         self.units = units
         self.piece = piece
         self.place = place
-        self.calls = _Calls()
+        self.calls = _Calls(view)
         self.operands = _Operands(view, units, piece, self.calls)
         self.origins: dict[str, str] = {}
         self.limits: list[MapLimit] = []
@@ -281,7 +284,5 @@ def _safe(name: str) -> str:
 
 def _readable(view: GraphView, name: str) -> str:
     """A readable name for a function's value: the module that it belongs to and what it does."""
-    node = view.nodes[name]
-    path = node.meta.get("path", "")
-    what = getattr(node.target, "__name__", str(node.target)).strip("_")
+    path, what = view.path(name), view.site(name).name.strip("_")
     return _safe(f"{path}.{what}" if path else what)

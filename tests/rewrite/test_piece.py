@@ -142,3 +142,40 @@ def test_modules_keep_their_paths() -> None:
     own = dict(baselines.resnet32().named_modules())
     assert type(paths["r2_up.stages.1.0.conv1"]) is type(own["stages.1.0.conv1"])
     assert "r2.stages.1.1.conv1" in paths
+
+
+# --- names --------------------------------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """A residual block whose second convolution has a name that new modules of a piece have, too."""
+
+    def __init__(self, name: str, stride: int, inside: str) -> None:
+        super().__init__()
+        self.first, self.pool = unit(8, 8, stride=stride), nn.AvgPool2d(2) if stride > 1 else nn.Identity()
+        conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.add_module(name, nn.Sequential() if inside else conv)
+        if inside:
+            self.get_submodule(name).add_module(inside, conv)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.get_submodule(self.name)(self.first(x)) + self.pool(x))
+
+
+@pytest.mark.parametrize("inside", ["", "conv"])
+@pytest.mark.parametrize("name", ["projection", "upsample", "upsample2", "entry_adapter", "plain"])
+def test_new_modules_have_names_of_their_own(name: str, inside: str) -> None:
+    """No name that the bottom-up network gives stands in the way of a module that is new."""
+
+    def converted(name: str, inside: str) -> Any:
+        blocks = [Named(name, stride, inside) for stride in (1, 2)]
+        wider = [unit(8, 16), nn.MaxPool2d(2), unit(16, 16), head(16)]
+        images = torch.zeros(1, 3, 32, 32)
+        return bu2td.convert(nn.Sequential(unit(3, 8), *blocks, *wider), "td", example_inputs=images, seed=0)
+
+    td, plain = converted(name, inside), converted("other", "")
+    assert sorted(p.shape for p in td.parameters()) == sorted(p.shape for p in plain.parameters())
+    assert any("projection" in path for path, _ in plain.named_modules())
+    td(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None for p in td.parameters())
