@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import Bu2tdError, ConverterError
-from bu2td.ir import Dim, Dims, is_tensor
+from bu2td.ir import Dim, Dims, TensorDims, is_tensor, map_dims
 from bu2td.ops.fields import Field, hull, nothing
 from bu2td.ops.roles import Role
 from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System
@@ -299,8 +299,16 @@ def broadcast(site: Site, system: System, count: int = 2) -> Any:
 
 def pinned(site: Site, system: System) -> Any:
     """Pin every channel dimension that goes in to its bottom-up size, and every one that comes out."""
+
+    def pin(dims: TensorDims, exprs: tuple[Expr | None, ...]) -> None:
+        for expr, dim in zip(exprs, dims, strict=True):
+            if expr is not None:
+                system.equal(expr, system.constant(dim.size))
+
     for source in site.node.all_input_nodes:
-        _pin(system, system.of(source), site.dims[source.name])
+        exprs = system.of(source)
+        if exprs is not None:
+            map_dims(pin, site.dims[source.name], exprs)
     return constants(site.value, system)
 
 
@@ -346,22 +354,8 @@ def to_size(field: Field, site: Site, along: Callable[[Field, int, int], Field |
     return field
 
 
-def _pin(system: System, exprs: Any, value: Dims) -> None:
-    if not value or exprs is None:
-        return
-    if isinstance(value[0], Dim):
-        for expr, dim in zip(exprs, value, strict=True):
-            if expr is not None:
-                system.equal(expr, system.constant(dim.size))
-    else:
-        for part, inner in zip(exprs, value, strict=True):
-            _pin(system, part, inner)
-
-
 def constants(value: Dims, system: System) -> Any:
     """Constant expressions for a whole value."""
-    if value is None:
-        return None
-    if value and not isinstance(value[0], Dim):
-        return tuple(constants(inner, system) for inner in value)
-    return tuple(system.constant(d.size) if d.kind == "channel" else None for d in value)
+    return map_dims(
+        lambda dims: tuple(system.constant(d.size) if d.kind == "channel" else None for d in dims), value
+    )
