@@ -320,7 +320,7 @@ def _pool_channels_last(network: TopDownNetwork, choose: Chooser) -> None:
             continue
         for node in part.graph.nodes:
             keepdim = _global_mean(part, node)
-            target = str(node.target) if node.op == "call_module" else f"{node.name}_pool"
+            target = str(node.target) if node.op == "call_module" else _free(part, f"{node.name}_pool")
             if keepdim is None or not choose("pool", f"{name}.{target}"):
                 continue
             if node.op == "call_method":
@@ -328,6 +328,11 @@ def _pool_channels_last(network: TopDownNetwork, choose: Chooser) -> None:
             part.set_submodule(target, GlobalAvgPool(keepdim))
         part.graph.lint()
         part.recompile()
+
+
+def _free(part: nn.Module, name: str) -> str:
+    """A name that the modules of a graph leave free."""
+    return name if not hasattr(part, name) else _free(part, f"{name}_")
 
 
 def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:

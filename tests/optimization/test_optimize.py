@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import convert_baseline
+from nets import convert_baseline, unit
 from reference.fill import fill as fill_in_place
 from torch import Tensor, fx, nn
 
@@ -89,6 +89,26 @@ def test_every_option_keeps_its_function(name: str, options: dict[str, Any], mod
     network = fill(convert_baseline(name, "td", seed=0, **options)).eval()
     fast = bu2td.optimize(network, mode, rules=ALL).eval()
     images = torch.rand(1, baselines.INPUT_SIZES[name][0], 36, 28)
+    with torch.no_grad():
+        assert relative(fast(images), network(images)) < 1e-5
+
+
+class Averaged(nn.Module):
+    """Its classifier has the name that a pooling module of its mean would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(unit(3, 8), nn.MaxPool2d(2), unit(8, 16), nn.MaxPool2d(2), unit(16, 16))
+        self.mean_pool = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mean_pool(self.body(x).mean((2, 3)))
+
+
+def test_new_poolings_have_names_of_their_own() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    network = bu2td.convert(Averaged(), example_inputs=images, seed=0).eval()
+    fast = bu2td.optimize(network, "training", rules={"pool": "always"}).eval()
     with torch.no_grad():
         assert relative(fast(images), network(images)) < 1e-5
 
