@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +15,7 @@ from bu2td.capture import capture
 from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
 from bu2td.graph import flatten, last_nodes, paused_collector
 from bu2td.ir import Analysis, Capture, Dims, is_feature_map, reduction_of
-from bu2td.ops import drop_hooks
+from bu2td.ops import copied
 from bu2td.probe import probe
 from bu2td.runtime import TopDownNetwork
 
@@ -96,7 +95,7 @@ class Subject:
 
     def runnable(self, device: torch.device, dtype: torch.dtype | None = None) -> fx.GraphModule:
         """The graph with copies of the network's own weights, in eval mode, with frozen parameters."""
-        twin: Any = _frozen_copy(self.source, device)
+        twin: Any = copied(self.source, lambda tensor: tensor.to(device, copy=True)).requires_grad_(False).eval()
         turned = isinstance(self.source, TopDownNetwork)
         flat = flatten(twin, copied=False) if turned else self._bottom_up(twin)
         return flat.to(dtype or _precision(flat)).eval()
@@ -199,22 +198,6 @@ def _top_down(network: TopDownNetwork, example_inputs: Tensor | None) -> Subject
     last = last_nodes(flat)
     levels = {f"r{stage.reduction}": last[stage.output] for stage in network.stages.levels}
     return Subject(network, flat, dims, levels, images)
-
-
-def _frozen_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy on a device, without hooks and gradients; the network may hold tensors outside its parameters."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None and id(parameter) not in memo:
-                memo[id(parameter)] = nn.Parameter(parameter.detach().to(device, copy=True), requires_grad=False)
-        for tensor in [*module._buffers.values(), *module.__dict__.values()]:
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = tensor.detach().to(device, copy=True)
-    twin = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        drop_hooks(module)
-    return twin.eval()
 
 
 def check_weights(model: nn.Module) -> None:

@@ -24,4 +24,4 @@ from bu2td.ops.registry import (
 )
 from bu2td.ops.roles import Role
 from bu2td.ops.site import Change, Expr, NoRuleError, Rebuilt, Site, System, Term
-from bu2td.ops.surgery import drop_hooks, meta_copy, resized, resized_deeply
+from bu2td.ops.surgery import copied, meta_copy, resized, resized_deeply

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,16 +14,27 @@ from bu2td.errors import CaptureError
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Copy a module with every tensor in it replaced by an empty one on the meta device, without hooks."""
+    return copied(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+
+
+def copied(model: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Copy a module without hooks.
+
+    Args:
+        model: the module; it may hold tensors outside of its parameters and buffers.
+        make: what stands in for a tensor; those that are shared stay shared.
+
+    Raises:
+        CaptureError: it holds what cannot be copied.
+    """
     memo: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
             if parameter is not None and id(parameter) not in memo:
-                memo[id(parameter)] = nn.Parameter(
-                    torch.empty_like(parameter, device="meta"), parameter.requires_grad
-                )
+                memo[id(parameter)] = nn.Parameter(make(parameter.detach()), parameter.requires_grad)
         for tensor in [*module._buffers.values(), *module.__dict__.values()]:
             if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = torch.empty_like(tensor, device="meta")
+                memo[id(tensor)] = make(tensor.detach())
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:

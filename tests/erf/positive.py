@@ -47,7 +47,8 @@ from bu2td.errors import UnsupportedOperationError
 from bu2td.graph import GraphView, source_line
 from bu2td.ir import Capture, Dims, is_tensor
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
-from bu2td.ops import Role, drop_hooks
+from bu2td.ops import Role
+from bu2td.ops.surgery import drop_hooks
 from erf.boxes import BlurredPyramid, BoxConv, BoxHalo, BoxPool, BoxTransposed, detached, mixed, passed, summed
 
 __all__ = ["compare_support", "positive_copy"]
