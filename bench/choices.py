@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from bu2td.ir import format_table
 from bu2td.nn import Upsample
 from bu2td.optimization.cost_model import Chooser, Form
-from bu2td.optimization.fuse import Draft
+from bu2td.optimization.fuse import ConvDraft
 from bu2td.optimization.kernels import UpsampledConv2d, WinogradConv2d
 from bu2td.optimization.simplify import conv_forms, winograd_forms
 
@@ -58,7 +58,7 @@ def arms(rule: str, mode: str, conv: nn.Conv2d, x: Tensor) -> dict[str, Callable
     new: Any = WinogradConv2d(conv) if rule == "winograd" else UpsampledConv2d(conv, 2)
     old: Any = conv
     if mode == "inference" and conv.kernel_size != (1, 1):  # a 1x1 convolution is not fused with its upsampling
-        draft = Draft.of(conv)
+        draft = ConvDraft.of(conv)
         assert draft is not None
         old, new = draft.build(), draft.build("winograd" if rule == "winograd" else "low", new)
     forms: list[Callable[[Tensor], Tensor]] = [old, new]

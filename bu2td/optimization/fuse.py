@@ -34,7 +34,7 @@ _SUM_METHODS = ("add", "add_")
 
 
 @dataclass
-class Draft:
+class ConvDraft:
     """A convolution on its way to a `FusedConv2d`."""
 
     weight: Tensor
@@ -47,7 +47,7 @@ class Draft:
     numbers: tuple[float, ...] = ()
 
     @staticmethod
-    def of(conv: Any) -> Draft | None:
+    def of(conv: Any) -> ConvDraft | None:
         """A draft of a convolution of exactly PyTorch's kind, with zero padding; None for any other."""
         if type(conv) not in (nn.Conv2d, UpsampledConv2d, WinogradConv2d) or conv.padding_mode != "zeros":
             return None
@@ -55,7 +55,7 @@ class Draft:
         if padding is None:
             return None
         bias = None if conv.bias is None else conv.bias.detach()
-        return Draft(conv.weight.detach(), bias, padding, conv.stride, conv.dilation, conv.groups)
+        return ConvDraft(conv.weight.detach(), bias, padding, conv.stride, conv.dilation, conv.groups)
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Fold a batch norm in eval mode: its scale into the kernel, its shift into the bias."""
@@ -114,7 +114,7 @@ def fuse(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Ch
 
 
 def _fuse_unit(network: nn.Module, name: str, unit: Any, out: tuple[int, ...], choose: Chooser) -> None:
-    draft = Draft.of(unit.conv)
+    draft = ConvDraft.of(unit.conv)
     if draft is None or not choose("fuse", name):
         return
     names = [part_name for part_name, _ in unit.in_order()]
@@ -140,7 +140,7 @@ def _is_split_by_norm(merge: nn.Module) -> bool:
         return False
     parts: Any = merge
     plain = type(parts.norm) is nn.BatchNorm2d and parts.norm.running_mean is not None
-    draft = Draft.of(parts.conv)
+    draft = ConvDraft.of(parts.conv)
     return plain and activation_of(parts.act) is not None and draft is not None and draft.groups == 1
 
 
@@ -150,25 +150,27 @@ def _fused_pre_merge(merge: Any) -> FusedMerge:
     norm_x, norm_lateral = (FusedNorm(scale, shift, act, numbers) for scale, shift in halves)
     convs: list[FusedConv2d] = []
     for weight in merge.conv.weight.detach().chunk(2, dim=1):
-        draft = Draft.of(merge.conv)
+        draft = ConvDraft.of(merge.conv)
         assert draft is not None
         draft.weight, draft.bias = weight, None if convs else draft.bias
         convs.append(draft.build(reuse=bool(convs)))
     return FusedMerge(convs[0], convs[1], (norm_x, norm_lateral), merge.join == "add_concat")
 
 
-def _fused_merge(draft: Draft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Chooser) -> FusedMerge:
+def _fused_merge(
+    draft: ConvDraft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Chooser
+) -> FusedMerge:
     of_x, of_lateral = draft.weight.chunk(2, dim=1)
     if unit.join == "add_concat":
         of_lateral = of_x + of_lateral
-    first = Draft(of_x, draft.bias, draft.padding, (1, 1), (1, 1), 1)
-    second = Draft(of_lateral, None, draft.padding, (1, 1), (1, 1), 1, draft.act, draft.numbers)
+    first = ConvDraft(of_x, draft.bias, draft.padding, (1, 1), (1, 1), 1)
+    second = ConvDraft(of_lateral, None, draft.padding, (1, 1), (1, 1), 1, draft.act, draft.numbers)
     low = "low" if unit.factor != (1, 1) else _form(first, f"{name}.of_x", out, choose)
     form = _form(second, f"{name}.of_lateral", out, choose)
     return FusedMerge(first.build(low, unit), second.build(form, reuse=True))
 
 
-def _absorb(draft: Draft, part: nn.Module, site: str, choose: Chooser) -> bool:
+def _absorb(draft: ConvDraft, part: nn.Module, site: str, choose: Chooser) -> bool:
     """Take a norm or an activation into a draft."""
     if isinstance(part, nn.BatchNorm2d):
         act = _own_act(part)
@@ -198,7 +200,7 @@ def _own_act(norm: nn.Module) -> tuple[str, tuple[float, ...]] | None:
 # --- forms --------------------------------------------------------------------------------------------
 
 
-def _form(draft: Draft, site: str, out: tuple[int, ...], choose: Chooser) -> str:
+def _form(draft: ConvDraft, site: str, out: tuple[int, ...], choose: Chooser) -> str:
     """How a convolution is computed: ``out`` is the shape of its result."""
     square = tuple(draft.weight.shape[-2:]) == (3, 3) and draft.padding == (1, 1)
     if not square or draft.groups != 1 or draft.stride != (1, 1) or draft.dilation != (1, 1):
@@ -226,7 +228,7 @@ class _GraphFuser:
         self._drop_dropouts()
         for node in reversed(list(self.graph.nodes)):
             part = self._part(node)
-            draft = Draft.of(part) if part is not None and self._is_only_call(node) else None
+            draft = ConvDraft.of(part) if part is not None and self._is_only_call(node) else None
             if isinstance(part, UpsampledConv2d) and part.kernel_size == (1, 1):
                 continue
             if draft is not None and self.choose("fuse", f"{self.path}.{node.target}"):
@@ -284,7 +286,7 @@ class _GraphFuser:
                 node.replace_all_uses_with(node.args[0])
                 self.graph.erase_node(node)
 
-    def _fuse(self, node: fx.Node, conv: Any, draft: Draft) -> None:
+    def _fuse(self, node: fx.Node, conv: Any, draft: ConvDraft) -> None:
         """Put a fused convolution in the place of a convolution and of what follows it."""
         last, other = self._absorbed(node, draft)
         low = isinstance(conv, UpsampledConv2d)
@@ -304,7 +306,7 @@ class _GraphFuser:
         self.graph.erase_node(node)
         new.name = name
 
-    def _absorbed(self, node: fx.Node, draft: Draft) -> tuple[fx.Node, fx.Node | None]:
+    def _absorbed(self, node: fx.Node, draft: ConvDraft) -> tuple[fx.Node, fx.Node | None]:
         """Let a draft take in what follows its convolution: the last node of that, and the map that is added."""
         last, other = node, None
         while len(last.users) == 1:

@@ -494,12 +494,12 @@ def test_networks_that_cannot_be_optimised(small: Any) -> None:
 def test_a_wrong_rewrite_is_noticed(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from bu2td.optimization import fuse
 
-    fold = fuse.Draft.fold
+    fold = fuse.ConvDraft.fold
 
     def wrong(draft: Any, norm: Any) -> None:
         fold(draft, norm)
         draft.weight = draft.weight * 1.01
 
-    monkeypatch.setattr(fuse.Draft, "fold", wrong)
+    monkeypatch.setattr(fuse.ConvDraft, "fold", wrong)
     with pytest.raises(VerificationError, match="differs from the network"):
         bu2td.optimize(small)
