@@ -189,14 +189,14 @@ def _completed(
 def _with_weights(emission: Emission, analysis: Analysis, device: torch.device | None) -> TopDownNetwork:
     """The network, initialised on a device; its plan says how many values it inherited, and of how many."""
     network, captured = emission.network, analysis.capture
-    source, options = captured.source, network.plan.options
-    device = device or next((p.device for p in source.parameters()), torch.device("cpu"))
+    weights, options = captured.weights, network.plan.options
+    device = device or next((p.device for p in captured.source.parameters()), torch.device("cpu"))
     if device.type == "meta":
         return network
     assert options.seed is not None
-    initialise(network, emission.origins, source, captured.constants, options.seed)
+    initialise(network, emission.origins, weights, captured.constants, options.seed)
     if options.inherit == "matching":
-        inherited = inherit_matching(network, emission.origins, source)
+        inherited = inherit_matching(network, emission.origins, weights)
         network.record = replace(network.record, plan=replace(network.plan, inherited=inherited))
     network.to(device)
     return network

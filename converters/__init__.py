@@ -4,4 +4,17 @@ Importing this package registers them all. To add an operation, write a class in
 (see `bu2td.Converter` for what it may answer) and decorate it with `register_converter`.
 """
 
-from bu2td_converters import attention, conv, join, linear, norm, pointwise, pool, product, reshape, timm, topdown  # noqa: F401
+from bu2td_converters import (  # noqa: F401
+    attention,
+    conv,
+    einops,
+    join,
+    linear,
+    norm,
+    pointwise,
+    pool,
+    product,
+    reshape,
+    timm,
+    topdown,
+)

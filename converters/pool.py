@@ -11,6 +11,7 @@ from bu2td_converters.timm import TimmLayer
 from torch import fx, nn
 
 from bu2td.ir import Dim, is_tensor
+from bu2td.nn import FixedFilter
 from bu2td.ops import (
     Change,
     Converter,
@@ -94,6 +95,19 @@ class PoolConverter(Converter):
         new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
         new.ceil_mode = False
         return Rebuilt(module=new)
+
+
+@register_converter(FixedFilter)
+class FixedFilterConverter(PoolConverter):
+    """The same fixed filter over every channel: like a pooling, it serves any width."""
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """The filter stays; with stride 1 its padding keeps the size."""
+        layer: Any = site.module
+        if not change.stride_one and (not change.keep_resolution or self.stride(site) != (1, 1)):
+            return Rebuilt(module=resized(layer, {}, {}))
+        padding = tuple(k // 2 for k in self.kernel(site))
+        return Rebuilt(module=resized(layer, {}, {"stride": (1, 1), "padding": padding}))
 
 
 @register_converter("timm.layers.blur_pool.BlurPool2d")

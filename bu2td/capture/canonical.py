@@ -7,20 +7,30 @@ through the whole graph before the next; modules are made of functions before ac
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bu2td.capture.activations import handwritten_activation
 from bu2td.capture.concats import growing_concat
 from bu2td.capture.draft import Draft
 from bu2td.capture.forms import functional_form, whole_map_pool
-from bu2td.capture.rewrites import identity, in_place_method, single_output, view
+from bu2td.capture.layers import functional_layer
+from bu2td.capture.makers import made_where_maps_are, padded_by_zeros
+from bu2td.capture.rewrites import flattened, identity, in_place_method, own_batch, single_output, view, written_out
+from bu2td.capture.tracer import Traced
+from bu2td.ir import FrozenMap
 
 REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
-    single_output,
     in_place_method,
     identity,
+    written_out,
+    own_batch,
+    padded_by_zeros,
+    made_where_maps_are,
+    flattened,
     view,
+    functional_layer,
     functional_form,
     whole_map_pool,
     handwritten_activation,
@@ -28,20 +38,46 @@ REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
 )
 
 
-def canonicalise(root: nn.Module, traced: fx.Graph, training: bool) -> fx.GraphModule:
+@dataclass(frozen=True, eq=False)
+class Canonical:
+    """A canonical graph, and what is to be known beside it.
+
+    Attributes:
+        tensors: parameters and buffers of the graph that the model has under another name, or not at all.
+        chosen: what to say of the output that was chosen, if there was a choice.
+        others: labels of the other outputs that may be the logits.
+        notes: what else is to be said.
+    """
+
+    graph_module: fx.GraphModule
+    tensors: FrozenMap[str, Tensor]
+    chosen: tuple[str, ...]
+    others: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def noting(self, *notes: str) -> Canonical:
+        """The same with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
+
+def canonicalise(traced: Traced, source: nn.Module, choice: int = 0) -> Canonical:
     """Build the canonical graph out of a traced one, which is used up.
 
-    Needs: the traced root, whose one submodule ``model`` is the network, and its graph.
-    Returns: a graph module with the network's own module paths. Functional activations, poolings and dropout
+    Needs: what tracing a copy of ``source`` gave; which of the outputs that may be the logits is chosen, the
+        likeliest by default.
+    Returns: a graph module with the network's own module paths. Functional activations, poolings, dropout and layers
         are modules, methods that work in place make new tensors, identities and dead code are gone.
     Guarantees: it computes what the traced graph computes, and returns one tensor.
 
     Raises:
-        CaptureError: the forward makes tensors of its own.
-        ModelOutputError: it returns anything else than one tensor (auxiliary outputs aside).
+        ModelOutputError: it returns nothing that may be logits.
     """
-    draft = Draft(root, traced, training)
+    draft = Draft(traced, source)
+    chosen, others = single_output(draft, choice)
     for rewrite in REWRITES:
         for node in list(draft.graph.nodes):
             rewrite(draft, node)
-    return draft.graph_module()
+    graph_module = draft.graph_module()
+    own = {name for name, _ in [*graph_module.named_parameters(), *graph_module.named_buffers()]}
+    tensors = {name: tensor for name, tensor in draft.tensors.items() if name in own}
+    return Canonical(graph_module, FrozenMap(tensors), chosen, others, traced.notes)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bu2td.errors import (
     CaptureError,
@@ -18,7 +17,7 @@ from bu2td.errors import (
     NotAModelError,
     WrappedModelError,
 )
-from bu2td.ops import Role, converter_for_type
+from bu2td.ops import Role, converter_for
 
 #: Modules that run a model on several devices, by name: some are not there on every platform.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -60,7 +59,6 @@ def check_model(model: nn.Module) -> None:
         raise CaptureError("a TorchScript module cannot be traced; pass the eager module that it was made from")
     for module in model.modules():
         _check_weights(module)
-    _check_convolutions(type(model).__name__, {type(m) for m in model.modules()})
     _check_signature(model)
 
 
@@ -77,10 +75,18 @@ def _check_weights(module: nn.Module) -> None:
         )
 
 
-def _check_convolutions(name: str, classes: Iterable[type[nn.Module]]) -> None:
-    if any(converter.role is Role.CONV for converter in map(converter_for_type, classes) if converter):
+def check_convolutions(name: str, graph_module: fx.GraphModule) -> None:
+    """Refuse a graph without 2-d convolutions.
+
+    Raises:
+        DimensionalityError: it convolves in one or three dimensions.
+        NoConvolutionError: it does not convolve.
+    """
+    modules = dict(graph_module.named_modules())
+    roles = {converter_for(n, modules.get(str(n.target))).role for n in graph_module.graph.nodes}
+    if Role.CONV in roles:
         return
-    others = sorted({cls.__name__ for cls in classes if issubclass(cls, nn.Conv1d | nn.Conv3d)})
+    others = sorted({type(m).__name__ for m in modules.values() if isinstance(m, nn.Conv1d | nn.Conv3d)})
     if others:
         raise DimensionalityError(
             f"{name} convolves in {', '.join(others)}; only networks of 2-d "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from bu2td.errors import CaptureError
-from bu2td.graph import source_line
+from bu2td.capture.tracer import Traced
+from bu2td.capture.values import Unknown
 
 #: Where torch keeps its functions; elsewhere one of the same name may do something else.
 _TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functional", "_operator")
@@ -17,35 +20,48 @@ _TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functio
 class Draft:
     """A traced graph whose calls and reads have the paths that they have in the model.
 
+    Tensors that the forward makes, or keeps where a model registers none, are buffers of the graph.
+
     Attributes:
         graph: the graph. What a rewrite leaves without a reader may stay; nodes know their ``path``, the innermost
             module whose forward holds them, and the ``line`` of it.
         parts: what the nodes call or read by its path: modules, parameters and buffers.
+        tensors: what the model has under another name, or not at all: parameters and buffers of the graph by path.
         training: whether the model was traced in train mode.
-
-    Raises:
-        CaptureError: the forward makes tensors of its own.
     """
 
-    def __init__(self, root: nn.Module, traced: fx.Graph, training: bool) -> None:
-        self.graph = traced
+    def __init__(self, traced: Traced, source: nn.Module) -> None:
+        self.graph = traced.graph
+        self.traced = traced
         self.parts: dict[str, Any] = {}
-        self.training = training
+        self.tensors: dict[str, Tensor] = {}
+        self.training = traced.training
         self._paths: set[str] = set()  # of the parts, and of the modules around them
-        modules = dict(root.named_modules(remove_duplicate=False))
-        for node in traced.nodes:
+        self._named: Mapping[str, Tensor] = {**dict(source.named_parameters()), **dict(source.named_buffers())}
+        self._source = source
+        traced.values.parts = self.parts
+        modules = dict(traced.root.named_modules(remove_duplicate=False))
+        for node in self.graph.nodes:
             line = {"line": node.meta["line"]} if "line" in node.meta else {}
             node.meta = {"path": _path(node), **line}
+        for node in self.graph.nodes:
             if node.op in ("call_module", "get_attr"):
-                path = str(node.target)
-                part = modules[path] if path in modules else attrgetter(path)(root)
-                node.target = str(node.target).removeprefix("model.")
-                if node.target.startswith("_tensor_constant"):
-                    raise CaptureError(
-                        f"the forward makes a tensor of its own, of shape {tuple(part.shape)}, at "
-                        f"{source_line(next(iter(node.users)))}; register it as a buffer of the module"
-                    )
-                self._take(node.target, part)
+                traced.values.paths[node] = path = str(node.target)
+                part = modules[path] if path in modules else attrgetter(path)(traced.root)
+                node.target = path.removeprefix("model.")
+                if isinstance(part, Tensor) and node.target not in self._named:
+                    part = self._made(node, path, part)
+                self._take(str(node.target), part)
+
+    def _made(self, node: fx.Node, path: str, tensor: Tensor) -> Tensor:
+        """A buffer for a tensor that the forward makes, or that the model keeps as it keeps no buffer."""
+        if path.startswith("model."):
+            real = attrgetter(node.target)(self._source)
+        else:
+            real, reader = tensor, next(iter(node.users), node)
+            node.target = self.free(reader.meta["path"], "constant")
+        self.tensors[str(node.target)] = real.detach()
+        return torch.empty_like(real, device="meta")
 
     def _take(self, path: str, part: Any) -> None:
         self.parts[path] = part
@@ -58,7 +74,46 @@ class Draft:
         is_call = isinstance(node, fx.Node) and node.op == "call_module"
         return self.parts[str(node.target)] if is_call else None
 
-    def call_instead(self, node: fx.Node, name: str, module: nn.Module, source: fx.Node) -> None:
+    def free(self, path: str, name: str) -> str:
+        """A path for something new in a module: its name, with a number behind it if that is taken."""
+        base = f"{path}.{name}".strip(".")
+        target, count = base, 1
+        while target in self._paths:
+            target, count = f"{base}_{count}", count + 1
+        return target
+
+    def value(self, node: Any) -> Any:
+        """What a node of the traced graph is worth at the model's own size; an `Unknown` where that is not known."""
+        return self.traced.values.of(node)[0]
+
+    def number(self, value: Any) -> Any:
+        """An argument with the numbers of the graph in it written out, where they are the same at all sizes."""
+
+        def written(node: fx.Node) -> Any:
+            own, other = self.traced.values.of(node)
+            known = isinstance(own, int | float | torch.Size) and not isinstance(other, Unknown) and own == other
+            return own if known else node
+
+        return fx.map_arg(value, written)
+
+    def weight(self, node: Any) -> tuple[str, Any]:
+        """The path of the parameter or buffer that a node reads, and it; ("", None) for anything else."""
+        if isinstance(node, fx.Node) and node.op == "get_attr":
+            return str(node.target), self.parts[str(node.target)]
+        return "", None
+
+    def original(self, path: str) -> Tensor | None:
+        """A parameter or buffer with its values in the model; None if the graph has made it."""
+        return self.tensors.get(path, self._named.get(path))
+
+    def call_instead(
+        self,
+        node: fx.Node,
+        name: str,
+        module: nn.Module,
+        source: fx.Node,
+        tensors: Mapping[str, Tensor | None] = MappingProxyType({}),
+    ) -> None:
         """Let a new module compute a node's value out of another, and leave the node without a reader.
 
         Args:
@@ -66,12 +121,11 @@ class Draft:
             name: of the module, in the module whose forward holds the node.
             module: the module.
             source: what it reads.
+            tensors: its parameters and buffers with their values, where they are known.
         """
-        base = f"{node.meta['path']}.{name}".strip(".")
-        target, count = base, 1
-        while target in self._paths:
-            target, count = f"{base}_{count}", count + 1
+        target = self.free(node.meta["path"], name)
         self._take(target, module)
+        self.tensors |= {f"{target}.{key}": tensor for key, tensor in tensors.items() if tensor is not None}
         with self.graph.inserting_before(node):
             new = self.graph.call_module(target, (source,))
         new.meta = dict(node.meta)

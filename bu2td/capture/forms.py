@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from bu2td.capture.draft import Draft, function_name, nodes_in, settings
 
@@ -54,10 +53,6 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 #: Poolings over the whole map, where the window is as large as the map.
 _WHOLE = {"avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": nn.AdaptiveMaxPool2d}
 
-#: What changes a map value by value, in front of a generalised mean: ``avg_pool2d(x.clamp(..).pow(p), ..)``.
-_VALUE_BY_VALUE = ("clamp", "pow", "abs")
-
-
 def functional_form(draft: Draft, node: fx.Node) -> bool:
     """Functional activations, poolings and dropout are modules: ``F.relu(x)`` is ``nn.ReLU()(x)``."""
     return _become(draft, node, _as_module(node))
@@ -77,9 +72,9 @@ def _as_module(node: fx.Node) -> nn.Module | None:
 
 
 def whole_map_pool(draft: Draft, node: fx.Node) -> bool:
-    """A pooling whose window is the size of its own map is adaptive: ``F.avg_pool2d(x, x.shape[2:])``."""
+    """A pooling whose window is as large as its map is adaptive: ``F.avg_pool2d(x, x.shape[2:])``."""
     pool = _WHOLE.get(function_name(node))
-    return _become(draft, node, pool(1) if pool is not None and _covers_its_map(node) else None)
+    return _become(draft, node, pool(1) if pool is not None and _covers_its_map(draft, node) else None)
 
 
 def _become(draft: Draft, node: fx.Node, module: nn.Module | None) -> bool:
@@ -92,22 +87,10 @@ def _become(draft: Draft, node: fx.Node, module: nn.Module | None) -> bool:
     return True
 
 
-def _covers_its_map(node: fx.Node) -> bool:
-    """Whether a pooling's only setting is a window that is read from the size of what it pools."""
+def _covers_its_map(draft: Draft, node: fx.Node) -> bool:
+    """Whether the window of a pooling is read from a size, and one position comes out at all sizes."""
     by_position, by_keyword = settings(node)
-    given = [*by_position, *by_keyword.values()]
-    windows = [s for s in given if nodes_in(s)]
-    plain = len(windows) == 1 and all(s in (None, 0, 1) for s in given if not nodes_in(s))
-    if not (plain and node.args and isinstance(node.args[0], fx.Node)):
+    if not nodes_in((by_position, by_keyword)) or not (node.args and isinstance(node.args[0], fx.Node)):
         return False
-    own = [node.args[0]]  # and what it is made of value by value
-    while function_name(own[-1]) in _VALUE_BY_VALUE and isinstance(own[-1].args[0], fx.Node):
-        own.append(own[-1].args[0])
-    return all(_measured(number) in own for number in nodes_in(windows))
-
-
-def _measured(number: Any) -> Any:
-    """The tensor whose size a number, or several, are read from."""
-    while number.op == "call_function" and number.target in (getattr, operator.getitem):
-        number = number.args[0]
-    return number.args[0] if (number.op, number.target) == ("call_method", "size") else number
+    found = draft.traced.values.of(node)
+    return all(isinstance(value, Tensor) and value.shape[2:] == (1, 1) for value in found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,43 +11,89 @@ from torch import Tensor, fx, nn
 
 from bu2td.ops import converter_for_type
 
-_SIDES = (224, 224)
+#: Sides that are tried in turn where nothing says which: ImageNet's, those of small images, and what others use.
+_SIDES = (224, 32, 28, 64, 96, 128, 227, 256, 299, 384, 512)
+#: Where configurations and models keep the size of their images.
+_NAMES = ("input_size", "in_size", "image_size", "img_size", "input_resolution", "input_shape")
 
 
-def image_shape(
-    model: nn.Module, example_inputs: Tensor | None, graph_module: fx.GraphModule
-) -> tuple[tuple[int, int, int, int], tuple[str, ...]]:
-    """The shape of an image batch: the example's, else the configuration's, else 1 x C x 224 x 224; and notes.
+@dataclass(frozen=True, eq=False)
+class Nominal:
+    """Images that a model may take.
 
-    Without an example, C is what the convolution that reads the image reads.
+    Attributes:
+        images: on meta, two of them.
+        shape: (N, C, H, W) of a batch.
+        assumed: nothing says that it takes them.
+        fixed: an example says so.
     """
-    if example_inputs is not None:
-        n, c, h, w = example_inputs.shape
-        return (n, c, h, w), ()
-    channels = _image_channels(graph_module)
-    size = _configured_size(model)
-    if size is not None:
-        return (1, channels or int(size[0]), int(size[1]), int(size[2])), ()
-    channels = channels or 3
-    note = f"no example_inputs and no input size in the model's configuration: 1x{channels}x224x224 is assumed"
-    return (1, channels, *_SIDES), (note,)
+
+    images: Tensor
+    shape: tuple[int, int, int, int]
+    assumed: bool = False
+    fixed: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say of an assumption."""
+        if not self.assumed:
+            return ()
+        size = "x".join(map(str, self.shape))
+        return (f"no example_inputs and no input size in the model's configuration: {size} is assumed",)
+
+    def read_by(self, graph_module: fx.GraphModule) -> Nominal:
+        """The images with the channels that the convolution which reads them says, if there is one."""
+        channels = None if self.fixed else _image_channels(graph_module)
+        n, _, height, width = self.shape
+        return self if channels is None else replace(self, shape=(n, channels, height, width))
 
 
-def likely_images(model: nn.Module, example_inputs: Tensor | None) -> Tensor:
-    """Meta images (2, C, H, W) of the size that the model most likely takes, for what tracing must know."""
-    size: Any = _configured_size(model) if example_inputs is None else example_inputs.shape[1:]
-    if size is None:
-        widths = (_input_width(module) for module in model.modules())
-        size = (next((width for width in widths if width is not None), 3), *_SIDES)
+def nominal_images(model: nn.Module, example_inputs: Tensor | None) -> Iterator[Nominal]:
+    """The images that a model may take, the likeliest first: one alone if an example or the model says which."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
-    return torch.empty((2, *size), device="meta", dtype=dtype)
+
+    def nominal(shape: tuple[int, ...], **settings: bool) -> Nominal:
+        n, channels, height, width = shape
+        images = torch.empty((2, channels, height, width), device="meta", dtype=dtype)
+        return Nominal(images, (n, channels, height, width), **settings)
+
+    if example_inputs is not None:
+        yield nominal(tuple(example_inputs.shape), fixed=True)
+        return
+    widths = (_input_width(module) for module in model.modules())
+    channels = next((width for width in widths if width is not None), 3)
+    size = _configured_size(model, channels)
+    if size is not None:
+        yield nominal((1, *size))
+        return
+    for side in _SIDES:
+        yield nominal((1, channels, side, side), assumed=True)
 
 
-def _configured_size(model: nn.Module) -> Any:
-    """The (C, H, W) in a configuration that the model carries; None if there is none."""
-    configs: list[Any] = [getattr(model, name, None) for name in ("pretrained_cfg", "default_cfg")]
-    sizes = (config.get("input_size") for config in configs if hasattr(config, "get"))
-    return next((size for size in sizes if size is not None), None)
+def _configured_size(model: nn.Module, channels: int) -> tuple[int, int, int] | None:
+    """The (C, H, W) that a model, or a configuration that it carries, states; None if there is none."""
+    configs: list[Any] = [getattr(model, name, None) for name in ("pretrained_cfg", "default_cfg", "config")]
+    for holder in (*configs, model):
+        for name in _NAMES:
+            value = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+            size = _size(value, channels)
+            if size is not None:
+                return size
+    return None
+
+
+def _size(value: Any, channels: int) -> tuple[int, int, int] | None:
+    """(C, H, W) of a side, of (H, W), or of (C, H, W); None for anything else."""
+    sides = (value, value) if _is_side(value) else value
+    if not isinstance(sides, list | tuple) or not all(map(_is_side, sides)):
+        return None
+    if len(sides) == 2:
+        return (channels, sides[0], sides[1])
+    return (sides[0], sides[1], sides[2]) if len(sides) == 3 and sides[0] <= min(sides[1:]) else None
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _image_channels(graph_module: fx.GraphModule) -> int | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from bu2td.capture.draft import Draft, function_name
-from bu2td.errors import ModelOutputError
+from bu2td.capture.draft import Draft, function_name, nodes_in, settings
+from bu2td.capture.outputs import likely_logits, outputs
 
+#: Functions that count channels and positions in numbers.
+_COUNTING = ("split", "chunk", "narrow", "pad", "conv2d", "pixel_shuffle", "channel_shuffle")
 _IN_PLACE_METHODS = ("add_", "sub_", "mul_", "div_", "relu_", "sigmoid_", "clamp_", "tanh_")
 
 
@@ -36,13 +40,80 @@ def identity(draft: Draft, node: fx.Node) -> bool:
 def _handed_on(draft: Draft, node: fx.Node) -> Any:
     """The value that a node hands on as it is; None if it computes something."""
     name, args = function_name(node), node.args
-    if name == "contiguous" or isinstance(draft.module(node), nn.Identity):
+    if name in ("contiguous", "cuda", "cpu") or isinstance(draft.module(node), nn.Identity):
         return node.all_input_nodes[0]
+    if name == "to" and len(node.args) == 2 and not node.kwargs and _is_device(node.args[1]):
+        return node.args[0]
     if name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1:
         return args[0][0]
     if name == "add" and args[:1] == (0,):
         return args[1]  # sum() starts with 0
     return None
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, torch.device | str)
+
+
+def flattened(draft: Draft, node: fx.Node) -> bool:
+    """A map that is viewed as all of its values, counted in whatever way, is flattened: ``x.view(-1, n)``."""
+    if function_name(node) not in ("view", "reshape") or not nodes_in(settings(node)[0][-1:]):
+        return False
+    source: Any = node.args[0]
+    before, after = draft.traced.values.of(source), draft.traced.values.of(node)
+    for old, new in zip(before, after, strict=True):
+        if not (isinstance(old, Tensor) and old.dim() == 4 and _size(new) == (old.shape[0], old[0].numel())):
+            return False
+    with draft.graph.inserting_before(node):
+        new = draft.graph.call_function(torch.flatten, (source, 1))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
+    draft.graph.erase_node(node)
+    return True
+
+
+def _size(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def own_batch(draft: Draft, node: fx.Node) -> bool:
+    """The number of images is read from the tensor that it is used on: ``y.view(x.size(0), -1)``."""
+    source: Any = node.args[0] if node.args else None
+    if node.op not in ("call_method", "call_function") or not isinstance(source, fx.Node):
+        return False
+    changed = False
+    for number in nodes_in(settings(node)):
+        counted = _counted(number)
+        if counted is None or counted is source or not _as_many(draft, source, counted):
+            continue
+        with draft.graph.inserting_before(node):
+            own = draft.graph.call_method("size", (source, 0))
+        own.meta = dict(node.meta)
+        node.replace_input_with(number, own)
+        changed = True
+    return changed
+
+
+def _counted(number: fx.Node) -> fx.Node | None:
+    """The tensor whose images a number counts, ``x.size(0)`` or ``x.shape[0]``."""
+    source: Any = number.args[0] if number.args else None
+    if (number.op, number.target, number.args[1:]) == ("call_method", "size", (0,)):
+        return source
+    if number.op == "call_function" and number.target is operator.getitem and number.args[1] == 0:
+        of_shape = isinstance(source, fx.Node) and (source.target, source.args[1:]) == (getattr, ("shape",))
+        of_size = isinstance(source, fx.Node) and (source.op, source.target, source.args[1:]) == (
+            *("call_method", "size"),
+            (),
+        )
+        found: Any = source.args[0] if of_shape or of_size else None
+        return found
+    return None
+
+
+def _as_many(draft: Draft, source: fx.Node, counted: fx.Node) -> bool:
+    """Whether two tensors hold as many images."""
+    pairs = zip(draft.traced.values.of(source), draft.traced.values.of(counted), strict=True)
+    return all(_size(a)[:1] == _size(b)[:1] != () for a, b in pairs)
 
 
 def view(draft: Draft, node: fx.Node) -> bool:
@@ -54,32 +125,46 @@ def view(draft: Draft, node: fx.Node) -> bool:
     return True
 
 
-def single_output(draft: Draft, node: fx.Node) -> bool:
-    """The graph returns the logits: auxiliary outputs are dropped.
+def single_output(draft: Draft, choice: int = 0) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The graph returns the logits (N, K): other outputs are dropped.
 
-    Auxiliary outputs are those of a named tuple whose first field is the logits, or of train mode alone.
+    Args:
+        draft: the graph.
+        choice: which of the outputs that may be the logits is taken, the likeliest first.
+
+    Returns:
+        A note on the choice, if there was one, and the labels of the others that may be the logits.
 
     Raises:
-        ModelOutputError: the model returns anything else than one tensor, auxiliary outputs aside.
+        ModelOutputError: nothing that the model returns may be logits.
     """
-    output = fx.map_arg(node.args[0], _fields) if node.op == "output" else node
-    if isinstance(output, fx.Node):
+    node = next(n for n in reversed(draft.graph.nodes) if n.op == "output")
+    returned: Any = node.args[0]
+    if isinstance(returned, fx.Node) and not hasattr(returned.target, "_fields"):
+        value = draft.value(returned)
+        if isinstance(value, Tensor) and value.dim() != 4:
+            return (), ()  # the analysis says what is wrong with one tensor
+    found = outputs(returned, draft.traced.values)
+    likely = likely_logits(found)
+    logits = likely[choice]
+    last = logits.node
+    if logits.shape is not None and len(logits.shape) == 4:
+        with draft.graph.inserting_before(node):
+            last = draft.graph.call_function(torch.flatten, (last, 1))
+        last.meta = dict(logits.node.meta)
+    node.args = (last,)
+    dropped = [output.label for output in found if output is not logits]
+    note = f"of what the model returns, {logits.label or 'all'} is taken for the logits"
+    chosen = (f"{note}; {', '.join(dropped[:6])} {'are' if len(dropped) > 1 else 'is'} dropped",) if dropped else ()
+    return chosen, tuple(output.label for output in likely if output is not logits)
+
+
+def written_out(draft: Draft, node: fx.Node) -> bool:
+    """Bounds and counts that are the same at all image sizes are written as numbers: ``x[:, : x.shape[1] // 2]``."""
+    if function_name(node) not in _COUNTING and node.target not in (operator.getitem, math.ceil):
         return False
-    if isinstance(output, tuple | list) and output and isinstance(output[0], fx.Node):
-        names = getattr(output, "_fields", None)
-        auxiliary = names[0] in ("logits", "out", "output") if names else draft.training or len(output) == 1
-        if auxiliary:
-            node.args = (output[0],)
-            return True
-    found = f"a dict with keys {sorted(output)}" if isinstance(output, dict) else f"a {type(output).__name__}"
-    found += f" of {len(output)} values" if isinstance(output, tuple | list) else ""
-    raise ModelOutputError(
-        f"the model returns {found}; a network that returns one tensor of logits (N, classes) is "
-        f"needed (wrap it in a module that selects them)"
-    )
-
-
-def _fields(node: fx.Node) -> Any:
-    """The named tuple that a node makes, of nodes; other nodes themselves."""
-    target: Any = node.target
-    return target(*node.args, **node.kwargs) if hasattr(target, "_fields") else node
+    positional, by_keyword = draft.number(node.args[1:]), draft.number(dict(node.kwargs))
+    if (positional, by_keyword) == (node.args[1:], dict(node.kwargs)):
+        return False
+    node.args, node.kwargs = (*node.args[:1], *positional), by_keyword
+    return True

@@ -6,16 +6,19 @@ that behaves as the model does in both.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
-from bu2td.capture.canonical import canonicalise
-from bu2td.capture.checks import check_images, check_model, unwrapped
+from bu2td.capture.canonical import Canonical, canonicalise
+from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped
 from bu2td.capture.fingerprint import fingerprint, same_but_dropout
-from bu2td.capture.images import image_shape, likely_images
+from bu2td.capture.images import Nominal, nominal_images
 from bu2td.capture.tracer import trace
-from bu2td.errors import CaptureError, ModelOutputError
+from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelOutputError
+from bu2td.graph import shapes_of
 from bu2td.ir import Capture, FrozenMap
 from bu2td.ops import meta_copy
 
@@ -35,44 +38,76 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     model, wrapping = unwrapped(model)
     check_model(model)
     check_images(example_inputs)
-    graph_module, modes = _graph(meta_copy(model), likely_images(model, example_inputs))
-    shape, assumed = image_shape(model, example_inputs, graph_module)
+    found, nominal = _at_its_size(meta_copy(model), model, example_inputs)
+    check_convolutions(type(model).__name__, found.graph_module)
     return Capture(
-        graph_module=graph_module.eval(),
+        graph_module=found.graph_module.eval(),
         source=model,
-        image_shape=shape,
-        constants=_constants(model, graph_module),
-        fingerprint=fingerprint(graph_module),
-        notes=(*wrapping, *modes, *assumed),
+        image_shape=nominal.shape,
+        constants=_constants(model, found),
+        fingerprint=fingerprint(found.graph_module),
+        tensors=found.tensors,
+        notes=(*wrapping, *found.notes, *nominal.notes),
     )
 
 
-def _graph(twin: nn.Module, images: Tensor) -> tuple[fx.GraphModule, tuple[str, ...]]:
-    """The canonical graph of a copy of the model, and a note where the copy runs otherwise in train mode."""
-    evaluated = canonicalise(*trace(twin, images, training=False), training=False)
+def _at_its_size(twin: nn.Module, model: nn.Module, example_inputs: Tensor | None) -> tuple[Canonical, Nominal]:
+    """The canonical graph of a copy of the model, and the images that it runs on: the first of the likely ones.
+
+    Raises:
+        Bu2tdError: that of the likeliest images, if it runs on none.
+    """
+    first: Bu2tdError | None = None
+    for nominal in nominal_images(model, example_inputs):
+        try:
+            found = _graph(twin, model, nominal.images)
+            nominal = nominal.read_by(found.graph_module)
+            if nominal.assumed:
+                shapes_of(found.graph_module, (2, *nominal.shape[1:]))
+        except ExampleInputError as error:
+            first = first or error
+        else:
+            return found, nominal
+    assert first is not None
+    raise first
+
+
+def _graph(twin: nn.Module, model: nn.Module, images: Tensor) -> Canonical:
+    """The canonical graph of a copy of the model, and notes on where the copy does otherwise."""
+    traced = trace(twin, model, images, training=False)
+    evaluated = canonicalise(traced, model)
     try:
-        trained = canonicalise(*trace(twin, images, training=True), training=True)
+        trained = canonicalise(trace(twin, model, images, training=True), model)
     except (CaptureError, ModelOutputError):
-        trained = None
-    if trained is not None and same_but_dropout(trained, evaluated):
-        return trained, ()
-    note = (
-        "the forward differs between train and eval mode; the top-down network computes the "
-        "eval-mode forward in both (auxiliary heads are dropped)"
-    )
-    return evaluated, (note,)
+        return evaluated.noting(_OTHERWISE)
+    choices = range(1, len(evaluated.others) + 1)
+    for choice in (0, *choices):  # of several outputs, the one that is trained
+        if choice:
+            evaluated = canonicalise(trace(twin, model, images, training=False), model, choice)
+        if same_but_dropout(trained.graph_module, evaluated.graph_module):
+            return trained.noting(*evaluated.chosen)
+    if choices:
+        evaluated = canonicalise(trace(twin, model, images, training=False), model)
+    return evaluated.noting(_OTHERWISE)
 
 
-def _constants(model: nn.Module, graph_module: fx.GraphModule) -> FrozenMap[str, float]:
+_OTHERWISE = (
+    "the forward differs between train and eval mode; the top-down network computes the "
+    "eval-mode forward in both (auxiliary heads are dropped)"
+)
+
+
+def _constants(model: nn.Module, found: Canonical) -> FrozenMap[str, float]:
     """Parameters of the model that hold one value throughout, by their names in the graph."""
-    own = {name for name, _ in graph_module.named_parameters()}
-    found: dict[str, float] = {}
-    for name, parameter in model.named_parameters():
+    own = {name for name, _ in found.graph_module.named_parameters()}
+    constants: dict[str, float] = {}
+    weights: Mapping[str, Tensor] = {**dict(model.named_parameters()), **found.tensors}
+    for name, parameter in weights.items():
         if name not in own or parameter.is_meta or parameter.numel() == 0:
             continue
         flat = parameter.detach().reshape(-1)
         first = flat[0]
         # Weights of convolutions differ in their first few values; only then is the rest looked at.
         if bool((flat[:8] == first).all()) and bool((flat == first).all()):
-            found[name] = float(first)
-    return FrozenMap(found)
+            constants[name] = float(first)
+    return FrozenMap(constants)

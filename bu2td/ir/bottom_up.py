@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from bu2td.ir.frozen import FrozenMap
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import Dims
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Capture:
     """A model as a canonical graph on the meta device.
 
-    ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to.
+    ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to. Where a parameter
+    or buffer of the graph has another name in the model, or none, ``tensors`` has it with its values.
     """
 
     graph_module: fx.GraphModule
@@ -32,7 +34,14 @@ class Capture:
     image_shape: tuple[int, int, int, int]
     constants: Mapping[str, float]
     fingerprint: str
+    tensors: FrozenMap[str, Tensor] = FrozenMap()
     notes: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the model by their names in the graph, with their values."""
+        own = self.source
+        return {**dict(own.named_parameters()), **dict(own.named_buffers()), **dict(self.tensors)}
 
 
 class BlockKind(Enum):

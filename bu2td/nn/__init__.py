@@ -1,6 +1,8 @@
 """The modules that converted networks run."""
 
 from bu2td.nn.act import ScaledSiLU
+from bu2td.nn.filter import FixedFilter
+from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
@@ -12,6 +14,7 @@ __all__ = [
     "UPSAMPLE_MODES",
     "ChannelLayerNorm",
     "ConvUnit",
+    "FixedFilter",
     "Joining",
     "Lateral",
     "Merge",
@@ -21,4 +24,5 @@ __all__ = [
     "TransposedUpsample",
     "Upsample",
     "gaussian_resample",
+    "made",
 ]

@@ -17,8 +17,10 @@ from bu2td.ops.registry import (
     OPAQUE,
     converter_for,
     converter_for_type,
+    following,
     register_converter,
     register_family,
+    register_following,
     registered,
     unregister_converter,
 )

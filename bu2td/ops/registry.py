@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from torch import fx, nn
@@ -23,6 +24,7 @@ OPAQUE = Converter()
 
 _registry: dict[str, Converter] = {}
 _families: list[tuple[Callable[[type], bool], Converter]] = []
+_following: list[Callable[[type], AbstractContextManager[Any]]] = []
 _found: dict[type, Converter] = {}  # what was looked up before
 _loaded = False
 
@@ -97,6 +99,26 @@ def register_family(belongs: Callable[[type], bool]) -> Callable[[T], T]:
         return cls
 
     return decorate
+
+
+def register_following(prepare: Callable[[type], AbstractContextManager[Any]]) -> None:
+    """Let a library work on the proxies with which a forward is followed.
+
+    Args:
+        prepare: given the class of the proxies, a context manager that holds while a model is traced.
+    """
+    _load()
+    _following.append(prepare)
+
+
+@contextmanager
+def following(proxy: type) -> Iterator[None]:
+    """Let all libraries that converters know work on proxies of a class."""
+    _load()
+    with ExitStack() as stack:
+        for prepare in _following:
+            stack.enter_context(prepare(proxy))
+        yield
 
 
 def unregister_converter(target: Any) -> None:

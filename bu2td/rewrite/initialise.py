@@ -12,18 +12,18 @@ from bu2td.ops import OPAQUE, Converter, converter_for_type
 
 
 def initialise(
-    network: nn.Module, origins: Mapping[str, str], source: nn.Module, constants: Mapping[str, float], seed: int
+    network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor], constants: Mapping[str, float], seed: int
 ) -> nn.Module:
     """Give an emitted network storage on the CPU and initial weights.
 
-    Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
+    Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source,
+        which is given by its tensors.
     Returns: the same network, on the CPU.
     Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
         constant in the source keep that constant; a parameter that no module resets takes the source's mean, a
         buffer the source's value; the global random state is untouched. The same seed gives the same weights.
     """
     network.to_empty(device="cpu")
-    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for tensor in [*network.parameters(), *network.buffers()]:
@@ -31,7 +31,7 @@ def initialise(
         _reset(network)
         fill_buffers(network)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            _settle(name, tensor, own.get(origins.get(name, "")), constants.get(origins.get(name, "")))
+            _settle(name, tensor, source.get(origins.get(name, "")), constants.get(origins.get(name, "")))
     return network
 
 
@@ -71,19 +71,18 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
             tensor.fill_(1.0 if "bias" not in name else 0.0)
 
 
-def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: nn.Module) -> tuple[int, int]:
+def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor]) -> tuple[int, int]:
     """Copy every weight of the source whose role and shape survive.
 
     Returns:
         The number of parameter values copied, and the number of parameter values in the network.
     """
-    own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     copied = total = 0
     with torch.no_grad():
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             parameter = isinstance(tensor, nn.Parameter)
             total += tensor.numel() if parameter else 0
-            old = own.get(origins.get(name, ""))
+            old = source.get(origins.get(name, ""))
             if old is not None and old.shape == tensor.shape and not old.is_meta:
                 tensor.copy_(old)
                 copied += tensor.numel() if parameter else 0

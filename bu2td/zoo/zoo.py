@@ -233,7 +233,7 @@ def _runs(network: TopDownNetwork) -> bool:
     _, channels, *own = network.plan.image_shape
     random = torch.Generator().manual_seed(SEED)
     for height, width in ((REAL_SIZE, REAL_SIZE), own):
-        initialise(network, {}, torch.nn.Module(), {}, SEED)
+        initialise(network, {}, {}, {}, SEED)
         with suppress(ImageSizeError):
             logits = network.train()(torch.rand(2, channels, height, width, generator=random))
             (logits * torch.linspace(-1, 1, logits.shape[1])).sum().backward()

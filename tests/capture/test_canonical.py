@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from bu2td.capture.canonical import REWRITES, canonicalise
 from bu2td.capture.concats import growing_concat
 from bu2td.capture.draft import Draft
 from bu2td.capture.forms import functional_form, whole_map_pool
-from bu2td.capture.rewrites import identity, in_place_method, single_output, view
+from bu2td.capture.rewrites import identity, in_place_method, view
 from bu2td.capture.tracer import trace
 from bu2td.errors import ModelOutputError
 from bu2td.nn import ScaledSiLU
@@ -39,13 +40,20 @@ def rewritten(
 ) -> tuple[bool, fx.GraphModule]:
     """Whether a rewrite changed a network's graph, and the graph, which computes what the network computes."""
     net = Net(forward, **parts)
-    draft = Draft(*trace(net, torch.empty(SHAPE, device="meta"), training), training)
+    draft = Draft(trace(net, net, torch.empty(SHAPE, device="meta"), training), net)
     changed = [rewrite(draft, node) for node in list(draft.graph.nodes)]
-    module = draft.graph_module().train(training)
+    module = with_values(draft.graph_module(), draft, net).train(training)
     images = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    expected = net(images.clone())
-    torch.testing.assert_close(module(images), expected[0] if isinstance(expected, tuple) else expected)
+    torch.testing.assert_close(module(images), net(images.clone()))
     return any(changed), module
+
+
+def with_values(module: fx.GraphModule, draft: Draft, net: nn.Module) -> fx.GraphModule:
+    """A graph with the values that its parameters and buffers have in the network."""
+    known = {**net.state_dict(), **draft.tensors}
+    module.to_empty(device="cpu")
+    module.load_state_dict({name: known[name] for name in module.state_dict() if name in known}, strict=False)
+    return module
 
 
 def calls(module: fx.GraphModule) -> list[str]:
@@ -60,37 +68,85 @@ def calls(module: fx.GraphModule) -> list[str]:
 
 
 Outputs = namedtuple("Outputs", ["logits", "auxiliary"])
+Pair = namedtuple("Pair", ["first", "second"])
 
 
+@dataclass
+class Record:
+    loss: Any = None
+    logits: Any = None
+    hidden_states: Any = None
+
+
+def pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3))
+
+
+def chosen(forward: Forward, training: bool = False) -> tuple[list[str], tuple[str, ...]]:
+    """What a network's graph calls once one output is chosen, and the note on it."""
+    net = Net(forward)
+    found = canonicalise(trace(net, net, torch.empty(SHAPE, device="meta"), training), net)
+    return calls(found.graph_module), found.chosen
+
+
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(
-    ("forward", "training"),
+    "forward",
     [
-        (lambda net, x: (x.sin(), x.cos()), True),
-        (lambda net, x: (x.sin(),), False),
-        (lambda net, x: Outputs(x.sin(), x.cos()), False),
+        lambda net, x: (pooled(x.sin()), pooled(x.cos())),
+        lambda net, x: [pooled(x.sin()), None, x],
+        lambda net, x: (pooled(x.sin()), [x, (x.cos(), x)]),
+        lambda net, x: Outputs(pooled(x.sin()), pooled(x.cos())),
+        lambda net, x: Pair(pooled(x.sin()), x.cos()),
+        lambda net, x: {"features": pooled(x.cos()), "logits": pooled(x.sin())},
+        lambda net, x: {"out": pooled(x.sin()), "map": x.cos()},
+        lambda net, x: Record(logits=pooled(x.sin()), hidden_states=(x, x.cos())),
     ],
 )
 def test_the_logits_are_the_output(forward: Forward, training: bool) -> None:
-    changed, module = rewritten(single_output, forward, training)
-    assert changed
-    assert calls(module) == ["sin"]
+    names, notes = chosen(forward, training)
+    assert names == ["sin", "mean"]
+    assert "taken for the logits" in notes[0]
+    assert "dropped" in notes[0]
+
+
+def test_logits_that_were_computed_out_of_features_are_chosen() -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        features = pooled(x)
+        return features, features.sin()
+
+    assert chosen(forward)[0] == ["mean", "sin"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_logits_and_not_their_softmax_are_chosen(order: int) -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        logits = pooled(x)
+        return (logits.softmax(1), logits)[::order]
+
+    assert chosen(forward)[0] == ["mean"]
+
+
+def test_logits_of_one_pixel_are_flattened() -> None:
+    assert chosen(lambda net, x: x.mean((2, 3), keepdim=True))[0] == ["mean", "flatten"]
 
 
 def test_one_tensor_is_the_output_already() -> None:
-    assert not rewritten(single_output, lambda net, x: x.sin())[0]
+    assert chosen(lambda net, x: pooled(x)) == (["mean"], ())
 
 
 @pytest.mark.parametrize(
     ("forward", "match"),
     [
-        (lambda net, x: (x.sin(), x.cos()), "a tuple of 2 values"),
-        (lambda net, x: {"out": x.sin()}, r"a dict with keys \['out'\]"),
-        (lambda net, x: namedtuple("Pair", ["first", "second"])(x.sin(), x.cos()), "a Pair of 2 values"),
+        (lambda net, x: (x.sin(), x.cos()), r"\[0\] of shape \(2, 4, 6, 6\).*it returns maps"),
+        (lambda net, x: {"masks": x.sin()}, r"\['masks'\] of shape"),
+        (lambda net, x: x.sin(), "it returns maps"),
+        (lambda net, x: [], "no tensor"),
     ],
 )
 def test_other_outputs_are_refused(forward: Forward, match: str) -> None:
     with pytest.raises(ModelOutputError, match=match):
-        rewritten(single_output, forward)
+        chosen(forward)
 
 
 def test_a_tensor_that_changes_in_place_is_read_in_its_latest_version() -> None:
@@ -287,10 +343,10 @@ def test_the_canonical_form_is_left_as_it_is() -> None:
         x = x * torch.sigmoid(x)
         return F.avg_pool2d(x, x.shape[2:]).view(2, -1)
 
-    root, traced = trace(Net(forward, same=nn.Identity()), torch.empty(SHAPE, device="meta"), False)
-    module = canonicalise(root, traced, training=False)
+    net, images = Net(forward, same=nn.Identity()), torch.empty(SHAPE, device="meta")
+    module = canonicalise(trace(net, net, images, False), net).graph_module
     assert calls(module) == ["ReLU", "mul", "add", "SiLU", "AdaptiveAvgPool2d", "reshape"]
-    draft = Draft(*trace(module, torch.empty(SHAPE, device="meta"), False), False)
+    draft = Draft(trace(module, module, images, False), module)
     assert not [r.__name__ for r in REWRITES for node in list(draft.graph.nodes) if r(draft, node)]
 
 
