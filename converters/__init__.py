@@ -7,6 +7,7 @@ Importing this package registers them all. To add an operation, write a class in
 from bu2td_converters import (  # noqa: F401
     attention,
     conv,
+    deform,
     einops,
     join,
     linear,
@@ -14,6 +15,7 @@ from bu2td_converters import (  # noqa: F401
     pointwise,
     pool,
     product,
+    recurrent,
     reshape,
     timm,
     topdown,

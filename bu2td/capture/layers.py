@@ -70,13 +70,13 @@ def _fixed_filter(
 
 
 def _learns(draft: Draft, node: fx.Node) -> bool:
-    """Whether a value depends on a parameter or on the image."""
+    """Whether a tensor is computed from a parameter or from the image."""
     stack = [node]
     while stack:
         at = stack.pop()
         if at.op in ("placeholder", "call_module") or isinstance(draft.weight(at)[1], nn.Parameter):
-            return not isinstance(draft.value(at), int | float)
-        stack += [n for n in at.all_input_nodes if not isinstance(draft.value(n), int | float | torch.Size)]
+            return True
+        stack += [n for n in at.all_input_nodes if isinstance(draft.value(n), Tensor | Unknown)]
     return False
 
 

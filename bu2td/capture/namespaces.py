@@ -91,7 +91,6 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     packages = {home.partition(".")[0] for home in own if "." in home}
     modules = [sys.modules[home] for home in own if home in sys.modules]
     folders = {os.path.dirname(file) for m in modules if "." not in m.__name__ and (file := _file(m))}
-    packages -= {"torchvision"} if not any(home.startswith("torchvision") for home in own) else set()
     near = [
         module
         for name, module in list(sys.modules.items())

@@ -16,6 +16,7 @@ from bu2td.capture.canonical import Canonical, canonicalise
 from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped
 from bu2td.capture.fingerprint import fingerprint, same_but_dropout
 from bu2td.capture.images import Nominal, nominal_images
+from bu2td.capture.scripted import unscript
 from bu2td.capture.tracer import trace
 from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelOutputError
 from bu2td.graph import shapes_of
@@ -38,7 +39,9 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     model, wrapping = unwrapped(model)
     check_model(model)
     check_images(example_inputs)
-    found, nominal = _at_its_size(meta_copy(model), model, example_inputs)
+    twin = meta_copy(model)
+    unscript(twin)
+    found, nominal = _at_its_size(twin, model, example_inputs)
     check_convolutions(type(model).__name__, found.graph_module)
     return Capture(
         graph_module=found.graph_module.eval(),

@@ -63,7 +63,7 @@ def trace(model: nn.Module, source: nn.Module, images: Tensor, training: bool) -
     root = _Root(model)
     tracer = _Tracer(root, source, images)
     try:
-        with warnings.catch_warnings(), own_names(model, tracer), _entered_by_name(model, tracer):
+        with warnings.catch_warnings(), own_names(model, tracer), _entered_by_name(model, tracer), _own_tensors(tracer):
             warnings.simplefilter("ignore")
             graph = tracer.trace(root)
     except Exception as error:
@@ -104,8 +104,9 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self, root: nn.Module, source: nn.Module, images: Tensor) -> None:
+    def __init__(self, root: _Root, source: nn.Module, images: Tensor) -> None:
         super().__init__(autowrap_modules=())
+        self.model, self.source = root.model, source
         self.values = Values(root, source, images)
         self.images = images
         self.measuring = False
@@ -257,6 +258,26 @@ def _entered_by_name(model: nn.Module, tracer: _Tracer) -> Iterator[None]:
     finally:
         for module in named:
             vars(module).pop("forward", None)
+
+
+@contextmanager
+def _own_tensors(tracer: _Tracer) -> Iterator[None]:
+    """Let a forward that is followed see the values of tensors that its module keeps as mere attributes."""
+    model, source = tracer.model, dict(tracer.source.named_modules())
+    before: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:
+        for name, module in model.named_modules():
+            if name not in source or tracer.is_leaf_module(module, name):
+                continue
+            for key, value in vars(module).items():
+                real = vars(source[name]).get(key)
+                if isinstance(value, Tensor) and isinstance(real, Tensor):
+                    before.append((vars(module), key, value))
+                    vars(module)[key] = real.detach().clone()
+        yield
+    finally:
+        for attributes, key, value in before:
+            attributes[key] = value
 
 
 def _by_name(module: nn.Module, tracer: _Tracer) -> Callable[..., Any]:
