@@ -7,6 +7,13 @@ from contextlib import contextmanager
 from bu2td.ops import register_following
 
 
+def _with_subclasses(cls: type) -> Iterator[type]:
+    yield cls
+    subclass: type
+    for subclass in cls.__subclasses__():
+        yield from _with_subclasses(subclass)
+
+
 @contextmanager
 def _einops_follows(proxy: type) -> Iterator[None]:
     """Let einops take a proxy for a tensor of torch, as its own look-up of backends does."""
@@ -15,8 +22,7 @@ def _einops_follows(proxy: type) -> Iterator[None]:
         yield
         return
     known = backends._type2backend
-    subclasses = [proxy, *proxy.__subclasses__(), *(c for s in proxy.__subclasses__() for c in s.__subclasses__())]
-    added = {cls: backends.TorchBackend() for cls in subclasses if cls not in known}
+    added = {cls: backends.TorchBackend() for cls in _with_subclasses(proxy) if cls not in known}
     known.update(added)
     try:
         yield

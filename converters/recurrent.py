@@ -15,7 +15,7 @@ class RecurrentConverter(Converter):
     role = Role.OPAQUE
 
     def empty_output(self, module: Any, *inputs: Tensor, proof: bool = False) -> Any:
-        """The sequence and the last states, without a step of it: a sequence may be as long as the image is large."""
+        """The sequence and the last states, without a step: sequences may be as long as images are large."""
         sequence = inputs[0]
         if sequence.shape[-1] != module.input_size:
             raise ValueError(f"input.size(-1) must be {module.input_size}, got {sequence.shape[-1]}")
@@ -26,7 +26,8 @@ class RecurrentConverter(Converter):
         def empty(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=sequence.dtype, device="meta")
 
-        states = empty(directions * module.num_layers, *batch, width)
-        if isinstance(module, nn.LSTM):
-            states = (states, empty(directions * module.num_layers, *batch, module.hidden_size))
-        return empty(*sequence.shape[:-1], directions * width), states
+        hidden = empty(directions * module.num_layers, *batch, width)
+        cells = empty(directions * module.num_layers, *batch, module.hidden_size)
+        return empty(*sequence.shape[:-1], directions * width), (
+            (hidden, cells) if isinstance(module, nn.LSTM) else hidden
+        )

@@ -25,9 +25,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {}
 
 
 def unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 class Net(nn.Module):
@@ -70,7 +68,7 @@ def raises_on_other_channels(self, x):
 @case
 def asserts_sizes(self, x):
     b, c, h, w = x.shape
-    assert h % 4 == 0 and w % 4 == 0, f"{h}x{w:>3} {b}"
+    assert h % 4 == 0 and w % 4 == 0, f"{h}x{w:>3} {b}"  # noqa: PT018
     assert h == SIDE
     assert c in (1, 3)
     return self.body(x)
@@ -206,7 +204,7 @@ def halves_its_channels(self, x):
 @case
 def splits_by_size(self, x):
     x = self.second(self.stem(x))
-    parts = [part for part in torch.split(x, x.shape[1] // 4, 1)]
+    parts = [part for part in torch.split(x, x.shape[1] // 4, 1)]  # noqa: C416
     return self.head(self.third(torch.cat(parts[::-1], dim=1)))
 
 

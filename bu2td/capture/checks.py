@@ -66,13 +66,24 @@ def _check_weights(module: nn.Module) -> None:
     """Refuse weights that are not there yet, or are computed from others by a hook or parametrisation."""
     if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
         raise NotAModelError(f"{type(module).__name__} is lazy and has no weights yet; run the model once first")
-    hooks = [type(h) for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils")]
-    if hooks or nn.utils.parametrize.is_parametrized(module):
-        what = hooks[0].__name__ if hooks else "a parametrization"
+    hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils")]
+    parametrised = getattr(module, "parametrizations", {}) if nn.utils.parametrize.is_parametrized(module) else {}
+    name = next(iter(parametrised), getattr(hooks[0], "name", None) or "weight" if hooks else "weight")
+    if parametrised:
+        what, undo = type(parametrised[name][0]).__name__.strip("_"), "parametrize.remove_parametrizations"
+    elif hooks:
+        what = type(hooks[0]).__name__
+        undo = _UNDONE.get(what, "prune.remove" if type(hooks[0]).__module__.endswith("prune") else "")
+    if parametrised or hooks:
+        remedy = f"torch.nn.utils.{undo}(module, {name!r})" if undo else "take its hook off"
         raise CaptureError(
-            f"the weight of a {type(module).__name__} is computed by {what}; undo it before converting "
-            f"(torch.nn.utils.parametrize.remove_parametrizations, or remove_weight_norm, remove_spectral_norm)"
+            f"the {name} of a {type(module).__name__} is computed by {what} from other parameters, of which the "
+            f"converted network would know nothing; undo it before converting: {remedy}"
         )
+
+
+#: What undoes a hook that computes a weight, in torch.nn.utils.
+_UNDONE = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
 
 
 def check_convolutions(name: str, graph_module: fx.GraphModule) -> None:

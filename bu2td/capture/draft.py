@@ -56,7 +56,7 @@ class Draft:
     def _made(self, node: fx.Node, path: str, tensor: Tensor) -> Tensor:
         """A buffer for a tensor that the forward makes, or that the model keeps as it keeps no buffer."""
         if path.startswith("model."):
-            real = attrgetter(node.target)(self._source)
+            real = attrgetter(str(node.target))(self._source)
         else:
             real, reader = tensor, next(iter(node.users), node)
             node.target = self.free(reader.meta["path"], "constant")
@@ -83,7 +83,7 @@ class Draft:
         return target
 
     def value(self, node: Any) -> Any:
-        """What a node of the traced graph is worth at the model's own size; an `Unknown` where that is not known."""
+        """What a node computes at the model's own size; an `Unknown` where that is not known."""
         return self.traced.values.of(node)[0]
 
     def number(self, value: Any) -> Any:

@@ -53,6 +53,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 #: Poolings over the whole map, where the window is as large as the map.
 _WHOLE = {"avg_pool2d": nn.AdaptiveAvgPool2d, "max_pool2d": nn.AdaptiveMaxPool2d}
 
+
 def functional_form(draft: Draft, node: fx.Node) -> bool:
     """Functional activations, poolings and dropout are modules: ``F.relu(x)`` is ``nn.ReLU()(x)``."""
     return _become(draft, node, _as_module(node))

@@ -1,4 +1,4 @@
-"""What a forward's question is for, as its source says: a guard only refuses, anything else chooses what is computed."""
+"""What a forward's question is for, as its source says: a guard refuses, anything else chooses what is computed."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def made_where_maps_are(draft: Draft, node: fx.Node) -> bool:
 
 
 def _beside(draft: Draft, node: fx.Node) -> fx.Node:
-    """A tensor of the graph in front of a node: one whose size it reads, or that is read with it; else the image."""
+    """A tensor in front of a node: one whose size it reads, or that is read with it; else the image."""
     stack = list(node.all_input_nodes)
     while stack:
         at = stack.pop()
@@ -73,7 +73,9 @@ def _beside(draft: Draft, node: fx.Node) -> fx.Node:
     at, users = node, [node]
     while users:
         at = users[0]
-        beside = [n for n in at.all_input_nodes if n is not node and n < node and isinstance(draft.value(n), Tensor)]
+        beside = [
+            n for n in at.all_input_nodes if n is not node and n < node and isinstance(draft.value(n), Tensor)
+        ]
         if beside:
             return beside[0]
         users = list(at.users)

@@ -1,4 +1,4 @@
-"""What stands for a value while a forward is followed: it records what is done to it, and answers what is asked of it."""
+"""What stands for a value while a forward is followed: it records what is done to it, and answers questions."""
 
 from __future__ import annotations
 

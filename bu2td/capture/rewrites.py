@@ -160,7 +160,7 @@ def single_output(draft: Draft, choice: int = 0) -> tuple[tuple[str, ...], tuple
 
 
 def written_out(draft: Draft, node: fx.Node) -> bool:
-    """Bounds and counts that are the same at all image sizes are written as numbers: ``x[:, : x.shape[1] // 2]``."""
+    """Bounds and counts that are the same at all sizes are written as numbers: ``x[:, : x.shape[1] // 2]``."""
     if function_name(node) not in _COUNTING and node.target not in (operator.getitem, math.ceil):
         return False
     positional, by_keyword = draft.number(node.args[1:]), draft.number(dict(node.kwargs))

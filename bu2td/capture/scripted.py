@@ -1,7 +1,6 @@
 """Scripted submodules are read back: TorchScript keeps the weights, the settings, and the code of a forward."""
 
 from __future__ import annotations
-
 import __future__
 
 import importlib

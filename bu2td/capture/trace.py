@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bu2td.capture.canonical import Canonical, canonicalise
 from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped

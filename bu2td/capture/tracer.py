@@ -63,7 +63,12 @@ def trace(model: nn.Module, source: nn.Module, images: Tensor, training: bool) -
     root = _Root(model)
     tracer = _Tracer(root, source, images)
     try:
-        with warnings.catch_warnings(), own_names(model, tracer), _entered_by_name(model, tracer), _own_tensors(tracer):
+        with (
+            warnings.catch_warnings(),
+            own_names(model, tracer),
+            _entered_by_name(model, tracer),
+            _own_tensors(tracer),
+        ):
             warnings.simplefilter("ignore")
             graph = tracer.trace(root)
     except Exception as error:
@@ -105,7 +110,7 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, root: _Root, source: nn.Module, images: Tensor) -> None:
-        super().__init__(autowrap_modules=())
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # `own_names` sees to them
         self.model, self.source = root.model, source
         self.values = Values(root, source, images)
         self.images = images
@@ -321,7 +326,8 @@ def _unfollowed(path: str, error: Exception, tracer: _Tracer) -> Bu2tdError:
     where = f"{frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
     if tracer.unfit is not None:
         return ExampleInputError(
-            f"the model does not run on an image of shape {tuple(tracer.images.shape)}: {_first_line(tracer.unfit)}\n"
+            f"the model does not run on an image of shape {tuple(tracer.images.shape)}: "
+            f"{_first_line(tracer.unfit)}\n"
             f"  asked for in {path} at {where}\n"
             f"Pass example_inputs with the channels and size that the model expects"
         )
@@ -336,7 +342,9 @@ def _first_line(error: Exception) -> str:
 
 def _remedy(error: Exception) -> str:
     if isinstance(error, _DependsOnSizeError):
-        return "Let the forward compute with sizes as they are (x.shape, without int or range), or make it a setting"
+        return (
+            "Let the forward compute with sizes as they are (x.shape, without int or range), or make it a setting"
+        )
     return (
         "Make the control flow independent of tensor values, or keep the module whole by registering "
         "a converter for its class (bu2td.register_converter)"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-#: Parameters and buffers up to this many elements have their real values: flags and tables are, weights need not be.
+#: Parameters and buffers up to this many elements have their real values: flags and tables, no weights.
 _SMALL = 1024
 
 
@@ -49,7 +49,7 @@ class Values:
         self._found: tuple[dict[fx.Node, Any], dict[fx.Node, Any]] = ({}, {})
 
     def of(self, node: fx.Node) -> tuple[Any, Any]:
-        """The values of a node for images of the model's own size and of the other; `Unknown` where there is none."""
+        """The values of a node for images of the model's own size, and of the other; or `Unknown`."""
         for found, images in zip(self._found, self._images, strict=True):
             for each in _missing(node, found):
                 found[each] = self._compute(each, found, images)

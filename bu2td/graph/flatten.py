@@ -44,7 +44,9 @@ def _copy_nodes(
         if node.op == "output":
             return args[0]
         if node.op == "call_module":
-            env[node] = _copy_call(graph, module.get_submodule(str(node.target)), f"{path}{node.target}", args, kwargs)
+            env[node] = _copy_call(
+                graph, module.get_submodule(str(node.target)), f"{path}{node.target}", args, kwargs
+            )
         else:
             target = f"{path}{node.target}" if node.op == "get_attr" else node.target
             env[node] = graph.create_node(node.op, target, args, kwargs)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, fx, nn
 
-from bu2td.ir.frozen import FrozenMap
+from bu2td.ir.frozen import EMPTY, FrozenMap
 from bu2td.ir.tables import format_table
 from bu2td.ir.values import Dims
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Capture:
     """A model as a canonical graph on the meta device.
 
-    ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to. Where a parameter
-    or buffer of the graph has another name in the model, or none, ``tensors`` has it with its values.
+    ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to. Where a
+    parameter or buffer of the graph has another name in the model, or none, ``tensors`` has it with its values.
     """
 
     graph_module: fx.GraphModule
@@ -34,7 +34,7 @@ class Capture:
     image_shape: tuple[int, int, int, int]
     constants: Mapping[str, float]
     fingerprint: str
-    tensors: FrozenMap[str, Tensor] = FrozenMap()
+    tensors: FrozenMap[str, Tensor] = EMPTY
     notes: tuple[str, ...] = ()
 
     @property

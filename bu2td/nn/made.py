@@ -16,5 +16,5 @@ def made(like: Tensor, function: str, *args: Any, **kwargs: Any) -> Tensor:
         args, kwargs: what the function takes.
     """
     if has_torch_function_unary(like):
-        return handle_torch_function(made, (like,), like, function, *args, **kwargs)  # type: ignore[no-any-return]
-    return getattr(torch, function)(*args, **kwargs, device=like.device)  # type: ignore[no-any-return]
+        return handle_torch_function(made, (like,), like, function, *args, **kwargs)
+    return getattr(torch, function)(*args, **kwargs, device=like.device)

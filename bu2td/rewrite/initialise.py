@@ -12,7 +12,11 @@ from bu2td.ops import OPAQUE, Converter, converter_for_type
 
 
 def initialise(
-    network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor], constants: Mapping[str, float], seed: int
+    network: nn.Module,
+    origins: Mapping[str, str],
+    source: Mapping[str, Tensor],
+    constants: Mapping[str, float],
+    seed: int,
 ) -> nn.Module:
     """Give an emitted network storage on the CPU and initial weights.
 
@@ -71,7 +75,9 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
             tensor.fill_(1.0 if "bias" not in name else 0.0)
 
 
-def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor]) -> tuple[int, int]:
+def inherit_matching(
+    network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor]
+) -> tuple[int, int]:
     """Copy every weight of the source whose role and shape survive.
 
     Returns:

@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from questions import NETS, SIDE, Net, case, unit
-from torch import Tensor, nn
+from questions import NETS, SIDE
+from torch import nn
 
 import bu2td
 from bu2td.capture import capture
-from bu2td.errors import CaptureError, ExampleInputError, TopologyError
 
 IMAGES = torch.rand(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
