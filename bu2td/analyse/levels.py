@@ -41,6 +41,9 @@ def analyse(capture: Capture, dims: Mapping[str, Dims]) -> Analysis:
     return _assemble(view, regions, find_blocks(view, regions.regions, classes), logits, classes)
 
 
+_MAPS = ": networks that return maps (for segmentation, generation, features) have no top-down form"
+
+
 def _logits(view: GraphView) -> str:
     output = next(n for n in view.nodes.values() if n.op == "output")
     node = output.args[0]
@@ -50,6 +53,7 @@ def _logits(view: GraphView) -> str:
         shape = tuple(d.size for d in value) if is_tensor(value) else "several tensors"
         raise ModelOutputError(
             f"the model returns {shape} ({view.where(node.name)}); one tensor of logits (N, classes) is needed"
+            f"{_MAPS if is_tensor(value) and len(value) == 4 else ''}"
         )
     return node.name
 

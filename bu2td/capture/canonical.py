@@ -66,7 +66,8 @@ def canonicalise(traced: Traced, source: nn.Module, choice: int = 0) -> Canonica
     Needs: what tracing a copy of ``source`` gave; which of the outputs that may be the logits is chosen, the
         likeliest by default.
     Returns: a graph module with the network's own module paths. Activations, poolings, dropout and layers that are
-        written as functions are modules, methods that work in place make new tensors, identities and dead code are gone.
+        written as functions are modules, methods that work in place make new tensors, identities and what is dead
+        are gone.
     Guarantees: it computes what the traced graph computes, and returns one tensor.
 
     Raises:

@@ -142,7 +142,7 @@ def single_output(draft: Draft, choice: int = 0) -> tuple[tuple[str, ...], tuple
     returned: Any = node.args[0]
     if isinstance(returned, fx.Node) and not hasattr(returned.target, "_fields"):
         value = draft.value(returned)
-        if isinstance(value, Tensor) and value.dim() != 4:
+        if isinstance(value, Tensor) and (value.dim() != 4 or set(value.shape[2:]) != {1}):
             return (), ()  # the analysis says what is wrong with one tensor
     found = outputs(returned, draft.traced.values)
     likely = likely_logits(found)
