@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.ir import Dim
+from bu2td.nn import assigned, made
 from bu2td.ops import (
     Change,
     Converter,
@@ -63,6 +64,36 @@ def _place(site: Site) -> int:
     if site.node.args[1] not in names:
         raise NoRuleError(f"the attribute {site.node.args[1]} of several tensors has no rule")
     return names.index(str(site.node.args[1]))
+
+
+@register_converter(made)
+class MadeConverter(Converter):
+    """A tensor that the forward makes: zeros, positions, random numbers. It keeps its size."""
+
+    role = Role.PASS
+
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """The tensor whose device it gets."""
+        return (0,)
+
+    def tie(self, site: Site, system: System) -> Any:
+        return constants(site.value, system)
+
+
+@register_converter(assigned)
+class AssignedConverter(Converter):
+    """Other values in a part of a map: rows and columns, mostly."""
+
+    role = Role.PASS
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass, unless the part has some of them."""
+        index = site.argument(1, "index")
+        where = index if isinstance(index, tuple) else (index,)
+        kinds = [d.kind for d in site.value[: len(where)]]
+        if ... in where or any(k == "channel" and w != slice(None) for k, w in zip(kinds, where, strict=True)):
+            raise NoRuleError("an assignment to some of the channels has no rule")
+        return system.of(site.tensor())
 
 
 @register_converter("method:size", "method:dim", "builtins.len", "method:numel", "method:item", "builtins.int")

@@ -478,3 +478,54 @@ class Deforms(Net):
     def forward(self, x):
         x = self.stem(x)
         return self.head(self.third(F.relu(self.deformed(x, self.offsets(x)))))
+
+
+# --- assignments, wrappers, outputs -------------------------------------------------------------------
+
+
+@case
+def assigns_channels(self, x):
+    x = self.second(self.stem(x))
+    x[:, :4] = x[:, :4] * 2
+    x[:, 6:, :, :] *= 0.5
+    return self.head(self.third(x))
+
+
+@case
+def normalises_in_place(self, x):
+    x = x.clone()
+    for i in range(3):
+        x[:, i] = (x[:, i] - 0.5) / 0.2
+    return self.body(x)
+
+
+@case
+def assigns_by_a_mask(self, x):
+    x = self.second[1](self.second[0](self.stem(x))).clone()
+    x[x < 0] = 0
+    return self.head(self.third(x))
+
+
+@case
+def assigns_a_border(self, x):
+    x = self.second(self.stem(x)).clone()
+    x[:, :, :1, :] = 0.5
+    return self.head(self.third(x))
+
+
+@net
+class WrapsItsTrunk(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.DataParallel(nn.Sequential(self.stem, self.second, self.third))
+        del self.stem, self.second, self.third
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+@case
+def makes_positions(self, x):
+    x = self.second(self.stem(x))
+    rows = torch.linspace(-1, 1, x.size(2)).view(1, 1, -1, 1).expand(x.size(0), 1, x.size(2), x.size(3))
+    return self.head(self.third(x * (1 + rows)))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, fx, nn
 
 from bu2td.capture.activations import handwritten_activation
+from bu2td.capture.assignments import assigned_part
 from bu2td.capture.concats import growing_concat
 from bu2td.capture.draft import Draft
 from bu2td.capture.forms import functional_form, whole_map_pool
@@ -22,6 +23,7 @@ from bu2td.capture.tracer import Traced
 from bu2td.ir import FrozenMap
 
 REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
+    assigned_part,
     in_place_method,
     identity,
     written_out,

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.capture.tracer import Traced
 from bu2td.capture.values import Unknown
+from bu2td.errors import CaptureError
 
 #: Where torch keeps its functions; elsewhere one of the same name may do something else.
 _TORCH_MODULES = ("torch", "torch.nn.functional", "torch._C._nn", "torch.functional", "_operator")
@@ -56,7 +57,7 @@ class Draft:
     def _made(self, node: fx.Node, path: str, tensor: Tensor) -> Tensor:
         """A buffer for a tensor that the forward makes, or that the model keeps as it keeps no buffer."""
         if path.startswith("model."):
-            real = attrgetter(str(node.target))(self._source)
+            real = _kept_by(self._source, str(node.target))
         else:
             real, reader = tensor, next(iter(node.users), node)
             node.target = self.free(reader.meta["path"], "constant")
@@ -144,6 +145,22 @@ class Draft:
         module = fx.GraphModule({k: v for k, v in self.parts.items() if k in used}, graph)
         module.graph.lint()
         return module
+
+
+def _kept_by(source: nn.Module, path: str) -> Tensor:
+    """A tensor that a model keeps as an attribute.
+
+    Raises:
+        CaptureError: it keeps none in the mode that it is in.
+    """
+    try:
+        found: Tensor = attrgetter(path)(source)
+    except AttributeError as error:
+        raise CaptureError(
+            f"the forward reads {path}, a tensor that the module computes when it goes to eval mode and keeps as no "
+            f"buffer; compute it in the forward, or register it as a buffer"
+        ) from error
+    return found
 
 
 def _path(node: fx.Node) -> str:

@@ -37,6 +37,11 @@ def _max_pool(
 _FORMS: dict[str, Callable[..., nn.Module]] = {
     **{act.__name__.lower(): act for act in _ACTIVATIONS},
     "leaky_relu": nn.LeakyReLU,
+    "pixel_unshuffle": nn.PixelUnshuffle,
+    "pixel_shuffle": nn.PixelShuffle,
+    "lp_pool2d": nn.LPPool2d,
+    "alpha_dropout": lambda p=0.5, training=True, inplace=False: nn.AlphaDropout(p, inplace),
+    "feature_dropout": lambda p=0.5, training=True, inplace=False: nn.Dropout2d(p, inplace),
     "clamp": _clamp,
     "clamp_min": _clamp,
     "max_pool2d": _max_pool,

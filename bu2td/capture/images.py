@@ -61,13 +61,13 @@ def nominal_images(model: nn.Module, example_inputs: Tensor | None) -> Iterator[
         yield nominal(tuple(example_inputs.shape), fixed=True)
         return
     widths = (_input_width(module) for module in model.modules())
-    channels = next((width for width in widths if width is not None), 3)
-    size = _configured_size(model, channels)
-    if size is not None:
-        yield nominal((1, *size))
-        return
-    for side in _SIDES:
-        yield nominal((1, channels, side, side), assumed=True)
+    first = next((width for width in widths if width is not None), 3)
+    for channels in dict.fromkeys((first, 3)):  # the first layer need not read the image as it is
+        size = _configured_size(model, channels)
+        if size is not None:
+            yield nominal((1, *size))
+        for side in () if size else _SIDES:
+            yield nominal((1, channels, side, side), assumed=True)
 
 
 def _configured_size(model: nn.Module, channels: int) -> tuple[int, int, int] | None:

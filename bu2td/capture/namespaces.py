@@ -1,8 +1,8 @@
 """The names that a model's own code reads while it is followed.
 
-Some of what a forward calls does not ask its arguments: ``torch.zeros(x.size(0), 4)`` wants numbers, ``int(h)``
-makes one, ``isinstance(x, Tensor)`` looks at the class. While a model is traced, the modules in which its classes are
-written find in their place functions that record a call of a proxy, and do what they always do otherwise.
+Some of what a forward calls does not ask its arguments: ``torch.zeros(x.size(0), 4)`` wants numbers, ``int(h / 2)``
+makes one, ``isinstance(x, Tensor)`` looks at the class. While a model is traced, the modules in which its classes
+are written find in their place functions that record a call of a proxy, and do what they always do otherwise.
 """
 
 from __future__ import annotations

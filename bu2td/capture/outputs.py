@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, fx
@@ -23,17 +24,20 @@ class Output:
     Attributes:
         label: where it stands in what is returned, ``[0]`` or ``['logits']``; "" if it is all.
         node: what computes it.
-        shape: for a batch of images of the model's own size; None if it is no tensor, or its shape is not known.
+        shape, other: for a batch of images of the model's own size, and for larger ones; None if it is no tensor, or
+            its shape is not known.
     """
 
     label: str
     node: fx.Node
     shape: tuple[int, ...] | None
+    other: tuple[int, ...] | None
 
     @property
     def classifies(self) -> bool:
-        """Whether it may be logits: (N, K), or (N, K, 1, 1)."""
-        return self.shape is None or (len(self.shape) in (2, 4) and set(self.shape[2:]) <= {1})
+        """Whether it may be logits: (N, K), or (N, K, 1, 1) at all sizes."""
+        shapes = [shape for shape in (self.shape, self.other) if shape is not None]
+        return all(len(shape) in (2, 4) and set(shape[2:]) <= {1} for shape in shapes)
 
 
 def plain(value: Any) -> Any:
@@ -44,6 +48,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(each) for key, each in value.items() if each is not None}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
         return tuple(plain(each) for each in value)
+    if isinstance(value, SimpleNamespace):
+        return plain(vars(value))
     return value
 
 
@@ -56,10 +62,9 @@ def outputs(returned: Any, values: Values) -> list[Output]:
             names: Any = value.target
             value = dict(zip(names._fields, value.args, strict=False)) | dict(value.kwargs)
         if isinstance(value, fx.Node):
-            parts = values.of(value)[0]
-            several = parts if isinstance(parts, list | tuple) else ()
-            if isinstance(parts, Tensor) or not several:
-                found.append(Output(label, value, tuple(parts.shape) if isinstance(parts, Tensor) else None))
+            own, other = values.of(value)
+            if not isinstance(own, list | tuple):
+                found.append(Output(label, value, _shape(own), _shape(other)))
         elif isinstance(value, Mapping):
             for key, each in value.items():
                 collect(each, f"{label}[{key!r}]")
@@ -71,11 +76,15 @@ def outputs(returned: Any, values: Values) -> list[Output]:
     return found
 
 
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
 def likely_logits(found: Sequence[Output]) -> list[Output]:
     """The outputs that may be the logits, the likeliest first.
 
-    That is one of a name for logits, else the first whose value the others are computed into or that stands before
-    them; what is computed from another by a softmax alone is its probability.
+    That is one of a name for logits, else the deepest: the one that most of the graph is computed into. What is
+    computed from another by a softmax is its probability.
 
     Raises:
         ModelOutputError: there is none.
@@ -86,9 +95,9 @@ def likely_logits(found: Sequence[Output]) -> list[Output]:
     named = [o for name in _NAMES for o in able if o.label.endswith(f"[{name!r}]")]
     if named:
         return [named[0]]
-    deeper = [o for o in able if any(_computed_from(o.node, other.node) for other in able if other is not o)]
-    probabilities = [o for o in deeper if _normalises(o.node)]
-    first = ([o for o in deeper if o not in probabilities][-1:] or [o for o in able if o not in probabilities])[0]
+    behind = {o.label: _behind(o.node) for o in able}
+    logits = [o for o in able if not (_normalises(o.node) and any(x.node in behind[o.label] for x in able))]
+    first = max(logits or able, key=lambda o: len(behind[o.label]))
     return [first, *(o for o in able if o is not first)]
 
 
@@ -97,16 +106,14 @@ def _normalises(node: fx.Node) -> bool:
     return "softmax" in str(getattr(node.target, "__name__", node.target)).lower()
 
 
-def _computed_from(node: fx.Node, source: fx.Node) -> bool:
+def _behind(node: fx.Node) -> set[fx.Node]:
+    """All nodes that a node is computed from."""
     seen, stack = set[fx.Node](), [node]
     while stack:
-        for before in stack.pop().all_input_nodes:
-            if before is source:
-                return True
-            if before not in seen and before > source:
-                seen.add(before)
-                stack.append(before)
-    return False
+        new = [n for n in stack.pop().all_input_nodes if n not in seen]
+        seen.update(new)
+        stack += new
+    return seen
 
 
 def _none_classifies(found: Sequence[Output]) -> str:

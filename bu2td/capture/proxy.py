@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import fx
 
+from bu2td.nn import assigned
+
 
 class Proxy(fx.Proxy):
     """A proxy whose truth, length, number and parts are answered by its tracer."""
@@ -14,12 +16,16 @@ class Proxy(fx.Proxy):
         if name.startswith("__"):  # a protocol that a library tries: tensors of a graph in the making have none
             raise AttributeError(name)
         if name == "ndim":
-            return self._tracer.number(_Attribute(self, name), int)
+            return self._tracer.answer(_Attribute(self, name), int)
         return _Attribute(self, name)
 
     def dim(self) -> Any:
         """The number of dimensions: the same at all sizes."""
-        return self._tracer.number(self._method("dim"), int)
+        return self._tracer.answer(self._method("dim"), int)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """An assignment to a part makes a new value, which stands for the tensor from here on."""
+        self.node = self._call(assigned, index, value).node
 
     def __len__(self) -> int:
         return int(self._tracer.answer(self, len))

@@ -101,6 +101,11 @@ class _ShapeRecorder(fx.Interpreter):
                 f"the forward makes a tensor on a device of its own choice, which {what} at {where} "
                 f"reads; make it where the image is (device=x.device), or register it as a buffer"
             )
+        if "cannot be called on meta" in reason:
+            return CaptureError(
+                f"the forward computes with the value of a tensor as a number, {what} at {where}; compute with the "
+                f"tensor itself, so that the value stays part of the network"
+            )
         image = next(n for n in self.graph.nodes if n.op == "placeholder")
         # A hint for this message alone: such a network does not take images, which no converter can change.
         if image in node.all_input_nodes and isinstance(self.submodules.get(str(node.target)), nn.Embedding):

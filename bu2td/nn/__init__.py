@@ -1,6 +1,7 @@
 """The modules that converted networks run."""
 
 from bu2td.nn.act import ScaledSiLU
+from bu2td.nn.assigned import assigned
 from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
@@ -23,6 +24,7 @@ __all__ = [
     "Transition",
     "TransposedUpsample",
     "Upsample",
+    "assigned",
     "gaussian_resample",
     "made",
 ]
