@@ -52,10 +52,17 @@ class Pytorchcv(Library):
         return [(name, f"pytorchcv:{family}") for name, family in found if family not in self.excluded]
 
     def variant(self, name: str) -> str:
-        return super().variant(re.sub(r"_(svhn|cub|cifar\d+)", "", name))  # other classes, the same network
+        return super().variant(self._network(name))
+
+    def size(self, name: str) -> tuple[int, ...]:
+        return super().size(self._network(name))
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         return functools.partial(self._functions()[name], pretrained=False, **wishes)
+
+    def _network(self, name: str) -> str:
+        """The name of the network, whatever the data set, which sets the classes alone."""
+        return re.sub(r"_(svhn|cub|cifar\d+)", "", name)
 
     def _functions(self) -> Mapping[str, Callable[..., Any]]:
         self.load()

@@ -144,10 +144,11 @@ LIBRARIES: Mapping[str, Library] = MappingProxyType(
 def library_of(word: str) -> tuple[Library, str] | None:
     """The library that a word belongs to, and the name of the model there; None for a user's own factory."""
     prefix, colon, name = word.rpartition(":")
+    if colon and not (prefix and name):
+        return None
     if not colon and word in baselines.INPUT_SIZES:
         prefix = Baselines.prefix
-    library = LIBRARIES.get(prefix)
-    return None if library is None or (not name and colon) else (library, name)
+    return (LIBRARIES[prefix], name) if prefix in LIBRARIES else None
 
 
 def _words(library: Library) -> Sequence[str]:

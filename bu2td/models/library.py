@@ -80,6 +80,10 @@ class Library(ABC):
         """What a name says of its model apart from its size: the name without its numbers."""
         return re.sub(r"#+", "#", re.sub(r"(_?wd?)?\d+(d\d+)?", "#", name))
 
+    def size(self, name: str) -> tuple[int, ...]:
+        """What a name says of its model's size: the numbers in it."""
+        return tuple(int(number) for number in re.findall(r"\d+", name))
+
     def word(self, name: str) -> str:
         """The MODEL word of a name."""
         return f"{self.prefix}:{name}" if self.prefix else name

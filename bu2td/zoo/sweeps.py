@@ -87,7 +87,7 @@ def sweep(
         MissingPackageError: a library of the models is not installed.
         Bu2tdError: a process was killed; the file has all rows that were finished.
     """
-    _check(arrangements, file, resume or fresh, jobs)
+    _check(arrangements, file, resume or fresh, jobs, timeout)
     kept = read_rows(file) if resume and file.exists() else []
     done = {(row.model, row.arrangement): row for row in kept}
     missing = [(model, [a for a in arrangements if (model.word, a) not in done]) for model in models]
@@ -110,7 +110,7 @@ def sweep(
         yield count, len(todo), rows
 
 
-def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int) -> None:
+def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int, timeout: float | None) -> None:
     """Refuse what a sweep cannot do; ``wanted``: the file may be there already."""
     for name in arrangements:
         if name not in ARRANGEMENTS:
@@ -118,6 +118,8 @@ def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int) -> 
             raise OptionError(f"a sweep has no arrangement {name!r}.{hint}")
     if jobs < 1:
         raise OptionError(f"jobs={jobs} must be at least 1")
+    if timeout is not None and timeout <= 0:
+        raise OptionError(f"timeout={timeout:g} must be more than 0")
     if file.suffix != ".csv":
         raise OptionError(f"{file} must end in .csv")
     if file.exists() and not wanted:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import os
-import re
 import sys
 import time
 import traceback
@@ -130,15 +129,11 @@ def list_zoo(libraries: Sequence[str] = DEFAULT_LIBRARIES, *, smallest: bool = F
         names = list(library.families())
         if smallest:
             first: dict[tuple[str, str], str] = {}
-            for name, family in sorted(names, key=lambda pair: _numbers(pair[0])):
+            for name, family in sorted(names, key=lambda pair: library.size(pair[0])):
                 first.setdefault((family, library.variant(name)), name)
             names = [(name, family) for name, family in names if first[family, library.variant(name)] == name]
         found += [ZooModel(library.word(name), family) for name, family in names]
     return found
-
-
-def _numbers(name: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def select(
@@ -217,8 +212,12 @@ def convert_built(
         for arrangement in arrangements:
             row = Row(model.word, model.family, arrangement, "failed", feature_info=compared)
             try:
+                if isinstance(analysis, Exception):
+                    raise analysis
                 with limited(timeout):
-                    row = _converted(row, analysis, real)
+                    network = convert(analysis, arrangement, device="meta", seed=SEED, max_macs_ratio=None)
+                    row = _measured(replace(row, status="verified"), analysis, network.plan)
+                    row = replace(row, real=real and _runs(network))
             except Exception as error:
                 refused = isinstance(error, Bu2tdError) and not isinstance(error, _FAULTS)
                 status = "refused" if refused else "failed"
@@ -226,14 +225,6 @@ def convert_built(
             rows.append(replace(row, seconds=round(time.perf_counter() - start, 2)))
             start = time.perf_counter()
     return rows
-
-
-def _converted(row: Row, analysis: Analysis | Exception, real: bool) -> Row:
-    if isinstance(analysis, Exception):
-        raise analysis
-    network = convert(analysis, row.arrangement, device="meta", seed=SEED, max_macs_ratio=None)
-    row = _measured(replace(row, status="verified"), analysis, network.plan)
-    return replace(row, real=real and _runs(network))
 
 
 def _message(error: Exception) -> str:
