@@ -17,10 +17,11 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,16 @@ ACTS = ("relu", "relu6", "silu", "gelu", "hard_swish", "leaky_relu", "mish", "el
 class Draw(random.Random):
     """Random choices of a configuration."""
 
-    def ladder(self, count: int, first: int, step: int = 8) -> tuple[int, ...]:
+    def ladder(self, length: int, first: int, step: int = 8) -> tuple[int, ...]:
         """Widths that grow, multiples of a step."""
         widths = [first]
-        for _ in range(count - 1):
+        for _ in range(length - 1):
             widths.append(int(widths[-1] * self.choice((1, 1.25, 1.5, 2, 2, 2))) // step * step)
         return tuple(widths)
 
-    def counts(self, count: int, most: int = 3) -> tuple[int, ...]:
+    def counts(self, length: int, most: int = 3) -> tuple[int, ...]:
         """Numbers of blocks."""
-        return tuple(self.randint(1, most) for _ in range(count))
+        return tuple(self.randint(1, most) for _ in range(length))
 
     def some(self, chance: float = 0.5) -> bool:
         """True, with a chance."""
@@ -296,10 +297,9 @@ def resnets_v2(draw: Draw) -> Config:
 
 
 def convnexts(draw: Draw) -> Config:
-    count = 4
     options = {
-        "depths": draw.counts(count, 2),
-        "dims": draw.ladder(count, draw.choice((24, 32, 48))),
+        "depths": draw.counts(4, 2),
+        "dims": draw.ladder(4, draw.choice((24, 32, 48))),
         "kernel_sizes": draw.choice((7, 5, 3, (3, 5, 7, 9))),
         "ls_init_value": draw.choice((1e-6, None)),
         "stem_type": draw.choice(("patch", "overlap", "overlap_tiered", "overlap_act")),
@@ -316,7 +316,7 @@ def convnexts(draw: Draw) -> Config:
 
 
 def csps(draw: Draw) -> Config:
-    count = draw.randint(3, 5)
+    length = draw.randint(3, 5)
     stem = cspnet.CspStemCfg(
         out_chs=draw.choice((16, 32, (16, 32), (16, 24, 32))),
         stride=draw.choice((1, 2, 2, 4)),
@@ -324,9 +324,9 @@ def csps(draw: Draw) -> Config:
         pool=draw.choice(("", "", "max")),
     )
     stages = cspnet.CspStagesCfg(
-        depth=draw.counts(count),
-        out_chs=draw.ladder(count, draw.choice((32, 64)), 16),
-        stride=(draw.choice((1, 2)), *[2] * (count - 1)),
+        depth=draw.counts(length),
+        out_chs=draw.ladder(length, draw.choice((32, 64)), 16),
+        stride=(draw.choice((1, 2)), *[2] * (length - 1)),
         groups=draw.choice((1, 1, 4)),
         block_ratio=draw.choice((0.5, 1.0)),
         bottle_ratio=draw.choice((0.5, 1.0)),
@@ -411,12 +411,8 @@ def normfree(draw: Draw) -> Config:
 
 
 def hgs(draw: Draw) -> Config:
-    config: dict[str, Any] = {
-        "stem_type": draw.choice(("v1", "v2")),
-        "stem_chs": draw.choice(([16, 32], [24, 32])),
-        "aggregation": "",
-    }
-    config["stem_chs"] = [3 * [32], [16, 32]][config["stem_type"] == "v2"]
+    config: dict[str, Any] = {"stem_type": draw.choice(("v1", "v2"))}
+    config["stem_chs"] = [16, 32] if config["stem_type"] == "v2" else [24, 32, 32]
     width = 32
     for index in range(4):
         out = width * draw.choice((1, 2)) + 32 * draw.randint(0, 2)
@@ -424,7 +420,6 @@ def hgs(draw: Draw) -> Config:
         kernel, layers = draw.choice((3, 5)), draw.randint(2, 5)
         config[f"stage{index + 1}"] = [width, draw.choice((16, 32)), out, blocks, index > 0, light, kernel, layers]
         width = out
-    del config["aggregation"]
     return hgnet.HighPerfGpuNet, {
         "cfg": config,
         "use_lab": draw.some(),
@@ -556,8 +551,8 @@ def check(seed: int, real: int, timeout: float) -> list[dict[str, Any]]:
 def report(rows: list[dict[str, Any]]) -> None:
     """Counts by status and cause, and every failure with its configuration."""
     counts = Counter((row.get("arrangement", ""), row["status"], row["cause"]) for row in rows)
-    for (arrangement, status, cause), count in sorted(counts.items()):
-        print(f"{count:6}  {arrangement:5} {status:9} {cause}")
+    for (arrangement, status, cause), number in sorted(counts.items()):
+        print(f"{number:6}  {arrangement:5} {status:9} {cause}")
     for row in rows:
         if row["status"] == "failed":
             print(f"\nseed {row['seed']} {row['arrangement']}: {row['cause']}: {row['message']}\n  {row['config']}")
@@ -573,7 +568,7 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
     return {"seed": args.seed, "real": args.real, **_results.versions("timm", "bu2td")}
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="number of networks that timm can run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first network")
@@ -582,11 +577,21 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--resume", action="store_true", help="go on where an earlier run was interrupted")
     parser.add_argument("--out", type=Path, default=_results.FOLDER / "timm_configs")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
-    args = arguments()
+def worked(seeds: list[int], args: argparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every seed, as they come; one job works in this process."""
+    if args.jobs == 1:
+        yield from (check(seed, args.real, args.timeout) for seed in seeds)
+        return
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(check, seed, args.real, args.timeout) for seed in seeds]
+        yield from (job.result() for job in as_completed(jobs))
+
+
+def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Check seeds until as many networks as are asked for are no invalid ones; goes on with rows that are there."""
     rows: list[dict[str, Any]] = []
     file = args.out.with_suffix(".json")
     if args.resume and file.exists():
@@ -595,32 +600,21 @@ def main() -> None:
             raise SystemExit(f"{file} is of other settings; run without --resume")
         rows = before["rows"]
     last, seed = time.monotonic(), args.seed
-    with (
-        ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool,
-        tqdm(total=args.count) as bar,
-    ):
-        while True:
-            counted = {row["seed"] for row in rows if row["status"] != INVALID}
-            bar.update(len(counted) - bar.n)
-            missing = args.count - len(counted)
-            if missing <= 0:
-                break
+    with tqdm(total=args.count) as bar:
+        while missing := max(0, args.count - len({row["seed"] for row in rows if row["status"] != INVALID})):
+            bar.update(args.count - missing - bar.n)
             done = {row["seed"] for row in rows}
-            todo = []
-            while len(todo) < missing:  # the next seeds, in place of those that timm cannot run
-                todo += [seed] if seed not in done else []
-                seed += 1
-            jobs = [pool.submit(check, one, args.real, args.timeout) for one in todo]
-            for job in as_completed(jobs):
-                new = job.result()
+            todo = list(islice((one for one in count(seed) if one not in done), missing))
+            seed = todo[-1] + 1
+            for new in worked(todo, args):
                 rows += new
                 bar.update(new[0]["status"] != INVALID)
                 if time.monotonic() - last > PERIOD:
                     written(rows, args)
                     last = time.monotonic()
     written(rows, args)
-    report(rows)
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    report(sweep(arguments()))
