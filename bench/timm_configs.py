@@ -27,7 +27,15 @@ from typing import Any
 
 import _results
 import torch
-from timm.layers import BatchNormAct2d, BlurPool2d, get_act_layer, get_attn, get_norm_act_layer
+from timm.layers import (
+    BatchNormAct2d,
+    BlurPool2d,
+    GroupNormAct,
+    create_conv2d,
+    get_act_layer,
+    get_attn,
+    get_norm_act_layer,
+)
 from timm.models import (
     byobnet,
     convnext,
@@ -292,7 +300,9 @@ def resnets_v2(draw: Draw) -> Config:
         "act_layer": nn.ReLU,
     }
     if draw.some():
-        options |= {"norm_layer": BatchNormAct2d, "conv_layer": nn.Conv2d}
+        options |= {"norm_layer": BatchNormAct2d, "conv_layer": create_conv2d}
+    else:
+        options["norm_layer"] = partial(GroupNormAct, num_groups=4)
     return resnetv2.ResNetV2, options
 
 
@@ -317,24 +327,25 @@ def convnexts(draw: Draw) -> Config:
 
 def csps(draw: Draw) -> Config:
     length = draw.randint(3, 5)
+    stride, stage = draw.choice((1, 2, 2, 4)), draw.choice(("csp", "cs3", "dark"))
     stem = cspnet.CspStemCfg(
         out_chs=draw.choice((16, 32, (16, 32), (16, 24, 32))),
-        stride=draw.choice((1, 2, 2, 4)),
+        stride=stride,
         kernel_size=draw.choice((3, 3, 7)),
-        pool=draw.choice(("", "", "max")),
+        pool=draw.choice(("", "max")) if stride == 4 else "",
     )
     stages = cspnet.CspStagesCfg(
         depth=draw.counts(length),
         out_chs=draw.ladder(length, draw.choice((32, 64)), 16),
         stride=(draw.choice((1, 2)), *[2] * (length - 1)),
         groups=draw.choice((1, 1, 4)),
-        block_ratio=draw.choice((0.5, 1.0)),
+        block_ratio=0.5 if stage == "cs3" else 1.0,
         bottle_ratio=draw.choice((0.5, 1.0)),
         avg_down=draw.some(),
-        attn_layer=draw.choice(ATTENTION) or None,
-        stage_type=draw.choice(("csp", "cs3", "dark")),
+        attn_layer=draw.choice((None, None, "se", "eca", "ese")),
+        stage_type=stage,
         block_type=draw.choice(("bottle", "dark", "edge")),
-        expand_ratio=draw.choice((1.0, 2.0)),
+        expand_ratio=2.0 if stage == "csp" else 1.0,
         cross_linear=draw.some(),
         down_growth=draw.some(),
     )
