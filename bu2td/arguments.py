@@ -21,7 +21,8 @@ from bu2td.models.baselines import INPUT_SIZES
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 MODEL_HELP = (
-    "timm's NAME, torchvision:NAME, bu2td:NAME (a baseline of the paper), package.module:factory or file.py:factory"
+    "timm's NAME, LIBRARY:NAME (torchvision, pytorchcv, transformers, monai, or bu2td, the paper's baselines), "
+    "package.module:factory or file.py:factory"
 )
 
 

@@ -1,4 +1,4 @@
-"""``bu2td zoo``: what becomes of every CNN classifier of torchvision and timm."""
+"""``bu2td zoo``: what becomes of every CNN classifier of torchvision and timm, and of other libraries'."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.arguments import about, add_json, add_run, check_folder
+from bu2td.models.libraries import LIBRARIES
 from bu2td.options import ARRANGEMENTS
-from bu2td.zoo import describe, finish, list_zoo, select, summarise, sweep
+from bu2td.zoo import DEFAULT_LIBRARIES, TIMEOUT, describe, finish, list_zoo, select, summarise, sweep
 
 FAULTS_FOUND = 1
 
 ABOUT = about(
-    "convert every CNN classifier of torchvision and timm, and keep what became of each in a table",
+    "convert every classifier of torchvision and timm, or of others, and keep what became of each in a table",
     epilog="Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 for "
     "an error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards that run "
     "at the same time need files of their own; joined by cat, they make one FILE.",
@@ -25,12 +26,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, run)
     add = parser.add_argument
     listed: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    add("--family", **listed, default=[], metavar="F", help="modules of timm (resnet), or torchvision:MODULE")
+    titles = [library.title for library in LIBRARIES.values()]
+    add("--library", **listed, metavar="L", help=f"{', '.join(titles)}; default: {', '.join(DEFAULT_LIBRARIES)}")
+    smallest = "one model of every family and variant: the least numbers in its name"
+    add("--smallest", action="store_true", help=smallest)
+    add("--family", **listed, default=[], metavar="F", help="modules of timm (resnet), or LIBRARY:MODULE")
     add("--match", **listed, default=[], metavar="PATTERN", help="parts of names, or shell patterns")
     add("--arrangement", **listed, metavar="td|uni|rev", help="default: all three")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th model, from the I-th on")
     add("--jobs", type=int, default=1, metavar="N", help="processes at work; default: %(default)s")
     add("--no-real", dest="real", action="store_false", help="run nothing on real tensors, plan and verify only")
+    add(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="S",
+        help="seconds for one conversion; default: %(default)s",
+    )
     add("-o", "--output", default="zoo.csv", metavar="FILE.csv", help="default: %(default)s; a summary in .json")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="keep the rows that FILE has, and do the others")
@@ -41,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> str:
     """Sweep; ``options.status`` says whether a network failed."""
     check_folder(options.output)
-    models = select(list_zoo(), options.family, options.match, options.shard)
+    zoo = list_zoo(options.library or DEFAULT_LIBRARIES, smallest=options.smallest)
+    models = select(zoo, options.family, options.match, options.shard)
     steps = sweep(
         models,
         options.arrangement or ARRANGEMENTS,
@@ -50,6 +63,7 @@ def run(options: argparse.Namespace) -> str:
         fresh=options.fresh,
         jobs=options.jobs,
         real=options.real,
+        timeout=options.timeout,
     )
     rows = finish(steps)
     if any(row.status == "failed" for row in rows):

@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -31,6 +31,8 @@ import torch
 from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
 from bu2td.files import replacing
 from bu2td.ir import format_table
+from bu2td.models.libraries import LIBRARIES, library_of
+from bu2td.models.library import Library
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo.zoo import (
     HEAD_CONV,
@@ -39,6 +41,7 @@ from bu2td.zoo.zoo import (
     RELAXATIONS,
     SEED,
     STATUSES,
+    TIMEOUT,
     Row,
     ZooModel,
     convert_model,
@@ -60,6 +63,7 @@ def sweep(
     fresh: bool = False,
     jobs: int = 1,
     real: bool = True,
+    timeout: float | None = TIMEOUT,
 ) -> Iterator[tuple[int, int, list[Row]]]:
     """Convert models into arrangements, and keep the rows in a CSV file and a summary in a JSON file.
 
@@ -71,6 +75,7 @@ def sweep(
         fresh: replace the file.
         jobs: processes at work, one thread each; one job works in this process.
         real: run networks below `REAL_MACS` forward and backward.
+        timeout: seconds that an analysis, and every conversion, may take; None: any.
 
     Yields:
         (models done, models to do, all rows so far, in the order of the zoo), first before any model is built.
@@ -79,21 +84,25 @@ def sweep(
         OptionError: an unknown arrangement, no jobs, or a file that does not end in .csv.
         FileError: the file is there and neither to be resumed nor replaced, is not a sweep's, or cannot be
             written.
-        MissingPackageError: torchvision or timm is not installed.
+        MissingPackageError: a library of the models is not installed.
         Bu2tdError: a process was killed; the file has all rows that were finished.
     """
-    _check(arrangements, file, resume or fresh, jobs)
+    _check(arrangements, file, resume or fresh, jobs, timeout)
     kept = read_rows(file) if resume and file.exists() else []
     done = {(row.model, row.arrangement): row for row in kept}
     missing = [(model, [a for a in arrangements if (model.word, a) not in done]) for model in models]
     todo = [(model, names) for model, names in missing if names]
-    places = {model.word: index for index, model in enumerate([*models, *list_zoo()])}
-    about = _about(arrangements, real)
+    libraries = _libraries([*(model.word for model in models), *(row.model for row in kept)])
+    known = list_zoo([library.title for library in libraries])
+    places = {model.word: index for index, model in enumerate([*models, *known])}
+    about = _about(libraries, arrangements, real, timeout)
 
     def place(row: Row) -> tuple[int, int]:
         return places.get(row.model, -1), ARRANGEMENTS.index(row.arrangement)
 
-    work = chain([[]], _worked(todo, jobs, real))  # nothing first, which shows that the file can be written
+    work = chain(
+        [[]], _worked(todo, jobs, real, timeout)
+    )  # nothing first, which shows that the file can be written
     for count, new in enumerate(work):
         done |= {(row.model, row.arrangement): row for row in new}
         rows = sorted(done.values(), key=place)
@@ -101,7 +110,7 @@ def sweep(
         yield count, len(todo), rows
 
 
-def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int) -> None:
+def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int, timeout: float | None) -> None:
     """Refuse what a sweep cannot do; ``wanted``: the file may be there already."""
     for name in arrangements:
         if name not in ARRANGEMENTS:
@@ -109,6 +118,8 @@ def _check(arrangements: Sequence[str], file: Path, wanted: bool, jobs: int) -> 
             raise OptionError(f"a sweep has no arrangement {name!r}.{hint}")
     if jobs < 1:
         raise OptionError(f"jobs={jobs} must be at least 1")
+    if timeout is not None and timeout <= 0:
+        raise OptionError(f"timeout={timeout:g} must be more than 0")
     if file.suffix != ".csv":
         raise OptionError(f"{file} must end in .csv")
     if file.exists() and not wanted:
@@ -126,8 +137,16 @@ def finish(steps: Iterator[tuple[int, int, list[Row]]]) -> list[Row]:
     return rows
 
 
-def _about(arrangements: Sequence[str], real: bool) -> dict[str, Any]:
-    packages = ("bu2td", "torch", "torchvision", "timm")
+def _libraries(words: Iterable[str]) -> list[Library]:
+    """The libraries of MODEL words, in the order of the list of libraries."""
+    found = {pair[0] for pair in map(library_of, words) if pair is not None}
+    return [library for library in LIBRARIES.values() if library in found]
+
+
+def _about(
+    libraries: Sequence[Library], arrangements: Sequence[str], real: bool, timeout: float | None
+) -> dict[str, Any]:
+    packages = ("bu2td", "torch", *(library.package for library in libraries if library.package))
     return {
         **{name: str(importlib.import_module(name).__version__) for name in packages},
         "python": platform.python_version(),
@@ -135,21 +154,26 @@ def _about(arrangements: Sequence[str], real: bool) -> dict[str, Any]:
         "seed": SEED,
         "arrangements": list(arrangements),
         "real": {"size": REAL_SIZE, "max_macs": REAL_MACS} if real else None,
+        "timeout": timeout,
     }
 
 
-def _worked(todo: Sequence[tuple[ZooModel, list[str]]], jobs: int, real: bool) -> Iterator[list[Row]]:
+def _worked(
+    todo: Sequence[tuple[ZooModel, list[str]]], jobs: int, real: bool, timeout: float | None
+) -> Iterator[list[Row]]:
     """The rows of every model, as they come."""
     if jobs == 1:
         for model, arrangements in todo:
-            yield convert_model(model, arrangements, real)
+            yield convert_model(model, arrangements, real, timeout)
         return
     batch = _MODELS_PER_WORKER * jobs
     for start in range(0, len(todo), batch):
-        yield from _batch(todo[start : start + batch], jobs, real)
+        yield from _batch(todo[start : start + batch], jobs, real, timeout)
 
 
-def _batch(todo: Sequence[tuple[ZooModel, list[str]]], jobs: int, real: bool) -> Iterator[list[Row]]:
+def _batch(
+    todo: Sequence[tuple[ZooModel, list[str]]], jobs: int, real: bool, timeout: float | None
+) -> Iterator[list[Row]]:
     """The rows of every model, as new processes bring them; when one dies, those of the others come first."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _start_worker)
@@ -158,7 +182,7 @@ def _batch(todo: Sequence[tuple[ZooModel, list[str]]], jobs: int, real: bool) ->
     try:
         with suppress(BrokenProcessPool):
             for model, names in todo:
-                waiting[pool.submit(convert_model, model, names, real)] = model.word
+                waiting[pool.submit(convert_model, model, names, real, timeout)] = model.word
         for future in as_completed(waiting):
             if not isinstance(future.exception(), BrokenProcessPool):
                 finished.add(waiting[future])

@@ -1,4 +1,4 @@
-"""The zoo: every CNN classifier of torchvision and timm, and what becomes of each of them.
+"""The zoo: every classifier of torchvision, timm and other libraries, and what becomes of each of them.
 
 A model is built on the meta device, analysed once, and converted into every arrangement asked for;
 `convert`'s verification judges every network. Small networks also run forward and backward on real tensors.
@@ -7,49 +7,37 @@ A model is built on the meta device, analysed once, and converted into every arr
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import os
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from bu2td.conversion import analyze, convert
-from bu2td.errors import (
-    Bu2tdError,
-    ConverterError,
-    ImageSizeError,
-    MissingPackageError,
-    OptionError,
-    VerificationError,
-    nearest,
-)
+from bu2td.errors import Bu2tdError, ConverterError, ImageSizeError, OptionError, VerificationError, nearest
 from bu2td.ir import Analysis, Plan, Relaxation
 from bu2td.models import create_model
+from bu2td.models.libraries import LIBRARIES
 from bu2td.rewrite import initialise
 from bu2td.runtime import TopDownNetwork
+from bu2td.zoo.limits import limited
 
-__all__ = ["Row", "ZooModel", "convert_model", "list_zoo", "select"]
+__all__ = [
+    *("DEFAULT_LIBRARIES", "TIMEOUT", "Row", "ZooModel", "convert_built", "convert_model", "list_zoo", "select")
+]
 
-#: timm's modules of convolutional classifiers (timm 1.0).
-TIMM_FAMILIES = (
-    "byoanet", "byobnet", "convmixer", "convnext", "cspnet", "cspnext", "csatv2", "densenet", "dla", "dpn",
-    "edgenext", "efficientnet", "fasternet", "focalnet", "ghostnet", "hardcorenas", "hgnet", "hrnet",
-    "inception_next", "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2", "mambaout",
-    "metaformer", "mobilenetv3", "mobilenetv5", "nasnet", "nfnet", "pnasnet", "rdnet", "regnet", "repghost",
-    "repvit", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "selecsls", "senet", "sknet", "starnet",
-    "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
-)  # fmt: skip
-#: torchvision's modules of classifiers that are no convolutional networks.
-_ATTENTION = ("vision_transformer", "swin_transformer", "maxvit")
+#: The libraries of a sweep, where no other is named.
+DEFAULT_LIBRARIES = ("torchvision", "timm")
+#: Seconds that an analysis, or a conversion, may take.
+TIMEOUT = 600
 
 #: Networks up to this many multiply-accumulates also run on real tensors of `REAL_SIZE`, or of the one size that
 #: they are bound to.
@@ -118,26 +106,33 @@ class Row:
     seconds: float = 0.0
 
 
-def list_zoo() -> list[ZooModel]:
-    """Return the CNN classifiers of the installed torchvision and timm.
+def list_zoo(libraries: Sequence[str] = DEFAULT_LIBRARIES, *, smallest: bool = False) -> list[ZooModel]:
+    """Return the image classifiers of installed libraries.
+
+    Args:
+        libraries: out of "torchvision", "timm", "pytorchcv", "transformers", "monai" and "bu2td"; timm's and
+            torchvision's are convolutional networks.
+        smallest: one model of every family and variant (names that differ in numbers alone are one variant): the
+            one with the least numbers in its name.
 
     Raises:
-        MissingPackageError: one of the two is not installed.
+        OptionError: an unknown library.
+        MissingPackageError: a library is not installed.
     """
-    try:
-        timm: Any = importlib.import_module("timm")
-        torchvision: Any = importlib.import_module("torchvision.models")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the zoo is made of timm and torchvision, and one is missing ({error}): pip install timm torchvision"
-        ) from error
+    known = {library.title: library for library in LIBRARIES.values()}
     found = []
-    for name in torchvision.list_models(module=torchvision):
-        family = torchvision.get_model_builder(name).__module__.rpartition(".")[2]
-        if family not in _ATTENTION:
-            found.append(ZooModel(f"torchvision:{name}", f"torchvision:{family}"))
-    for family in TIMM_FAMILIES:
-        found += [ZooModel(name, family) for name in timm.list_models(module=family)]
+    for title in dict.fromkeys(libraries):
+        if title not in known:
+            hint = nearest(title, known) or f" It knows {', '.join(known)}."
+            raise OptionError(f"the zoo has no library {title!r}.{hint}")
+        library = known[title]
+        names = list(library.families())
+        if smallest:
+            first: dict[tuple[str, str], str] = {}
+            for name, family in sorted(names, key=lambda pair: library.size(pair[0])):
+                first.setdefault((family, library.variant(name)), name)
+            names = [(name, family) for name, family in names if first[family, library.variant(name)] == name]
+        found += [ZooModel(library.word(name), family) for name, family in names]
     return found
 
 
@@ -178,16 +173,39 @@ def select(
     return chosen[index - 1 :: count]
 
 
-def convert_model(model: ZooModel, arrangements: Sequence[str], real: bool = True) -> list[Row]:
-    """Analyse one model and convert it into every arrangement; one `Row` each, whatever happens."""
+def convert_model(
+    model: ZooModel, arrangements: Sequence[str], real: bool = True, timeout: float | None = TIMEOUT
+) -> list[Row]:
+    """Build a model, analyse it once and convert it into every arrangement.
+
+    Args:
+        model: of the zoo.
+        arrangements: out of "td", "uni", "rev".
+        real: run networks below `REAL_MACS` forward and backward.
+        timeout: seconds that the analysis, and every conversion, may take; None: any.
+
+    Returns:
+        One `Row` per arrangement, whatever happens.
+    """
+    return convert_built(lambda: create_model(model.word, device="meta"), model, arrangements, real, timeout)
+
+
+def convert_built(
+    build: Callable[[], nn.Module],
+    model: ZooModel,
+    arrangements: Sequence[str],
+    real: bool = True,
+    timeout: float | None = TIMEOUT,
+) -> list[Row]:
+    """As `convert_model`, for a model that a function builds; ``model`` says what the rows call it."""
     rows = []
     analysis: Analysis | Exception
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            bottom_up = create_model(model.word, device="meta")
-            analysis = analyze(bottom_up)
+            with limited(timeout):
+                analysis = analyze(build())
             compared = compare_feature_info(analysis)
         except Exception as error:
             analysis, compared = error, ""
@@ -196,9 +214,10 @@ def convert_model(model: ZooModel, arrangements: Sequence[str], real: bool = Tru
             try:
                 if isinstance(analysis, Exception):
                     raise analysis
-                network = convert(analysis, arrangement, device="meta", seed=SEED, max_macs_ratio=None)
-                row = _measured(replace(row, status="verified"), analysis, network.plan)
-                row = replace(row, real=real and _runs(network))
+                with limited(timeout):
+                    network = convert(analysis, arrangement, device="meta", seed=SEED, max_macs_ratio=None)
+                    row = _measured(replace(row, status="verified"), analysis, network.plan)
+                    row = replace(row, real=real and _runs(network))
             except Exception as error:
                 refused = isinstance(error, Bu2tdError) and not isinstance(error, _FAULTS)
                 status = "refused" if refused else "failed"

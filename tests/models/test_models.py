@@ -317,7 +317,7 @@ def test_bad_words(folder: Path, word: str, message: str, device: str | None) ->
     ("word", "message"),
     [
         ("resnet17", "has no model 'resnet17'. Did you mean 'resnet"),
-        ("zzzzzzzzzz", "has no model 'zzzzzzzzzz'. A model is written NAME (timm), torchvision:"),
+        ("zzzzzzzzzz", "has no model 'zzzzzzzzzz'. A model is written NAME (timm), LIBRARY:NAME"),
         ("resnet18.no_such_tag", "write 'resnet18' alone"),
         ("timm:resnet18", "written without 'timm:'"),
         ("lenet_fd", "has no model 'lenet_fd'. Did you mean"),

@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,8 +20,10 @@ import pytest
 import torch
 
 from bu2td import cli, errors
+from bu2td.models.libraries import LIBRARIES
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo import sweeps, zoo
+from bu2td.zoo.limits import limited
 from bu2td.zoo.zoo import Row, ZooModel
 
 timm = pytest.importorskip("timm")
@@ -57,7 +61,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Sweeps that convert nothing; returns the (model, arrangements) that they asked for."""
     asked: list[tuple[str, ...]] = []
 
-    def convert_model(model: ZooModel, arrangements: Sequence[str], real: bool = True) -> list[Row]:
+    def convert_model(model: ZooModel, arrangements: Sequence[str], real: bool, timeout: float) -> list[Row]:
         asked.append((model.word, *arrangements))
         return [Row(model.word, model.family, name, "verified") for name in arrangements]
 
@@ -91,7 +95,7 @@ def test_the_zoo() -> None:
         assert len(ZOO) == 68 + 683
     else:
         assert len(ZOO) > 68 + 600
-    assert {model.family for model in ZOO if model not in torchvision} == set(zoo.TIMM_FAMILIES)
+    assert {model.family for model in ZOO if model not in torchvision} == set(LIBRARIES[""].modules)
 
 
 def test_select() -> None:
@@ -110,6 +114,27 @@ def test_shards_hold_every_model_once(count: int) -> None:
     shards = [zoo.select(ZOO, shard=(index, count)) for index in range(1, count + 1)]
     assert sorted(m.word for shard in shards for m in shard) == sorted(m.word for m in ZOO)
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+def test_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = [library.title for library in LIBRARIES.values()]
+    assert titles[:2] == list(zoo.DEFAULT_LIBRARIES)
+    assert zoo.list_zoo(["timm"]) == [model for model in ZOO if ":" not in model.word]
+    assert zoo.list_zoo(["timm", "torchvision", "timm"]) == [*ZOO[68:], *ZOO[:68]]
+    assert ZooModel("bu2td:nin", "bu2td:nin") in zoo.list_zoo(["bu2td"])
+    with pytest.raises(errors.OptionError, match=r"no library 'pytorchvc'\. Did you mean 'pytorchcv'"):
+        zoo.list_zoo(["pytorchvc"])
+
+
+def test_the_smallest_of_every_variant() -> None:
+    """In the order of the zoo, families and variants complete."""
+    found = zoo.list_zoo(smallest=True)
+    assert found == [model for model in ZOO if model in set(found)]
+    assert {model.family for model in found} == {model.family for model in ZOO}
+    words = [model.word for model in found]
+    assert {"vgg11", "vgg11_bn", "densenet121", "torchvision:resnet18", "torchvision:vgg11_bn"} <= set(words)
+    assert not {"vgg13", "vgg19_bn", "densenet201", "torchvision:resnet34"} & set(words)
+    assert len(words) < 0.7 * len(ZOO)
 
 
 # --- what a row says ----------------------------------------------------------------------------------
@@ -160,6 +185,63 @@ def test_refused_by_the_analysis(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = zoo.convert_model(TWO, ARRANGEMENTS)
     assert {(r.status, r.cause) for r in rows} == {("refused", "CaptureError")}
     assert {r.message for r in rows} == {f"control flow at {Path('timm', 'layers', 'norm.py')}:7"}
+
+
+@pytest.mark.parametrize("slow", ["analyze", "convert"])
+def test_what_never_ends_has_failed(monkeypatch: pytest.MonkeyPatch, slow: str) -> None:
+    """Though it catches whatever is raised inside; the next arrangement goes on."""
+    calls = []
+    real = getattr(zoo, slow)
+
+    def hangs(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            return real(*args, **kwargs)
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with suppress(Exception):
+                time.sleep(0.01)
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(zoo, slow, hangs)
+    handler = signal.getsignal(signal.SIGALRM)
+    found = zoo.convert_model(TWO, ["td", "uni"], real=False, timeout=5)
+    if slow == "analyze":
+        assert {(row.status, row.cause) for row in found} == {("failed", "Timeout")}
+    else:
+        assert [(row.status, row.cause) for row in found] == [("failed", "Timeout"), ("verified", "")]
+    assert found[0].message.startswith("it took longer than 5 seconds")
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_no_limit_outside_of_the_main_thread() -> None:
+    """Alarms reach the main thread alone."""
+    ended = []
+
+    def work() -> None:
+        with limited(0.01):
+            time.sleep(0.1)
+        ended.append(True)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    with limited(None):
+        assert ended == [True]
+
+
+def test_a_model_that_a_function_builds() -> None:
+    built = zoo.convert_built(lambda: timm.create_model("test_resnet"), ZooModel("mine", "my own"), ["rev"], False)
+    assert [(row.model, row.family, row.arrangement, row.status) for row in built] == [
+        ("mine", "my own", "rev", "verified")
+    ]
+
+    def broken() -> Any:
+        raise errors.UnknownModelError("no such thing")
+
+    [row] = zoo.convert_built(broken, ZooModel("mine", "my own"), ["td"])
+    assert (row.status, row.cause, row.message) == ("refused", "UnknownModelError", "no such thing")
 
 
 @pytest.mark.parametrize("broken", ["logits", "gradient"])
@@ -333,9 +415,9 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
     asked = []
     convert_model = zoo.convert_model
 
-    def counted(model: ZooModel, arrangements: Sequence[str], real: bool) -> list[Row]:
+    def counted(model: ZooModel, arrangements: Sequence[str], real: bool, timeout: float) -> list[Row]:
         asked.append((model.word, *arrangements))
-        return convert_model(model, arrangements, real)
+        return convert_model(model, arrangements, real, timeout)
 
     monkeypatch.setattr(sweeps, "convert_model", counted)
     steps = list(sweeps.sweep([TWO, ONE], file=file, resume=True, real=False))
@@ -425,6 +507,28 @@ def test_command(run: Any, done: list[tuple[str, ...]], tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zoo.csv", "zoo.json"]
 
 
+def test_command_for_other_libraries(run: Any, done: list[tuple[str, ...]], tmp_path: Path) -> None:
+    status, _, err = run(
+        "--library", "bu2td", "torchvision", "--match", "nin", "vgg", "--smallest", "--timeout", "9"
+    )
+    assert status == 0, err
+    words = ["bu2td:nin_light", "bu2td:nin", "torchvision:vgg11", "torchvision:vgg11_bn"]
+    assert [asked[0] for asked in done] == words
+    about = json.loads(Path("zoo.json").read_text())["about"]
+    assert (about["timeout"], "timm" in about, "torchvision" in about) == (9, False, True)
+    rows = sweeps.read_rows(Path("zoo.csv"))
+    assert [row.model for row in rows[::3]] == [*words[2:], *words[:2]]  # the order of libraries
+
+
+def test_rows_of_other_libraries_stay_in_their_order(tmp_path: Path, done: list[tuple[str, ...]]) -> None:
+    file = tmp_path / "zoo.csv"
+    old = [row(name, arrangement) for name in ("torchvision:vgg11", "vgg11") for arrangement in ARRANGEMENTS]
+    sweeps.write_rows(file, old, {})
+    *_, (_, _, rows) = sweeps.sweep([ZooModel("bu2td:nin", "bu2td:nin")], file=file, resume=True)
+    assert rows[:6] == old
+    assert [found.model for found in rows[6:]] == ["bu2td:nin"] * 3
+
+
 def test_command_without_tqdm(run: Any, done: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
     status, _, err = run("--match", "test_resnet", "-o", "other.csv")
@@ -442,7 +546,7 @@ def test_exit_status(run: Any, monkeypatch: pytest.MonkeyPatch, error: Exception
 
 
 def test_interrupted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(model: ZooModel, arrangements: Sequence[str], real: bool) -> list[Row]:
+    def interrupted(model: ZooModel, arrangements: Sequence[str], real: bool, timeout: float) -> list[Row]:
         if model == TWO:
             raise KeyboardInterrupt
         return [row(model.word)]
@@ -457,6 +561,8 @@ WRONG: dict[str, tuple[tuple[str, ...], str, str]] = {
     "family": (("--family", "resnt"), "OptionError", "Did you mean 'resnet'"),
     "family of torchvision": (("--family", "alexnet"), "OptionError", "Did you mean 'torchvision:alexnet'?"),
     "strange family": (("--family", "?"), "OptionError", "It has byoanet, byobnet"),
+    "library": (("--library", "pytorchvc"), "OptionError", "Did you mean 'pytorchcv'"),
+    "timeout": (("--timeout", "0"), "OptionError", "timeout=0 must be more than 0"),
     "match": (("--match", "resnett"), "OptionError", "no model of the zoo matches 'resnett'"),
     "shard": (("--shard", "5/3"), "OptionError", "no shard 5/3; shards are 1/3 to 3/3"),
     "no shards": (("--shard", "0/0"), "OptionError", "no shard 0/0"),
