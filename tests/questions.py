@@ -529,3 +529,38 @@ def makes_positions(self, x):
     x = self.second(self.stem(x))
     rows = torch.linspace(-1, 1, x.size(2)).view(1, 1, -1, 1).expand(x.size(0), 1, x.size(2), x.size(3))
     return self.head(self.third(x * (1 + rows)))
+
+
+class Sign(torch.autograd.Function):
+    """A sign whose gradient passes straight through."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+@case
+def applies_a_function_of_its_own(self, x):
+    return self.head(self.third(Sign.apply(self.second[1](self.second[0](self.stem(x))))))
+
+
+@case
+def hooks_its_gradients(self, x):
+    x = self.second(self.stem(x))
+    x.register_hook(lambda gradient: gradient)
+    self.features = x
+    return self.head(self.third(self.features))
+
+
+@net
+class HoldsACompiledPart(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = torch.compile(self.second, backend="eager")
+
+    def forward(self, x):
+        return self.body(x)

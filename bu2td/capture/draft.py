@@ -157,8 +157,8 @@ def _kept_by(source: nn.Module, path: str) -> Tensor:
         found: Tensor = attrgetter(path)(source)
     except AttributeError as error:
         raise CaptureError(
-            f"the forward reads {path}, a tensor that the module computes when it goes to eval mode and keeps as no "
-            f"buffer; compute it in the forward, or register it as a buffer"
+            f"the forward reads {path}, a tensor that the module computes when it goes to eval mode and keeps as "
+            f"no buffer; compute it in the forward, or register it as a buffer"
         ) from error
     return found
 

@@ -18,6 +18,17 @@ _ZEROS = ("zeros", "new_zeros", "zeros_like")
 _KEEPS_ZEROS = ("to", "type", "type_as", "cuda", "cpu", "contiguous", "detach", "clone", "expand")
 
 
+#: Functions and methods that draw numbers.
+_DRAWS = ("rand", "randn", "randint", "randperm", "bernoulli", "normal", "uniform", "rand_like", "randn_like",
+          "randint_like", "multinomial", "exponential", "random")  # fmt: skip
+
+
+def is_drawn(node: fx.Node) -> bool:
+    """Whether a node draws random numbers by a function."""
+    name = node.args[1] if node.target is made else function_name(node)
+    return name in _DRAWS
+
+
 def padded_by_zeros(draft: Draft, node: fx.Node) -> bool:
     """A map to whose channels zeros are joined is padded: ``cat([x, torch.zeros(..)], 1)``."""
     if function_name(node) not in ("cat", "concat") or not node.args or not isinstance(node.args[0], list | tuple):

@@ -53,6 +53,7 @@ def own_names(model: nn.Module, tracer: Any) -> Iterator[None]:
         instead = _Substitutes(tracer)
         for name in _TORCH_FACES:
             _replace(stack, vars(sys.modules[name]), instead.known)
+        _set(stack, _Slots(torch.autograd.Function), "apply", classmethod(instead.applied))
         for name in ("numpy", "math"):
             if name in sys.modules:
                 _replace(stack, vars(sys.modules[name]), instead.known)
@@ -84,6 +85,17 @@ def _restore(names: MutableMapping[str, Any], name: str, before: Any) -> None:
         names[name] = before
 
 
+class _Slots(dict[str, Any]):
+    """The attributes of a class as a mapping that can be written."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__(vars(cls))
+        self._cls = cls
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self._cls, name, value)
+
+
 def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
     """The modules in which the classes of a model are written, and those of the same package or folder."""
     homes = {cls.__module__ for module in model.modules() for cls in type(module).__mro__}
@@ -113,6 +125,7 @@ class _Substitutes:
 
     def __init__(self, tracer: Any) -> None:
         self.tracer = tracer
+        self._apply: Any = vars(torch.autograd.Function)["apply"]
         self.builtins = {
             "isinstance": self._isinstance,
             "len": self._len,
@@ -171,9 +184,26 @@ class _Substitutes:
     def _len(self, value: Any) -> Any:
         return self.tracer.number(value, len) if isinstance(value, fx.Proxy) else len(value)
 
+    def applied(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        """``Function.apply``: a function with a gradient of its own is one operation."""
+        if not self.tracer.measuring and _holds_proxy((args, kwargs)):
+            return self.tracer.create_proxy("call_function", _as_function(function), args, kwargs)
+        return self._apply.__func__(function, *args, **kwargs)
+
     def _variable(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """A variable is a tensor."""
         return value if isinstance(value, fx.Proxy) else torch.autograd.Variable(value, *args, **kwargs)
+
+
+@functools.cache
+def _as_function(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """A plain function that applies one with a gradient of its own."""
+
+    def apply(*args: Any) -> Any:
+        return function.apply(*args)
+
+    apply.__name__, apply.__module__ = function.__name__, function.__module__
+    return apply
 
 
 def _number_class(kind: type, tracer: Any) -> type:

@@ -24,8 +24,8 @@ class Output:
     Attributes:
         label: where it stands in what is returned, ``[0]`` or ``['logits']``; "" if it is all.
         node: what computes it.
-        shape, other: for a batch of images of the model's own size, and for larger ones; None if it is no tensor, or
-            its shape is not known.
+        shape, other: for images of the model's own size, and for larger ones; None if it is no tensor, or its shape
+            is not known.
     """
 
     label: str

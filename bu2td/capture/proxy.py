@@ -23,6 +23,16 @@ class Proxy(fx.Proxy):
         """The number of dimensions: the same at all sizes."""
         return self._tracer.answer(self._method("dim"), int)
 
+    def register_hook(self, hook: Any) -> None:
+        """A hook looks at gradients, and computes nothing."""
+
+    def retain_grad(self) -> None:
+        """A wish to look at gradients."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Proxy:
+        """A wish for gradients."""
+        return self
+
     def __setitem__(self, index: Any, value: Any) -> None:
         """An assignment to a part makes a new value, which stands for the tensor from here on."""
         self.node = self._call(assigned, index, value).node

@@ -15,10 +15,11 @@ from bu2td.capture.canonical import Canonical, canonicalise
 from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped
 from bu2td.capture.fingerprint import fingerprint, same_but_dropout
 from bu2td.capture.images import Nominal, nominal_images
+from bu2td.capture.makers import is_drawn
 from bu2td.capture.scripted import unscript
 from bu2td.capture.tracer import trace
 from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelOutputError
-from bu2td.graph import shapes_of
+from bu2td.graph import shapes_of, source_line
 from bu2td.ir import Capture, FrozenMap
 from bu2td.ops import meta_copy
 
@@ -76,12 +77,12 @@ def _at_its_size(twin: nn.Module, model: nn.Module, example_inputs: Tensor | Non
 
 def _graph(twin: nn.Module, model: nn.Module, images: Tensor) -> Canonical:
     """The canonical graph of a copy of the model, and notes on where the copy does otherwise."""
-    traced = trace(twin, model, images, training=False)
-    evaluated = canonicalise(traced, model)
+    evaluated = canonicalise(trace(twin, model, images, training=False), model)
     try:
         trained = canonicalise(trace(twin, model, images, training=True), model)
-    except (CaptureError, ModelOutputError):
-        return evaluated.noting(_OTHERWISE)
+    except (CaptureError, ModelOutputError, ExampleInputError) as error:
+        reason = str(error).partition("\n")[0]
+        return evaluated.noting(f"the forward of train mode is not followed ({reason}); {_EVAL_IN_BOTH}")
     choices = range(1, len(evaluated.others) + 1)
     for choice in (0, *choices):  # of several outputs, the one that is trained
         if choice:
@@ -90,13 +91,21 @@ def _graph(twin: nn.Module, model: nn.Module, images: Tensor) -> Canonical:
             return trained.noting(*evaluated.chosen)
     if choices:
         evaluated = canonicalise(trace(twin, model, images, training=False), model)
-    return evaluated.noting(_OTHERWISE)
+    return evaluated.noting(*evaluated.chosen, _difference(trained, evaluated))
 
 
-_OTHERWISE = (
-    "the forward differs between train and eval mode; the top-down network computes the "
-    "eval-mode forward in both (auxiliary heads are dropped)"
-)
+_EVAL_IN_BOTH = "the top-down network computes the eval-mode forward in both"
+
+
+def _difference(trained: Canonical, evaluated: Canonical) -> str:
+    """What to say of a forward that differs between train and eval mode: what it draws, and other outputs."""
+    note = f"the forward differs between train and eval mode; {_EVAL_IN_BOTH}"
+    drawn = [node for node in trained.graph_module.graph.nodes if is_drawn(node)]
+    kept = {node.meta.get("line") for node in evaluated.graph_module.graph.nodes if is_drawn(node)}
+    lost = [source_line(node) for node in drawn if node.meta.get("line") not in kept]
+    if lost:
+        note += f": what it draws at random while training is left out, at {', '.join(dict.fromkeys(lost[:6]))}"
+    return f"{note} (auxiliary heads are dropped)" if trained.others or trained.chosen else note
 
 
 def _constants(model: nn.Module, found: Canonical) -> FrozenMap[str, float]:

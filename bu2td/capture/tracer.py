@@ -227,8 +227,9 @@ class _Tracer(fx.Tracer):
         """Trace a module's call, noting where it fails. What the forward itself makes is followed inside."""
         if self.measuring or (self.submodule_paths is not None and m not in self.submodule_paths):
             return forward(*args, **kwargs)
-        if isinstance(m, nn.DataParallel):
-            return m.module(*args, **kwargs)
+        inner = m.module if isinstance(m, nn.DataParallel) else getattr(m, "_orig_mod", None)
+        if inner is not None:  # runs as what it wraps does
+            return inner(*args, **kwargs)
         try:
             return super().call_module(m, self._entered(m, forward), args, kwargs)
         except Exception as error:

@@ -15,7 +15,7 @@ def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
         value: a tensor or number.
     """
     if has_torch_function_unary(x):
-        return handle_torch_function(assigned, (x,), x, index, value)  # type: ignore[no-any-return]
+        return handle_torch_function(assigned, (x,), x, index, value)
     new = x.clone()
     new[index] = value
     return new
