@@ -543,9 +543,17 @@ class Sign(torch.autograd.Function):
         return gradient
 
 
+sign = Sign.apply
+
+
 @case
 def applies_a_function_of_its_own(self, x):
     return self.head(self.third(Sign.apply(self.second[1](self.second[0](self.stem(x))))))
+
+
+@case
+def applies_a_function_by_another_name(self, x):
+    return self.head(self.third(sign(self.second[1](self.second[0](self.stem(x))))))
 
 
 @case

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
-from types import ModuleType, UnionType
+from types import BuiltinMethodType, MethodType, ModuleType, UnionType
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ def own_names(model: nn.Module, tracer: Any) -> Iterator[None]:
         for name in ("numpy", "math"):
             if name in sys.modules:
                 _replace(stack, vars(sys.modules[name]), instead.known)
+        for module in model.modules():
+            _replace(stack, vars(module), instead.known)
         for names in _namespaces(model):
             _replace(stack, names, instead.known)
             for name, value in instead.builtins.items():
@@ -152,6 +154,9 @@ class _Substitutes:
         """What is read in place of a value; None for the value itself."""
         if isinstance(value, torch.jit.ScriptFunction):
             return getattr(value, "_torchdynamo_inline", None)
+        owner = getattr(value, "__self__", None) if isinstance(value, BuiltinMethodType | MethodType) else None
+        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function) and value.__name__ == "apply":
+            return functools.partial(self.applied, owner)
         return self._instead.get(id(value))
 
     def _recorded(self, function: Callable[..., Any], always: bool = False) -> Callable[..., Any]:
@@ -185,14 +190,23 @@ class _Substitutes:
         return self.tracer.number(value, len) if isinstance(value, fx.Proxy) else len(value)
 
     def applied(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
-        """``Function.apply``: a function with a gradient of its own is one operation."""
+        """``Function.apply``: a function with a gradient of its own is one operation, unless it runs modules."""
         if not self.tracer.measuring and _holds_proxy((args, kwargs)):
+            if any(isinstance(value, nn.Module) for value in args):
+                return function.forward(_NoContext(), *args, **kwargs)
             return self.tracer.create_proxy("call_function", _as_function(function), args, kwargs)
-        return self._apply.__func__(function, *args, **kwargs)
+        return self._apply.__get__(None, function)(*args, **kwargs)
 
     def _variable(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """A variable is a tensor."""
         return value if isinstance(value, fx.Proxy) else torch.autograd.Variable(value, *args, **kwargs)
+
+
+class _NoContext:
+    """Stands for the context of a function whose gradient torch finds by itself."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
 
 
 @functools.cache
