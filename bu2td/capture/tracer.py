@@ -335,7 +335,7 @@ def _unfollowed(path: str, error: Exception, tracer: _Tracer) -> Bu2tdError:
             f"Pass example_inputs with the channels and size that the model expects"
         )
     return CaptureError(
-        f"the forward of {path} cannot be followed: {_first_line(error)}\n  at {where}\n{_remedy(error)}"
+        f"the forward of {path} cannot be followed: {_first_line(error)}\n  at {where}\n{_remedy(error, where)}"
     )
 
 
@@ -343,11 +343,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _remedy(error: Exception) -> str:
+def _remedy(error: Exception, where: str) -> str:
     if isinstance(error, _DependsOnSizeError):
         return (
             "Let the forward compute with sizes as they are (x.shape, without int or range), or make it a setting"
         )
+    if any(folder in where for folder in ("site-packages", "dist-packages", "unknown")):
+        return "The line is a library's: look for a setting of the model that goes another way"
     return (
         "Make the control flow independent of tensor values, or keep the module whole by registering "
         "a converter for its class (bu2td.register_converter)"
