@@ -66,7 +66,7 @@ def _place(site: Site) -> int:
     return names.index(str(site.node.args[1]))
 
 
-@register_converter(made)
+@register_converter(made, "method:new_zeros", "method:new_ones", "method:new_full", "method:new_empty")
 class MadeConverter(Converter):
     """A tensor that the forward makes: zeros, positions, random numbers. It keeps its size."""
 
@@ -78,6 +78,22 @@ class MadeConverter(Converter):
 
     def tie(self, site: Site, system: System) -> Any:
         return constants(site.value, system)
+
+
+@register_converter(
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like
+)
+class LikeConverter(Converter):
+    """A tensor of the size of another."""
+
+    role = Role.PASS
+
+    def lends(self, site: Site) -> tuple[int, ...]:
+        """The tensor whose size it gets."""
+        return (0,)
+
+    def tie(self, site: Site, system: System) -> Any:
+        return system.of(site.tensor())
 
 
 @register_converter(assigned)

@@ -572,3 +572,25 @@ class HoldsACompiledPart(Net):
 
     def forward(self, x):
         return self.body(x)
+
+
+@case
+def views_an_image_as_itself(self, x):
+    return self.body(x.view(-1, 3, SIDE, SIDE))
+
+
+@net
+class KeepsStatisticsInParameters(Functional):
+    """As functional networks of meta-learning do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.mean, self.var
+        self.mean = nn.Parameter(torch.zeros(16), requires_grad=False)
+        self.var = nn.Parameter(torch.ones(16), requires_grad=False)
+
+
+@case
+def casts_its_input(self, x):
+    x = x.to(self.fc.weight.device)
+    return self.body(x.to(device=self.fc.weight.device, dtype=self.fc.weight.dtype, non_blocking=True))

@@ -42,32 +42,33 @@ def _chosen(draft: Draft, node: fx.Node, x: Any, index: Any, value: Any) -> fx.N
 def _joined(draft: Draft, node: fx.Node, x: Any, index: Any, value: Any) -> fx.Node | None:
     """``x[:, a:b] = y``, and ``x[:, i] = y``, where y has as many channels."""
     tensor, given = draft.value(x), draft.value(value) if isinstance(value, fx.Node) else None
-    where = index if isinstance(index, tuple) else (index,)
-    others = [each for i, each in enumerate(where) if i != 1]
-    if len(where) < 2 or any(each not in (_ALL, ...) for each in others) or where[0] is ...:
+    at = _channels(index)
+    if at is None or not isinstance(given, Tensor) or not isinstance(tensor, Tensor):
         return None
-    if not isinstance(given, Tensor) or not isinstance(tensor, Tensor):
-        return None
-    at = where[1]
-    part = slice(at, at + 1) if isinstance(at, int) and at >= 0 else at
-    if not isinstance(part, slice) or not all(
-        isinstance(n, int | None) for n in (part.start, part.stop, part.step)
-    ):
-        return None
-    start, stop, step = part.indices(tensor.shape[1])
-    expected = tensor[:, part].shape
-    if step != 1 or given.dim() + isinstance(at, int) != len(expected):
+    one = isinstance(at, int)
+    start, stop, step = (slice(at, at + 1) if one else at).indices(tensor.shape[1])
+    shape = list(tensor[:, start:stop].shape)
+    if step != 1 or list(given.shape) != ([shape[0], *shape[2:]] if one else shape):
         return None
     with draft.graph.inserting_before(node):
-        if isinstance(at, int):
-            value = draft.graph.call_method("unsqueeze", (value, 1))
-        elif given.shape != expected:
-            return None
+        middle = draft.graph.call_method("unsqueeze", (value, 1)) if one else value
         before = [_slice(draft, x, slice(None, start))] if start > 0 else []
         after = [_slice(draft, x, slice(stop, None))] if stop < tensor.shape[1] else []
-        for each in [*before, *after, *([value] if isinstance(at, int) else [])]:
+        for each in [*before, *after, *([middle] if one else [])]:
             each.meta = dict(node.meta)
-        return draft.graph.call_function(torch.cat, ([*before, value, *after], 1))
+        return draft.graph.call_function(torch.cat, ([*before, middle, *after], 1))
+
+
+def _channels(index: Any) -> Any:
+    """The channels that an index names in numbers, as a slice or one alone; None if it does anything else."""
+    where = index if isinstance(index, tuple) else (index,)
+    if len(where) < 2 or where[0] != _ALL or any(each not in (_ALL, ...) for each in where[2:]):
+        return None
+    at = where[1]
+    if isinstance(at, int):
+        return at if at >= 0 else None
+    bounds = (at.start, at.stop, at.step) if isinstance(at, slice) else (at,)
+    return at if all(isinstance(n, int | None) for n in bounds) and isinstance(at, slice) else None
 
 
 def _slice(draft: Draft, x: fx.Node, channels: slice) -> fx.Node:

@@ -37,6 +37,10 @@ def _max_pool(
 _FORMS: dict[str, Callable[..., nn.Module]] = {
     **{act.__name__.lower(): act for act in _ACTIVATIONS},
     "leaky_relu": nn.LeakyReLU,
+    "threshold": nn.Threshold,
+    "rrelu": lambda lower=1 / 8, upper=1 / 3, training=False, inplace=False: nn.RReLU(lower, upper, inplace),
+    "softsign": nn.Softsign,
+    "tanhshrink": nn.Tanhshrink,
     "pixel_unshuffle": nn.PixelUnshuffle,
     "pixel_shuffle": nn.PixelShuffle,
     "lp_pool2d": nn.LPPool2d,

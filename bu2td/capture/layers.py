@@ -138,8 +138,8 @@ def _weights(draft: Draft, given: dict[str, Any], *names: str) -> dict[str, str]
         if given.get(name) is None:
             continue
         path, part = draft.weight(given[name])
-        buffer = name.startswith("running")
-        if part is None or isinstance(part, nn.Parameter) is buffer:
+        statistics = name.startswith("running")
+        if part is None or not (statistics or isinstance(part, nn.Parameter)):
             return None
         paths[name] = path
     return paths if names[0] in paths else None
@@ -148,5 +148,6 @@ def _weights(draft: Draft, given: dict[str, Any], *names: str) -> dict[str, str]
 def _filled(draft: Draft, module: nn.Module, weights: dict[str, str]) -> _Found:
     """A layer whose weights are these of the graph, named after the first of them."""
     for name, path in weights.items():
-        setattr(module, name, draft.parts[path])
+        part = draft.parts[path]
+        setattr(module, name, part.detach() if name.startswith("running") else part)
     return module, type(module).__name__.lower(), {name: draft.original(path) for name, path in weights.items()}

@@ -42,17 +42,30 @@ def _handed_on(draft: Draft, node: fx.Node) -> Any:
     name, args = function_name(node), node.args
     if name in ("contiguous", "cuda", "cpu") or isinstance(draft.module(node), nn.Identity):
         return node.all_input_nodes[0]
-    if name == "to" and len(node.args) == 2 and not node.kwargs and _is_device(node.args[1]):
+    if name == "to" and all(map(_is_place, (*node.args[1:], *node.kwargs.values()))):
         return node.args[0]
     if name in ("cat", "concat") and isinstance(args[0], list | tuple) and len(args[0]) == 1:
         return args[0][0]
+    if name in ("view", "reshape") and _viewed_as_itself(draft, node):
+        return args[0]
     if name == "add" and args[:1] == (0,):
         return args[1]  # sum() starts with 0
     return None
 
 
-def _is_device(value: Any) -> bool:
-    return isinstance(value, torch.device | str)
+def _viewed_as_itself(draft: Draft, node: fx.Node) -> bool:
+    """Whether a map is viewed in the size in numbers that it has: ``x.view(-1, 1, 28, 28)``."""
+    shape = settings(node)[0]
+    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], list | tuple) else shape
+    own = draft.value(node.args[0])
+    written = len(sizes) == 4 and all(isinstance(n, int) and n > 0 for n in sizes[1:])
+    return written and isinstance(own, Tensor) and tuple(own.shape[1:]) == tuple(sizes[1:])
+
+
+def _is_place(value: Any) -> bool:
+    """Whether a value says where a tensor lies, or is the device or type of another: all of a network have one."""
+    read = isinstance(value, fx.Node) and value.target is getattr and value.args[1] in ("device", "dtype")
+    return read or isinstance(value, torch.device | str | bool)
 
 
 def flattened(draft: Draft, node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from bu2td.capture.canonical import Canonical, canonicalise
 from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped
@@ -66,13 +66,29 @@ def _at_its_size(twin: nn.Module, model: nn.Module, example_inputs: Tensor | Non
             found = _graph(twin, model, nominal.images)
             nominal = nominal.read_by(found.graph_module)
             if nominal.assumed:
-                shapes_of(found.graph_module, (2, *nominal.shape[1:]))
+                _check_run(found.graph_module, (2, *nominal.shape[1:]))
         except ExampleInputError as error:
             first = first or error
         else:
             return found, nominal
     assert first is not None
     raise first
+
+
+def _check_run(graph_module: fx.GraphModule, shape: tuple[int, ...]) -> None:
+    """Check that a graph runs on images of a size, and returns one row for each.
+
+    Raises:
+        ExampleInputError: it does not.
+    """
+    shapes = shapes_of(graph_module, shape)
+    output: Any = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output").args[0]
+    found = shapes[output.name]
+    if isinstance(found, tuple) and found[:1] != shape[:1]:
+        raise ExampleInputError(
+            f"the model makes an output of shape {found} of {shape[0]} images of {shape[2]}x{shape[3]}: it takes "
+            f"images of another size; pass example_inputs with the channels and size that the model expects"
+        )
 
 
 def _graph(twin: nn.Module, model: nn.Module, images: Tensor) -> Canonical:
