@@ -325,6 +325,8 @@ class GetItemConverter(Converter):
             if (axis.start, axis.stop) != (0, total) or total % axis.step:
                 raise NoRuleError("every k-th channel from another than the first has no rule")
             return equal_parts(expr, axis.step, site.node.name, system)[0]
+        if axis.stop <= axis.start:
+            return system.constant(0)
         sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
         return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
 

@@ -85,10 +85,12 @@ class PoolConverter(Converter):
         return slide(field, site, self.kernel(site), self.stride(site), padding, dilation, ceil=ceil)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Give a stride-1 pool 'same' padding; even windows become one larger."""
+        """Give a stride-1 pool 'same' padding, unless it pads itself; even windows become one larger."""
         pool: Any = site.module
         if not change.stride_one and (not change.keep_resolution or self.stride(site) != (1, 1)):
             return Rebuilt(module=resized(pool, {}, {}))
+        if pads_itself(pool):
+            return Rebuilt(module=resized(pool, {}, {"stride": (1, 1)}))
         kernel = tuple(k + 1 if k % 2 == 0 else k for k in self.kernel(site))
         padding = tuple(k // 2 for k in kernel)
         new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
