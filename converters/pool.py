@@ -338,3 +338,30 @@ class PadConverter(Converter):
         amounts[5] = added - amounts[4]
         kwargs = {k: v for k, v in site.node.kwargs.items() if k != "pad"}
         return Rebuilt(args=(site.tensor(), amounts, *site.node.args[2:]), kwargs=kwargs)
+
+
+@register_converter(torch.roll, "method:roll")
+class RollConverter(Converter):
+    """Rows, columns or channels moved, those that leave at one end coming in at the other."""
+
+    role = Role.PASS
+
+    def role_at(self, site: Site) -> Role:
+        """Of rows and columns it is like padding and cropping at once."""
+        dims = site.literal(2, "dims")
+        axes = [dims] if isinstance(dims, int) else dims or ()
+        moved = {site.input_dims()[axis].kind for axis in axes if isinstance(axis, int)}
+        return Role.PAD if moved & {"height", "width"} else self.role
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Nothing changes its size."""
+        if site.literal(2, "dims") is None:
+            raise NoRuleError("a tensor that is moved as a flat list has no rule")
+        return system.of(site.tensor())
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Along moved channels fields mix; what comes in at the other end of the image is far away."""
+        dims = site.literal(2, "dims")
+        axes = [dims] if isinstance(dims, int) else list(dims or ())
+        far = self.role_at(site) is Role.PAD or not axes
+        return None if far else mix(fields[site.source()], axes, ())
