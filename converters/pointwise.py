@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bu2td.nn import ScaledSiLU
 from bu2td.ops import (
@@ -62,10 +62,29 @@ class PReLUConverter(Activation):
         return resized(module, {"weight": (count,)}, {"num_parameters": count})
 
 
+@register_converter(torch.prelu, "method:prelu")
+class FunctionalPReLUConverter(Activation):
+    """``F.prelu(x, weight)``: one slope, or one per channel."""
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Slopes are as many as channels, or one."""
+        entry, slopes = system.of(site.tensor()), site.argument(1, "weight")
+        if isinstance(slopes, fx.Node) and site.dims[slopes.name][0].size > 1:
+            system.equal(system.of(slopes)[0], entry[1])
+        return entry
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        slopes = site.argument(1, "weight")
+        many = isinstance(slopes, fx.Node) and site.dims[slopes.name][0].size > 1
+        with torch.device("meta"):
+            return nn.PReLU(width if many else 1)
+
+
 @register_converter(
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     "timm.layers.drop.DropPath", "timm.layers.drop.DropBlock2d",
     "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
+    "torchvision.ops.drop_block.DropBlock3d",
     "class:DropPath", "class:DropBlock2d", "class:StochasticDepth",
 )  # fmt: skip
 class DropoutConverter(Dropout):

@@ -140,6 +140,9 @@ class ViewConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         if site.value is None:
             return None
+        like = _shape_of(site)
+        if like is not None and site.dims[like.name] == site.value:
+            return system.of(like)
         sizes = [d.size for d in site.input_dims()], [d.size for d in site.value]
         found: dict[int, Expr] = {}
         for ins, outs in groups(*sizes):
@@ -338,7 +341,7 @@ def _size_before(site: Site, at: int) -> int:
 
 def _written_sizes(site: Site) -> list[Any]:
     """The sizes to which a tensor is expanded, or how often it is repeated, as written."""
-    names = ("size", "sizes", "repeats", "dims")
+    names = ("size", "sizes", "shape", "repeats", "dims")
     given: Any = site.node.args[1:] or [site.node.kwargs[n] for n in names if n in site.node.kwargs]
     if len(given) == 1 and isinstance(given[0], list | tuple):
         given = given[0]
@@ -347,11 +350,12 @@ def _written_sizes(site: Site) -> list[Any]:
 
 def _shape_of(site: Site) -> fx.Node | None:
     """The tensor whose whole shape is taken: ``x.expand_as(y)``, ``x.expand(y.size())``, ``x.expand(y.shape)``."""
-    written = _written_sizes(site) if site.name != "expand_as" else [site.argument(1, "other")]
+    takes = site.name in ("expand_as", "view_as", "reshape_as")
+    written = [site.argument(1, "other")] if takes else _written_sizes(site)
     found = written[0] if len(written) == 1 else None
     if not isinstance(found, fx.Node):
         return None
-    if site.name != "expand_as":
+    if not takes:
         shape = found.op == "call_method" and found.target == "size" and len(found.args) == 1
         shape = shape or (found.op == "call_function" and found.target is getattr and found.args[1:] == ("shape",))
         if not shape or not isinstance(found.args[0], fx.Node):

@@ -19,8 +19,9 @@ def initialise(
     Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
     Returns: the same network, on the CPU.
     Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
-        constant in the source keep that constant; a parameter that no module resets takes the source's mean, a
-        buffer the source's value; the global random state is untouched. The same seed gives the same weights.
+        constant in the source keep that constant; of a parameter that no module resets, one of a value per channel
+        takes the source's mean, a matrix values drawn from the source's; a buffer takes the source's value, or
+        values drawn from it; the global random state is untouched. The same seed gives the same weights.
     """
     network.to_empty(device="cpu")
     own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
@@ -65,10 +66,22 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
     elif tensor.numel() and bool(tensor.isnan().any()):
         if usable and source is not None and not isinstance(tensor, nn.Parameter) and source.shape == tensor.shape:
             tensor.copy_(source)
+        elif usable and source is not None and sum(n > 1 for n in tensor.shape) > 1:
+            tensor.copy_(_drawn(source, tensor))
         elif usable and source is not None:
             tensor.fill_(float(source.float().mean()))
         else:
             tensor.fill_(1.0 if "bias" not in name else 0.0)
+
+
+def _drawn(source: Tensor, like: Tensor) -> Tensor:
+    """Values of the source, drawn at random; those of weights, scaled to what their new fan-in asks for."""
+    values = source.detach().flatten().cpu()
+    drawn = values[torch.randint(len(values), like.shape)].to(like)
+    if not isinstance(like, nn.Parameter):
+        return drawn
+    before, after = (max(t.numel() // max(t.shape[0], 1), 1) for t in (source, like))
+    return drawn * math.sqrt(before / after)
 
 
 def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: nn.Module) -> tuple[int, int]:
