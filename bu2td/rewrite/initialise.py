@@ -55,6 +55,16 @@ def _converter(module: nn.Module) -> Converter:
     return converter_for_type(type(module)) or OPAQUE
 
 
+def _drawn(source: Tensor, like: Tensor) -> Tensor:
+    """Values of the source, drawn at random; those of weights, scaled to what their new fan-in asks for."""
+    values = source.detach().flatten().cpu()
+    drawn = values[torch.randint(len(values), like.shape)].to(like)
+    if not isinstance(like, nn.Parameter):
+        return drawn
+    before, after = (max(t.numel() // max(t.shape[0], 1), 1) for t in (source, like))
+    return drawn * math.sqrt(before / after)
+
+
 def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | None) -> None:
     if constant is not None:
         tensor.fill_(constant)
@@ -72,16 +82,6 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
             tensor.fill_(float(source.float().mean()))
         else:
             tensor.fill_(1.0 if "bias" not in name else 0.0)
-
-
-def _drawn(source: Tensor, like: Tensor) -> Tensor:
-    """Values of the source, drawn at random; those of weights, scaled to what their new fan-in asks for."""
-    values = source.detach().flatten().cpu()
-    drawn = values[torch.randint(len(values), like.shape)].to(like)
-    if not isinstance(like, nn.Parameter):
-        return drawn
-    before, after = (max(t.numel() // max(t.shape[0], 1), 1) for t in (source, like))
-    return drawn * math.sqrt(before / after)
 
 
 def inherit_matching(network: nn.Module, origins: Mapping[str, str], source: nn.Module) -> tuple[int, int]:
