@@ -21,6 +21,7 @@ from bu2td.ops import (
     System,
     Term,
     broadcast,
+    fitting,
     pair,
     positions,
     register_converter,
@@ -88,7 +89,7 @@ class PoolConverter(Converter):
         """Give a stride-1 pool 'same' padding, unless it pads itself; even windows become one larger."""
         pool: Any = site.module
         if not change.stride_one and (not change.keep_resolution or self.stride(site) != (1, 1)):
-            return Rebuilt(module=resized(pool, {}, {}))
+            return Rebuilt(module=self._fitted(site, change))
         if pads_itself(pool):
             return Rebuilt(module=resized(pool, {}, {"stride": (1, 1)}))
         kernel = tuple(k + 1 if k % 2 == 0 else k for k in self.kernel(site))
@@ -96,6 +97,17 @@ class PoolConverter(Converter):
         new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
         new.ceil_mode = False
         return Rebuilt(module=new)
+
+    def _fitted(self, site: Site, change: Change) -> nn.Module:
+        """The pool as it is, its window no larger than the map."""
+        pool, window = site.layer, self.kernel(site)
+        own, dilation = pair(getattr(pool, "padding", 0)), pair(getattr(pool, "dilation", 1))
+        kernel = fitting(window, change.map_size, own, dilation) if change.map_size else window
+        if kernel == window or change.keep_resolution or pads_itself(pool):
+            return resized(pool, {}, {})
+        padding = tuple(min(p, k // 2) for p, k in zip(own, kernel, strict=True))
+        settings = {"kernel_size": kernel, "stride": self.stride(site)}
+        return resized(pool, {}, {**settings, **({"padding": padding} if hasattr(pool, "padding") else {})})
 
 
 @register_converter("timm.layers.blur_pool.BlurPool2d")
