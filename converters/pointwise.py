@@ -92,7 +92,8 @@ class DropoutConverter(Dropout):
 
 
 @register_converter(
-    nn.Softmax, nn.Softmax2d, nn.Identity,
+    nn.Softmax, nn.Softmax2d, nn.Identity, nn.LogSoftmax, torch.log_softmax, torch.nn.functional.log_softmax,
+    "method:log_softmax",
     torch.softmax, torch.nn.functional.softmax, torch.sqrt, torch.rsqrt, torch.exp, torch.square,
     torch.clamp, torch.abs, torch.neg, torch.pow, torch.log, torch.log1p, torch.reciprocal, torch.sin, torch.cos,
     torch.erf, torch.sign, torch.nn.functional.normalize,
@@ -122,7 +123,7 @@ class PassConverter(Converter):
             over = {nn.Softmax2d: -3, nn.LocalResponseNorm: 1}
             axis = next((a for cls, a in over.items() if isinstance(site.module, cls)), None)
             axis = getattr(site.module, "dim", None) if axis is None else axis
-        elif name in ("softmax", "normalize"):
+        elif name in ("softmax", "log_softmax", "normalize"):
             axis = site.literal(2, "dim", 1) if name == "normalize" else site.literal(1, "dim")
         else:
             return pointwise(site, {site.source(): fields[site.source()]} if self.lends(site) else fields)
