@@ -128,6 +128,7 @@ def test_convolutions_with_a_forward_of_their_own(conv: type[nn.Conv2d]) -> None
         assert all(float(w.detach().std()) > 0 for w in weights if w.numel() > 1)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=.same.")
 @pytest.mark.parametrize("conv", [Masked, Standardised])
 @pytest.mark.parametrize("kernel", [2, 4])
 def test_even_kernels_whose_weights_are_computed(conv: type[nn.Conv2d], kernel: int) -> None:
