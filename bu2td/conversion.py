@@ -141,7 +141,8 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     sizes = _check_sizes(analysis, emitted.limits)
     claims = _claims(planned, stages)
     verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat)
-    plan = _completed(planned, analysis, stages, flat, sizes, _size_notes(emitted.limits, planned.image_shape))
+    notes = _size_notes(emitted.limits, planned.image_shape) or _tried_notes(sizes)
+    plan = _completed(planned, analysis, stages, flat, sizes, notes)
     network.record = replace(network.record, plan=plan)
     network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
     return Emission(network, emitted.origins)
@@ -236,15 +237,13 @@ def _check_cost(plan: Plan) -> None:
 
 
 def _check_sizes(analysis: Analysis, limits: Sequence[MapLimit]) -> tuple[tuple[int, int], ...]:
-    """The model's own image size, and an odd one if the bottom-up network can work on such."""
+    """The model's own image size, and an odd one if the bottom-up network works on such but for its head."""
     n, channels, height, width = analysis.capture.image_shape
     own, odd = (height, width), (height + 5, width + 14)
     if limits:
         return (own,)
-    if analysis.head.pooled_size is not None:
-        return (own, odd)  # the bottom-up head binds the size, the top-down one pools to it
     try:
-        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), quick=True)
+        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), analysis.head.pools, quick=True)
     except Bu2tdError:
         return (own,)
     return (own, odd)
@@ -264,6 +263,14 @@ def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tup
         return (f"works at images of {image_shape[-2]}x{image_shape[-1]} only: {layers}",)
     multiple = math.lcm(*(limit.reduction * (limit.multiple or 1) for limit in limits))
     return (f"works at images whose sides are multiples of {multiple}: {layers}",) if limits else ()
+
+
+def _tried_notes(sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """That a network was tried at one size alone."""
+    if len(sizes) > 1:
+        return ()
+    [(height, width)] = sizes
+    return (f"tried at images of {height}x{width} only: the bottom-up network does not work at odd sizes either",)
 
 
 def _claims(plan: Plan, stages: Stages) -> tuple[LevelClaim, ...]:

@@ -274,7 +274,7 @@ class _Axis:
     step: int = 1
 
 
-@register_converter("_operator.getitem")
+@register_converter("_operator.getitem", torch.narrow, "method:narrow")
 class GetItemConverter(Converter):
     """A part of several tensors, a slice of one, or a number out of a shape."""
 
@@ -282,12 +282,20 @@ class GetItemConverter(Converter):
     aliases = True
 
     def role_at(self, site: Site) -> Role:
-        """Every k-th row and column is a pool; a new dimension or a chosen one changes no width."""
+        """Every k-th row and column is a pool, without some at the border a crop; a new dimension or a chosen one
+        changes no width.
+        """
         axes = _axes(site) if site.value is not None else None
         if axes is None:
             return self.role
-        if any(a.step > 1 and site.input_dims()[a.source].kind in ("height", "width") for a in axes if a.source):
+        before = site.input_dims()
+        if any(a.step > 1 and before[a.source].kind in ("height", "width") for a in axes if a.source):
             return Role.POOL
+        cut = {
+            before[a.source].kind for a in axes if a.source is not None and a.stop - a.start < before[a.source].size
+        }
+        if cut and cut <= {"height", "width"} and len(axes) == len(before):
+            return Role.PAD
         whole = all(a.source is None or a.stop - a.start == site.input_dims()[a.source].size for a in axes)
         return Role.PASS if whole else self.role
 
@@ -325,6 +333,8 @@ class GetItemConverter(Converter):
             if (axis.start, axis.stop) != (0, total) or total % axis.step:
                 raise NoRuleError("every k-th channel from another than the first has no rule")
             return equal_parts(expr, axis.step, site.node.name, system)[0]
+        if axis.stop <= axis.start:
+            return system.constant(0)
         sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
         return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
 
@@ -349,14 +359,16 @@ class GetItemConverter(Converter):
         return Field(field.lo.reshape(shape), field.hi.reshape(shape), field.gated)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Rewrite the bounds of channel slices."""
+        """Rewrite the bounds of channel slices; what keeps the resolution takes all rows and columns."""
         axes = _axes(site) if site.value is not None else None
         if axes is None:
             return Rebuilt()
         before = site.input_dims()
         bounds: dict[int, slice] = {}
         for axis, size in zip(axes, change.sizes[site.node.name], strict=True):
-            if axis.source is None or size is None or axis.step > 1:
+            if axis.source is not None and change.stride_one and before[axis.source].kind in ("height", "width"):
+                bounds[axis.source] = slice(None)
+            if axis.source is None or before[axis.source].kind != "channel" or axis.step > 1:
                 continue
             total, whole = before[axis.source].size, change.sizes[site.source()][axis.source]
             first = 0 if axis.start == 0 else whole - size
@@ -365,9 +377,12 @@ class GetItemConverter(Converter):
             bounds[axis.source] = slice(first, first + size)
         if not bounds:
             return Rebuilt()
+        if site.name == "narrow":
+            [(at, bound)] = bounds.items()
+            return Rebuilt(args=(site.tensor(), at, bound.start, bound.stop - bound.start), kwargs={})
         entries: list[Any] = []
         position = 0
-        for entry in _written(site):
+        for entry in _as_written(site):
             literal = isinstance(entry, slice) and entry != slice(None)
             entries.append(bounds.get(position, entry) if literal else entry)
             position += entry is not None
@@ -375,8 +390,21 @@ class GetItemConverter(Converter):
 
 
 def _written(site: Site) -> list[Any]:
-    """The index of a tensor with one entry per dimension, None for new ones; no ellipsis is left."""
-    index: Any = site.literal(1, "index")
+    """The index of a tensor with one entry per dimension, None for new ones, with the numbers that are computed."""
+    return _spread(site, site.literal(1, "index"))
+
+
+def _as_written(site: Site) -> list[Any]:
+    """The same, with the nodes that compute numbers."""
+    return _spread(site, site.argument(1, "index"))
+
+
+def _spread(site: Site, index: Any) -> list[Any]:
+    """An index with one entry per dimension: no ellipsis is left."""
+    if site.name == "narrow":
+        axis, start, length = site.axis(1), site.literal(2, "start"), site.literal(3, "length")
+        stop = start + length if isinstance(start, int) and isinstance(length, int) else length
+        return [slice(start, stop) if i == axis else slice(None) for i in range(len(site.input_dims()))]
     entries = list(index) if isinstance(index, tuple) else [index]
     missing = len(site.input_dims()) - sum(e is not None and e is not Ellipsis for e in entries)
     full = [slice(None)] * missing

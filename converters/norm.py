@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bu2td_converters.pointwise import over_dimension
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from bu2td.ir import Dim
+from bu2td.ir import Dim, is_tensor
 from bu2td.nn import ChannelLayerNorm
 from bu2td.ops import (
     OPAQUE,
@@ -27,7 +27,9 @@ from bu2td.ops import (
 from bu2td.ops.fields import grouped
 
 
-@register_converter(nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
+@register_converter(
+    nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm, "timm.layers.split_batchnorm.SplitBatchNorm2d"
+)
 class BatchNormConverter(Norm):
     """Batch norm."""
 
@@ -72,7 +74,7 @@ class FrozenBatchNormConverter(Norm):
         return resized(module, dict.fromkeys(module._buffers, (width,)), {})
 
 
-@register_converter(nn.GroupNorm)
+@register_converter(nn.GroupNorm, "timm.layers.norm.GroupNorm", "timm.layers.norm.GroupNorm1")
 class GroupNormConverter(_MapNorm):
     """Group norm: the width must stay divisible by the number of groups."""
 
@@ -96,6 +98,9 @@ class GroupNormConverter(_MapNorm):
 @register_converter(
     nn.LayerNorm, nn.RMSNorm, "timm.layers.norm.RmsNorm", "timm.layers.norm.RmsNormFp32",
     "timm.layers.norm.SimpleNorm", "timm.layers.norm.SimpleNormFp32",
+    "timm.layers.norm.LayerNorm", "timm.layers.norm.LayerNormFp32",
+    "timm.layers.norm_act.LayerNormAct", "timm.layers.norm_act.LayerNormActFp32",
+    "timm.layers.norm_act.RmsNormAct", "timm.layers.norm_act.RmsNormActFp32",
 )  # fmt: skip
 class LayerNormConverter(Norm):
     """Layer norm over the last dimension."""
@@ -182,6 +187,29 @@ class FunctionalLayerNormConverter(Norm):
         shape[-1] = change.sizes[site.node.name][-1]
         kwargs = {k: v for k, v in site.node.kwargs.items() if k != "normalized_shape"}
         return Rebuilt(args=(site.node.args[0], tuple(shape), *site.node.args[2:]), kwargs=kwargs)
+
+
+@register_converter(F.batch_norm, F.instance_norm, F.group_norm)
+class FunctionalNormConverter(_MapNorm):
+    """``F.group_norm(x, groups, weight, bias)`` and its like: what they read per channel is as wide as the map."""
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Channels pass, in groups if there are any."""
+        entry = system.of(site.tensor())
+        for value in (*site.node.args[1:], *site.node.kwargs.values()):
+            if isinstance(value, fx.Node) and value is not site.tensor() and is_tensor(site.dims[value.name]):
+                system.equal(system.of(value)[0], entry[1])
+        groups = site.argument(1, "num_groups") if site.name == "group_norm" else 1
+        if isinstance(groups, int) and groups > 1:
+            system.divisible(entry[1], groups, site.node.name)
+        return entry
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        """A module of the same kind."""
+        with torch.device("meta"):
+            if site.name == "group_norm":
+                return nn.GroupNorm(math.gcd(site.argument(1, "num_groups"), width), width)
+            return nn.BatchNorm2d(width) if site.name == "batch_norm" else nn.InstanceNorm2d(width)
 
 
 class _WithAct(Norm):

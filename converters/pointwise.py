@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bu2td.nn import ScaledSiLU
 from bu2td.ops import (
@@ -62,10 +62,29 @@ class PReLUConverter(Activation):
         return resized(module, {"weight": (count,)}, {"num_parameters": count})
 
 
+@register_converter(torch.prelu, "method:prelu")
+class FunctionalPReLUConverter(Activation):
+    """``F.prelu(x, weight)``: one slope, or one per channel."""
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Slopes are as many as channels, or one."""
+        entry, slopes = system.of(site.tensor()), site.argument(1, "weight")
+        if isinstance(slopes, fx.Node) and site.dims[slopes.name][0].size > 1:
+            system.equal(system.of(slopes)[0], entry[1])
+        return entry
+
+    def unit(self, site: Site, width: int) -> nn.Module:
+        slopes = site.argument(1, "weight")
+        many = isinstance(slopes, fx.Node) and site.dims[slopes.name][0].size > 1
+        with torch.device("meta"):
+            return nn.PReLU(width if many else 1)
+
+
 @register_converter(
     nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     "timm.layers.drop.DropPath", "timm.layers.drop.DropBlock2d",
     "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
+    "torchvision.ops.drop_block.DropBlock3d",
     "class:DropPath", "class:DropBlock2d", "class:StochasticDepth",
 )  # fmt: skip
 class DropoutConverter(Dropout):
@@ -73,7 +92,8 @@ class DropoutConverter(Dropout):
 
 
 @register_converter(
-    nn.Softmax, nn.Softmax2d, nn.Identity,
+    nn.Softmax, nn.Softmax2d, nn.Identity, nn.LogSoftmax, torch.log_softmax, torch.nn.functional.log_softmax,
+    "method:log_softmax",
     torch.softmax, torch.nn.functional.softmax, torch.sqrt, torch.rsqrt, torch.exp, torch.square,
     torch.clamp, torch.abs, torch.neg, torch.pow, torch.log, torch.log1p, torch.reciprocal, torch.sin, torch.cos,
     torch.erf, torch.sign, torch.nn.functional.normalize,
@@ -103,7 +123,7 @@ class PassConverter(Converter):
             over = {nn.Softmax2d: -3, nn.LocalResponseNorm: 1}
             axis = next((a for cls, a in over.items() if isinstance(site.module, cls)), None)
             axis = getattr(site.module, "dim", None) if axis is None else axis
-        elif name in ("softmax", "normalize"):
+        elif name in ("softmax", "log_softmax", "normalize"):
             axis = site.literal(2, "dim", 1) if name == "normalize" else site.literal(1, "dim")
         else:
             return pointwise(site, {site.source(): fields[site.source()]} if self.lends(site) else fields)
@@ -113,12 +133,18 @@ class PassConverter(Converter):
         return over_dimension(field, site, axis) if isinstance(axis, int) else None
 
 
-@register_converter(torch._assert, "_operator.eq", "_operator.ne", "_operator.lt",
-                    "_operator.gt", "_operator.le", "_operator.ge", "_operator.mod")  # fmt: skip
+@register_converter(
+    torch._assert, "_operator.eq", "_operator.ne", "_operator.lt", "_operator.gt", "_operator.le", "_operator.ge",
+    "_operator.mod", "_operator.and_", "_operator.or_", "_operator.invert",
+    torch.eq, torch.ne, torch.lt, torch.gt, torch.le, torch.ge, torch.logical_and, torch.logical_or, torch.logical_not,
+    "method:eq", "method:ne", "method:lt", "method:gt", "method:le", "method:ge", "method:logical_not",
+    torch.masked_fill, "method:masked_fill",
+)  # fmt: skip
 class CheckConverter(Converter):
-    """Checks on sizes, which say nothing about channels."""
+    """Comparisons: of sizes, which say nothing about channels, or of maps, value by value; and what a mask fills."""
 
     role = Role.PASS
 
     def tie(self, site: Site, system: System) -> Any:
-        return None
+        """Channels of maps pass."""
+        return None if site.value is None else broadcast(site, system)

@@ -22,6 +22,7 @@ from bu2td.ops import (
     System,
     Term,
     broadcast,
+    fitting,
     pair,
     positions,
     register_converter,
@@ -86,15 +87,28 @@ class PoolConverter(Converter):
         return slide(field, site, self.kernel(site), self.stride(site), padding, dilation, ceil=ceil)
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
-        """Give a stride-1 pool 'same' padding; even windows become one larger."""
+        """Give a stride-1 pool 'same' padding, unless it pads itself; even windows become one larger."""
         pool: Any = site.module
         if not change.stride_one and (not change.keep_resolution or self.stride(site) != (1, 1)):
-            return Rebuilt(module=resized(pool, {}, {}))
+            return Rebuilt(module=self._fitted(site, change))
+        if pads_itself(pool):
+            return Rebuilt(module=resized(pool, {}, {"stride": (1, 1)}))
         kernel = tuple(k + 1 if k % 2 == 0 else k for k in self.kernel(site))
         padding = tuple(k // 2 for k in kernel)
         new: Any = resized(pool, {}, {"kernel_size": kernel, "stride": (1, 1), "padding": padding})
         new.ceil_mode = False
         return Rebuilt(module=new)
+
+    def _fitted(self, site: Site, change: Change) -> nn.Module:
+        """The pool as it is, its window no larger than the map."""
+        pool, window = site.layer, self.kernel(site)
+        own, dilation = pair(getattr(pool, "padding", 0)), pair(getattr(pool, "dilation", 1))
+        kernel = fitting(window, change.map_size, own, dilation) if change.map_size else window
+        if kernel == window or change.keep_resolution or pads_itself(pool):
+            return resized(pool, {}, {})
+        padding = tuple(min(p, k // 2) for p, k in zip(own, kernel, strict=True))
+        settings = {"kernel_size": kernel, "stride": self.stride(site)}
+        return resized(pool, {}, {**settings, **({"padding": padding} if hasattr(pool, "padding") else {})})
 
 
 @register_converter(FixedFilter)
@@ -350,3 +364,30 @@ class PadConverter(Converter):
         amounts[5] = added - amounts[4]
         kwargs = {k: v for k, v in site.node.kwargs.items() if k != "pad"}
         return Rebuilt(args=(site.tensor(), amounts, *site.node.args[2:]), kwargs=kwargs)
+
+
+@register_converter(torch.roll, "method:roll")
+class RollConverter(Converter):
+    """Rows, columns or channels moved, those that leave at one end coming in at the other."""
+
+    role = Role.PASS
+
+    def role_at(self, site: Site) -> Role:
+        """Of rows and columns it is like padding and cropping at once."""
+        dims = site.literal(2, "dims")
+        axes = [dims] if isinstance(dims, int) else dims or ()
+        moved = {site.input_dims()[axis].kind for axis in axes if isinstance(axis, int)}
+        return Role.PAD if moved & {"height", "width"} else self.role
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Nothing changes its size."""
+        if site.literal(2, "dims") is None:
+            raise NoRuleError("a tensor that is moved as a flat list has no rule")
+        return system.of(site.tensor())
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """Along moved channels fields mix; what comes in at the other end of the image is far away."""
+        dims = site.literal(2, "dims")
+        axes = [dims] if isinstance(dims, int) else list(dims or ())
+        far = self.role_at(site) is Role.PAD or not axes
+        return None if far else mix(fields[site.source()], axes, ())

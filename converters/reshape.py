@@ -199,6 +199,9 @@ class ViewConverter(Converter):
     def tie(self, site: Site, system: System) -> Any:
         if site.value is None:
             return None
+        like = _shape_of(site)
+        if like is not None and site.dims[like.name] == site.value:
+            return system.of(like)
         sizes = [d.size for d in site.input_dims()], [d.size for d in site.value]
         found: dict[int, Expr] = {}
         for ins, outs in groups(*sizes):
@@ -274,20 +277,27 @@ def _literals(site: Site) -> dict[int, int]:
 
 
 def _product(exprs: list[Expr], sizes: list[int], system: System) -> Expr:
-    """The product of sizes of which at most one varies."""
-    varying = [e for e, s in zip(exprs, sizes, strict=True) if e and any(t.variable is not None for t in e)]
+    """The product of sizes of which at most one varies; a product of nothing stays."""
+    if 0 in sizes:
+        for expr, size in zip(exprs, sizes, strict=True):
+            system.equal(expr, system.constant(size))
+        return system.constant(0)
+    # A shortcut that is dropped leaves the block's entry in its place, whose own size was another.
+    varying = [(e, s) for e, s in zip(exprs, sizes, strict=True) if any(t.variable is not None for t in e)]
     if not varying:
         return system.constant(prod(sizes))
-    for expr in varying[1:]:
-        system.equal(expr, system.constant(system.size(expr)))
-    factor = prod(sizes) // system.size(varying[0])
-    return tuple(Term(t.variable, t.scale * factor) for t in varying[0])
+    for expr, size in varying[1:]:
+        system.equal(expr, system.constant(size))
+    whole, own = varying[0]
+    return tuple(Term(t.variable, t.scale * (prod(sizes) // own)) for t in whole)
 
 
 def _factors(whole: Expr, outs: list[int], site: Site, literals: dict[int, int], system: System) -> list[Expr]:
     """Deal a size out to several dimensions: written-out ones are constant, the largest other scales."""
     dims: list[Dim] = [site.value[o] for o in outs]
     large = [k for k, d in enumerate(dims) if d.size > 1]
+    if any(d.size == 0 for d in dims):
+        return [system.constant(d.size) for d in dims]
     if not large:
         system.equal(whole, system.constant(1))
         return [system.constant(1) for _ in outs]
@@ -304,9 +314,12 @@ def _factors(whole: Expr, outs: list[int], site: Site, literals: dict[int, int],
     return result
 
 
-@register_converter("method:expand", "method:expand_as", "method:repeat")
+@register_converter(
+    "method:expand", "method:expand_as", "method:broadcast_to", torch.broadcast_to, "method:repeat", "method:tile",
+    torch.tile,
+)  # fmt: skip
 class ExpandConverter(Converter):
-    """Broadcasting written out."""
+    """Broadcasting written out, and repetition."""
 
     role = Role.PASS
     aliases = True
@@ -316,23 +329,41 @@ class ExpandConverter(Converter):
         return (1,) if site.name == "expand_as" else ()
 
     def tie(self, site: Site, system: System) -> Any:
-        """Expanded dimensions follow their partner, or stay at their written size."""
-        other = site.node.args[1] if len(site.node.args) > 1 else None
-        if site.node.target == "expand_as" and isinstance(other, fx.Node):
-            follows = list(system.of(other))
-            own, before = system.of(site.tensor()), site.input_dims()
-            for offset in range(1, len(own) + 1):
-                mine, theirs = own[-offset], follows[-offset]
-                if mine is not None and theirs is not None and before[-offset].size > 1:
-                    follows[-offset] = system.equal(theirs, mine)
-            return tuple(follows)
-        entry, before = system.of(site.tensor()), site.input_dims()
-        shift = len(site.value) - len(entry)
-        result: list[Expr | None] = list(constants(site.value, system))
-        for i, (expr, b) in enumerate(zip(entry, before, strict=True)):
-            if expr is not None and b.size == site.value[i + shift].size:
-                result[i + shift] = expr
-        return tuple(result)
+        """One channel becomes as many as its reader wants, or as the tensor has whose shape is taken."""
+        like = _shape_of(site)
+        if like is None and len(_written_sizes(site)) != len(site.value):
+            raise NoRuleError("the new shape is not written down")
+        partners = system.of(like) if like is not None else (None,) * len(site.value)
+        own, new = system.of(site.tensor()), len(site.value) - len(site.input_dims())
+        return tuple(
+            self._along(site, system, i, own[i - new] if i >= new else None, partners[i])
+            if dim.kind == "channel"
+            else None
+            for i, dim in enumerate(site.value)
+        )
+
+    def _along(self, site: Site, system: System, at: int, own: Expr | None, partner: Expr | None) -> Expr:
+        """The size of a channel dimension of the value."""
+        size, before = site.value[at].size, _size_before(site, at)
+        if own is not None and before > 1:
+            repeated = own * (size // before)  # one behind the other
+            return repeated if partner is None else system.equal(repeated, partner)
+        if own is not None and size > 1:
+            system.equal(own, system.constant(1))
+        if partner is not None:
+            return partner
+        return system.constant(1) if size == 1 else system.fresh(size, site.node.name)
+
+    def rebuild(self, site: Site, change: Change) -> Rebuilt:
+        """Rewrite how many channels one becomes."""
+        if _shape_of(site) is not None:
+            return Rebuilt()
+        new = _written_sizes(site)
+        for i, size in enumerate(change.sizes[site.node.name]):
+            if size is not None and site.value[i].size > 1 and _size_before(site, i) == 1:
+                new[i] = size
+        args = (site.tensor(), *new) if site.node.op == "call_method" else (site.tensor(), new)
+        return Rebuilt(args=args, kwargs={})
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """Expanded dimensions hold the same values; repeated ones start again."""
@@ -342,3 +373,52 @@ class ExpandConverter(Converter):
         if all(r == 1 for r in repeats):
             return field
         return Field(np.tile(field.lo, repeats), np.tile(field.hi, repeats), field.gated)
+
+
+@register_converter("method:repeat_interleave", torch.repeat_interleave)
+class InterleaveConverter(Converter):
+    """Every element several times, one beside the other."""
+
+    role = Role.PASS
+
+    def tie(self, site: Site, system: System) -> Any:
+        """A dimension grows by a factor."""
+        count, axis = site.literal(1, "repeats"), site.axis(2)
+        if not isinstance(count, int):
+            raise NoRuleError(f"repeats={count!r} is not a number")
+        entry = list(system.of(site.tensor()))
+        if entry[axis] is not None:
+            entry[axis] = tuple(Term(t.variable, t.scale * count) for t in entry[axis])
+        return tuple(entry)
+
+
+def _size_before(site: Site, at: int) -> int:
+    """The size of a dimension of an expanded tensor before; 1 where it is new."""
+    new = len(site.value) - len(site.input_dims())
+    return site.input_dims()[at - new].size if at >= new else 1
+
+
+def _written_sizes(site: Site) -> list[Any]:
+    """The sizes to which a tensor is expanded, or how often it is repeated, as written."""
+    names = ("size", "sizes", "shape", "repeats", "dims")
+    given: Any = site.node.args[1:] or [site.node.kwargs[n] for n in names if n in site.node.kwargs]
+    if len(given) == 1 and isinstance(given[0], list | tuple):
+        given = given[0]
+    return list(given)
+
+
+def _shape_of(site: Site) -> fx.Node | None:
+    """The tensor whose whole shape is taken: ``x.expand_as(y)``, ``x.expand(y.size())``, ``x.expand(y.shape)``."""
+    takes = site.name in ("expand_as", "view_as", "reshape_as")
+    written = [site.argument(1, "other")] if takes else _written_sizes(site)
+    found = written[0] if len(written) == 1 else None
+    if not isinstance(found, fx.Node):
+        return None
+    if not takes:
+        shape = found.op == "call_method" and found.target == "size" and len(found.args) == 1
+        shape = shape or (found.op == "call_function" and found.target is getattr and found.args[1:] == ("shape",))
+        if not shape or not isinstance(found.args[0], fx.Node):
+            return None
+        found = found.args[0]
+    dims = site.dims[found.name]
+    return found if dims is not None and len(dims) == len(site.value) else None

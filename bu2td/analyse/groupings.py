@@ -116,8 +116,8 @@ def _under(view: GraphView, segment: Segment, path: str) -> bool:
 def _apart(view: GraphView, segments: Sequence[Segment], a: int, b: int) -> bool:
     """Whether a submodule holds one of two segments and a third, but not the other: its border keeps them apart."""
     for one, other in ((a, b), (b, a)):
-        layer = next(n for n in segments[one].nodes if view.role(n).layer)
-        for path in _around(view.path(layer)):
+        layer = next((n for n in segments[one].nodes if view.role(n).layer), None)
+        for path in _around(view.path(layer)) if layer else ():
             if _under(view, segments[other], path):
                 break
             if any(_under(view, s, path) for i, s in enumerate(segments) if i != one):

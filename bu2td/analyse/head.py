@@ -107,7 +107,8 @@ def _bound_size(view: GraphView, tail: Sequence[str]) -> tuple[tuple[int, int] |
         if not is_tensor(value):
             continue
         if covers_map(view, name):
-            return view.kernel(name), name
+            source = view.dims[view.inputs(name)[0]]
+            return (source[2].size, source[3].size), name
         if len(value) == 2 and view.role(name) == Role.PASS and view.inputs(name):
             # A flattening of a map without an adaptive pool: its size is that of the model's own image.
             source = view.dims[view.inputs(name)[0]]

@@ -20,6 +20,7 @@ from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
 from bu2td.graph import GraphView
 from bu2td.ir import is_feature_map, is_spatial, is_tensor
 from bu2td.ops import Role
+from bu2td.probe import covers_all
 
 #: Kernel and stride of a 1x1 convolution.
 _POINTWISE = ((1, 1), (1, 1))
@@ -185,7 +186,9 @@ def covers_map(view: GraphView, name: str) -> bool:
     if not view.role(name).windowed or view.kernel(name) == (1, 1) or not view.inputs(name):
         return False
     source = view.dims[view.inputs(name)[0]]
-    if not is_feature_map(source) or view.kernel(name) != tuple(d.size for d in source[2:]):
+    if not is_feature_map(source) or not covers_all(
+        view.role(name), view.kernel(name), [d.size for d in source[2:]]
+    ):
         return False
     if view.role(name) == Role.POOL:
         return not is_spatial(view.dims[name])  # the probe found it to be the global pool

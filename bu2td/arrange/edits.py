@@ -1,16 +1,18 @@
 """Part of arrange: the edits that turn bottom-up blocks into top-down ones, widths apart.
 
 Rules (design, section 3). On every path that ends at the blocks' own resolution strides go: a convolution
-is rebuilt with stride 1, a pool that only reduces is dropped. In an up-block the way from entry to exit gains
+is rebuilt with stride 1, a pool that only reduces is dropped, and so are rows and columns that are added or taken
+away but for moves (`bu2td.arrange.moves`). In an up-block the way from entry to exit gains
 upsamplings (`bu2td.arrange.upsampling`). What lies at a coarser resolution than the blocks themselves is an
 excursion and stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import Enum, auto
 
+from bu2td.arrange.moves import kept_moves
 from bu2td.arrange.shortcuts import entry_in_place_of, shortcut_edits
 from bu2td.arrange.templates import Templates, odd_kernel
 from bu2td.arrange.upsampling import with_upsampling
@@ -53,7 +55,9 @@ def restructure(
         UnsupportedOperationError: operations that cannot be rebuilt reduce resolution; all are listed.
     """
     nodes = tuple(dict.fromkeys(n for b in blocks for n in b.nodes))
-    fates = {n: _fate(view, b, n) for b in blocks for n in b.nodes if is_spatial(view.dims[n]) and view.inputs(n)}
+    moves = kept_moves(view, nodes, blocks[-1].exit)
+    maps = {n: b for b in blocks for n in b.nodes if is_spatial(view.dims[n]) and view.inputs(n)}
+    fates = {n: _fate(view, b, n, moves) for n, b in maps.items()}
     if unsupported := _of(fates, _Fate.UNSUPPORTED):
         raise _unsupported(view, unsupported)
     rebuilt = _of(fates, _Fate.REBUILT)
@@ -64,7 +68,7 @@ def restructure(
     shortcuts, projections = shortcut_edits(templates, first, entry_width, widths) if first else ({}, [])
     edits = Edits(
         bypass=FrozenMap({**foreign, **dropped, **shortcuts}),
-        stride_one=frozenset(n for n in rebuilt if view.stride(n) != (1, 1)),
+        stride_one=frozenset(n for n in rebuilt if view.stride(n) != (1, 1) or view.moves(n)),
         kernels=FrozenMap({n: side for n, side in sides.items() if side != view.kernel(n)}),
         projections=tuple(projections),
         excursions=frozenset(_of(fates, _Fate.EXCURSION)),
@@ -72,15 +76,18 @@ def restructure(
     return with_upsampling(Edited(view, nodes, blocks[-1].exit, edits)) if upsampling else edits
 
 
-def _fate(view: GraphView, block: Block, name: str) -> _Fate:
+def _fate(view: GraphView, block: Block, name: str, moves: Collection[str]) -> _Fate:
     role, source = view.role(name), view.inputs(name)[0]
     before, after = view.reduction(source), view.reduction(name)
     if any(r is not None and r > block.reduction for r in (before, after)):
         return _Fate.EXCURSION
     if role in (Role.CONV, Role.ATTENTION):
         return _Fate.REBUILT
-    if (role == Role.POOL and before != after) or (role == Role.PAD and not view.pads_channels(name)):
-        return _Fate.DROPPED
+    if name in moves:
+        return _Fate.KEPT
+    if view.moves(name) or (role == Role.POOL and before != after):
+        selects = view.width(name) < view.width(source)  # some channels, in the same breath
+        return _Fate.REBUILT if selects else _Fate.DROPPED
     # Behind a view the reduction may be None: positions became tokens.
     reduces = before not in (None, after) and (after or role == Role.OPAQUE)
     return _Fate.UNSUPPORTED if reduces and role not in (Role.RESAMPLE, Role.GATE) else _Fate.KEPT

@@ -74,10 +74,10 @@ class ChannelSystem:
         """Expressions of an operand."""
         return self._lookup(node)
 
-    def fresh(self, size: int, name: str) -> Expr:
-        """A new variable with its bottom-up size."""
+    def fresh(self, size: int, name: str, wanted: int | None = None) -> Expr:
+        """A new variable with its bottom-up size; by default it is wanted in proportion to that."""
         self._sizes.append(size)
-        self._wanted.append(size * self._factor)
+        self._wanted.append(size * self._factor if wanted is None else Fraction(wanted))
         return (Term(self._ratios.add(), Fraction(1)),)
 
     def constant(self, size: int) -> Expr:

@@ -67,7 +67,8 @@ def _looks_around(edited: Edited, name: str) -> bool:
     view, edits = edited.view, edited.edits
     role = view.role(name)
     pointwise = role == Role.CONV and edits.kernels.get(name, view.kernel(name)) == (1, 1)
-    return name in edits.excursions or not (role.local or pointwise)
+    moves = view.moves(name) and name not in edits.stride_one
+    return name in edits.excursions or moves or not (role.local or pointwise)
 
 
 def _size_reads(edited: Edited, high: frozenset[str]) -> set[tuple[str, str]]:

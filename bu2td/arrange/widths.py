@@ -150,8 +150,8 @@ def _expressions(view: GraphView, request: Request, system: ChannelSystem) -> tu
 
 
 def _fresh(system: ChannelSystem, dims: TensorDims, width: int | None) -> tuple[Expr | None, ...]:
-    """New variables for a tensor's channels, of its own width or another."""
-    return tuple(system.fresh(width or d.size, "border") if d.kind == "channel" else None for d in dims)
+    """New variables for a tensor's channels, wanted at its own width or another."""
+    return tuple(system.fresh(d.size, "border", width) if d.kind == "channel" else None for d in dims)
 
 
 def _tie(view: GraphView, name: str, system: ChannelSystem) -> tuple[Any, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from bu2td.graph.source import source_line
-from bu2td.ir import Capture, Dims, is_spatial, reduction_of
+from bu2td.ir import Capture, Dims, flat, is_spatial, is_tensor, reduction_of
 from bu2td.ops import Converter, Role, Site, converter_for
 
 
@@ -110,6 +110,25 @@ class GraphView:
     def pads_channels(self, name: str) -> bool:
         """Whether a node adds channels of zeros."""
         return self.role(name) == Role.PAD and self.width(name) != self.width(self.inputs(name)[0])
+
+    def moves(self, name: str) -> bool:
+        """Whether a node adds rows and columns to a map, takes some away, or moves them."""
+        if self.role(name) not in (Role.PAD, Role.SPLIT) or len(self.inputs(name)) != 1:
+            return False
+        source = self.inputs(name)[0]
+        if not is_tensor(self.dims[name]) or not is_tensor(self.dims[source]):
+            return False
+        pads = self.role(name) is Role.PAD and not self.pads_channels(name)
+        return pads or (self.at_one_scale(name, source) and self.side(name) != self.side(source))
+
+    def at_one_scale(self, a: str, b: str) -> bool:
+        """Whether heights and widths of two maps have equal strides."""
+        one, other = ({d.kind: d.stride for d in flat(self.dims[n]) if d.stride is not None} for n in (a, b))
+        return all(other.get(kind, stride) == stride for kind, stride in one.items())
+
+    def side(self, name: str) -> dict[str, int]:
+        """Height and width of a map, those of them that it has."""
+        return {d.kind: d.size for d in flat(self.dims[name]) if d.kind in ("height", "width")}
 
     def is_container(self, path: str) -> bool:
         """Whether a module of the model only lists others (it has no forward of its own)."""

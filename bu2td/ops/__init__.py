@@ -1,6 +1,6 @@
 """What an operation is: roles, the converter interface, its registry, and what converters are written with."""
 
-from bu2td.ops.bases import Activation, Convolution, ConvShape, Dropout, Norm, pair, same_padding, slide
+from bu2td.ops.bases import Activation, Convolution, ConvShape, Dropout, Norm, fitting, pair, same_padding, slide
 from bu2td.ops.converter import (
     Converter,
     blaming,

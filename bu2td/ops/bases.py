@@ -49,6 +49,16 @@ def same_padding(kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[in
     return (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
 
 
+def fitting(
+    kernel: tuple[int, int], size: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int] = (1, 1)
+) -> tuple[int, int]:
+    """A window, as far as it fits a map (H, W) with its padding."""
+    high, wide = (
+        max(1, min(k, (n + 2 * p - 1) // d + 1)) for k, n, p, d in zip(kernel, size, padding, dilation, strict=True)
+    )
+    return high, wide
+
+
 @dataclass(frozen=True)
 class ConvShape:
     """The shape of a convolution: widths, groups, (k_h, k_w), stride, and whether it pads to keep the size."""
@@ -134,6 +144,9 @@ class Convolution(Converter):
         depthwise = count > 1 and count == self.setting(conv, "in_channels")
         groups = inputs if depthwise else _common_groups(count, inputs, outputs)
         kernel = change.kernel or self.kernel(site)
+        padding, mode = self.setting(conv, "padding"), self.setting(conv, "padding_mode")
+        if not change.keep_resolution and change.map_size and not isinstance(padding, str) and mode == "zeros":
+            kernel = fitting(kernel, change.map_size, pair(padding), pair(self.setting(conv, "dilation")))
         stride = (1, 1) if change.stride_one else self.stride(site)
         same = change.keep_resolution and stride == (1, 1)
         return Rebuilt(module=self.with_shape(conv, ConvShape(inputs, outputs, groups, kernel, stride, same)))

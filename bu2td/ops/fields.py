@@ -272,7 +272,9 @@ def resampled(
 
 
 def groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-    """Cut two shapes of equal product into the smallest runs of equal product."""
+    """Cut two shapes of equal product into the smallest runs of equal product; an empty tensor is one run."""
+    if 0 in before:
+        return [([*range(len(before))], [*range(len(after))])]
     found = []
     i = j = 0
     while i < len(before) and j < len(after):

@@ -152,7 +152,10 @@ def registered() -> Iterator[tuple[str, Converter]]:
 
 
 def converter_for_type(cls: type) -> Converter | None:
-    """The converter of a module class, of its nearest base class that has one, its bare name or its family."""
+    """The converter of a module class, of its nearest base class that has one, its bare name or its family.
+
+    A class with a forward of its own is not what its base class is, and what is known of that says nothing of it.
+    """
     if cls not in _found:
         _load()
         found = _look_up(cls)
@@ -163,9 +166,15 @@ def converter_for_type(cls: type) -> Converter | None:
 
 
 def _look_up(cls: type) -> Converter | None:
-    names = (*(f"{base.__module__}.{base.__qualname__}" for base in cls.__mro__), f"class:{cls.__name__}")
+    bases = (base for base in cls.__mro__ if _computes_as(cls, base))
+    names = (*(f"{base.__module__}.{base.__qualname__}" for base in bases), f"class:{cls.__name__}")
     found = next((_registry[name] for name in names if name in _registry), None)
     return found or next((converter for belongs, converter in _families if belongs(cls)), None)
+
+
+def _computes_as(cls: type, base: type) -> bool:
+    """Whether a class inherits how a base class computes."""
+    return all(getattr(cls, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
 
 
 def converter_for(node: fx.Node, module: nn.Module | None) -> Converter:

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.ir import Dim, Dims
+from bu2td.ops.numbers import number_of
 
 
 class NoRuleError(Exception):
@@ -102,8 +103,14 @@ class Site:
         return self.node.kwargs.get(name, default)
 
     def literal(self, position: int, name: str, default: Any = None) -> Any:
-        """An argument with the numbers in it that the graph computes."""
-        return fx.map_arg(self.argument(position, name, default), lambda n: self.numbers.get(n.name, n))
+        """An argument with the numbers in it that the graph computes, as they are for the model's own image."""
+        return fx.map_arg(self.argument(position, name, default), self._number)
+
+    def _number(self, node: fx.Node) -> Any:
+        if node.name in self.numbers:
+            return self.numbers[node.name]
+        found = number_of(node, self.dims)
+        return node if found is None else found
 
     def axis(self, position: int, name: str = "dim", default: int | None = None) -> int:
         """An argument that names a dimension of the input, counted from the front.

@@ -72,7 +72,7 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
     pyramid = network.get_submodule(network.stages.pyramid)
     if isinstance(pyramid, Pyramid) and choose("channels_last", network.stages.pyramid):
         pyramid.channels_last = True
-        network.to(memory_format=torch.channels_last)
+        _weights_channels_last(network)
         _pool_channels_last(network, choose)
     network.graph.lint()
     network.recompile()
@@ -306,6 +306,16 @@ def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], c
             module.winograd = True
         else:
             network.set_submodule(path, WinogradConv2d(conv))
+
+
+# --- channels-last ------------------------------------------------------------------------------------
+
+
+def _weights_channels_last(network: nn.Module) -> None:
+    """Lay weights over two dimensions out channels-last; `nn.Module.to` would try those over three, too."""
+    for tensor in [*network.parameters(), *network.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 # --- pooling ------------------------------------------------------------------------------------------

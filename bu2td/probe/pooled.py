@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
-from bu2td.ops import Site, converter_for
+from bu2td.ops import Role, Site, converter_for
 
 
 def pooled_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
@@ -57,8 +57,15 @@ def _covered_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> di
             continue
         source: Any = node.args[0]
         before, after = shapes[source.name], shapes[node.name]
-        covers = after[2:] == (1, 1) and window == before[2:]
+        covers = after[2:] == (1, 1) and covers_all(converter.role, window, before[2:])
         if not (alone and covers and not converter.pads(Site(node, module, {}))):
             break
-        found[node.name] = window
+        found[node.name] = before[2:]
     return found
+
+
+def covers_all(role: Role, window: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether a window holds a whole map: of a convolution it is of its size, a pooling cuts what hangs over."""
+    if role is Role.POOL:
+        return all(w >= n for w, n in zip(window, size, strict=True))
+    return tuple(window) == tuple(size)

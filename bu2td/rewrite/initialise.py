@@ -24,8 +24,9 @@ def initialise(
         which is given by its tensors.
     Returns: the same network, on the CPU.
     Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
-        constant in the source keep that constant; a parameter that no module resets takes the source's mean, a
-        buffer the source's value; the global random state is untouched. The same seed gives the same weights.
+        constant in the source keep that constant; of a parameter that no module resets, one of a value per channel
+        takes the source's mean, a matrix values drawn from the source's; a buffer takes the source's value, or
+        values drawn from it; the global random state is untouched. The same seed gives the same weights.
     """
     network.to_empty(device="cpu")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -58,6 +59,16 @@ def _converter(module: nn.Module) -> Converter:
     return converter_for_type(type(module)) or OPAQUE
 
 
+def _drawn(source: Tensor, like: Tensor) -> Tensor:
+    """Values of the source, drawn at random; those of weights, scaled to what their new fan-in asks for."""
+    values = source.detach().flatten().cpu()
+    drawn = values[torch.randint(len(values), like.shape)].to(like)
+    if not isinstance(like, nn.Parameter):
+        return drawn
+    before, after = (max(t.numel() // max(t.shape[0], 1), 1) for t in (source, like))
+    return drawn * math.sqrt(before / after)
+
+
 def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | None) -> None:
     if constant is not None:
         tensor.fill_(constant)
@@ -69,6 +80,8 @@ def _settle(name: str, tensor: Tensor, source: Tensor | None, constant: float | 
     elif tensor.numel() and bool(tensor.isnan().any()):
         if usable and source is not None and not isinstance(tensor, nn.Parameter) and source.shape == tensor.shape:
             tensor.copy_(source)
+        elif usable and source is not None and sum(n > 1 for n in tensor.shape) > 1:
+            tensor.copy_(_drawn(source, tensor))
         elif usable and source is not None:
             tensor.fill_(float(source.float().mean()))
         else:

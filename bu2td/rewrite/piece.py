@@ -241,10 +241,34 @@ class _PieceEmitter:
             keep_resolution=name not in edits.excursions,
             kernel=edits.kernels.get(name),
             inplace=True,
-            map_size=self.place.map_size(reduction),
+            map_size=self._map_read(name) or self.place.map_size(reduction),
         )
         with blaming(converter, "rebuild", self.view.where(name)):
             return converter.rebuild(self.view.site(name), change)
+
+    def _map_read(self, name: str) -> tuple[int, int] | None:
+        """(H, W) of the map that a window reads beside the level's own, where it may be larger than that.
+
+        It may at a level that is coarser than the one that the blocks come from.
+        """
+        place, view = self.place, self.view
+        moved = place.reduction is not None and place.source is not None and place.reduction > place.source
+        window = moved and name in self.piece.edits.excursions and view.role(name).windowed
+        return self._measured(self.operands.read(view.inputs(name)[0], name)) if window else None
+
+    def _measured(self, value: fx.Node) -> tuple[int, int]:
+        """(H, W) of a value that is emitted, for images of the model's own size."""
+        place, graph = self.place, fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(self.calls.graph, copies)
+        graph.output(copies[value])
+        assert place.reduction is not None
+        sides = [place.map_size(Fraction(place.reduction * f)) for f in (self.piece.factor, 1)]
+        images = [torch.empty(1, self.piece.entry_width, *side, device="meta") for side in sides if side]
+        inputs = sum(node.op == "placeholder" for node in graph.nodes)
+        with torch.no_grad():
+            found = fx.GraphModule(self.calls.modules, graph).eval()(*images[:inputs])
+        return int(found.shape[-2]), int(found.shape[-1])
 
     def _reduction(self, name: str) -> Fraction | None:
         """The reduction at which an operation that looks around reads its map here; None in the head."""

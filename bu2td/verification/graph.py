@@ -213,7 +213,7 @@ def _check_monotonous(flat: fx.GraphModule, dims: Mapping[str, Dims], levels: tu
                 continue
             if _is_coarser(dims, node, source) and not _from_pyramid(source, modules):
                 reduced[node.name] = node.name
-            elif source.name in reduced and not _resamples(node, module):
+            elif source.name in reduced and not (_resamples(node, module) or _rearranges_back(dims, node, source)):
                 reduced[node.name] = reduced[source.name]
         if node.name in reduced and (node.name in outputs or _is_upsampling(module)):
             raise fault(f"{reduced[node.name]} reduces resolution on the way to {node.name}")
@@ -234,6 +234,12 @@ def _resamples(node: fx.Node, module: nn.Module | None) -> bool:
         return False
     # Attention has the positions of its queries, wherever its keys and values come from.
     return converter_for(node, module).role in (Role.RESAMPLE, Role.OPAQUE, Role.ATTENTION)
+
+
+def _rearranges_back(dims: Mapping[str, Dims], node: fx.Node, source: fx.Node) -> bool:
+    """Whether a view lays positions out again that another view had put aside, as patches of pixels."""
+    views = node.op == "call_method" and node.target in ("view", "reshape", "unflatten", "flatten")
+    return views and _is_coarser(dims, source, node)
 
 
 def _from_pyramid(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import convert_baseline, unit
+from nets import Block, convert_baseline, head, unit
 from reference.fill import fill as fill_in_place
 from torch import Tensor, fx, nn
 
@@ -503,3 +503,23 @@ def test_a_wrong_rewrite_is_noticed(small: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fuse.ConvDraft, "fold", wrong)
     with pytest.raises(VerificationError, match="differs from the network"):
         bu2td.optimize(small)
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+@pytest.mark.parametrize("depth", [True, False])
+def test_convolutions_over_three_dimensions(mode: str, depth: bool) -> None:
+    """Their weights have five dimensions, which are no channels-last map."""
+
+    class Volume(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            inner = width if depth else 1
+            self.conv, self.norm = nn.Conv3d(inner, inner, 3, padding=1), nn.BatchNorm3d(inner)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.norm(self.conv(x.unsqueeze(2 if depth else 1))).squeeze(2 if depth else 1))
+
+    model = nn.Sequential(unit(3, 8), Block(8, 16, 2), Volume(16), Block(16, 24, 2), Volume(24), head(24))
+    images = torch.rand(2, 3, 32, 32)
+    network = bu2td.convert(model, example_inputs=images, seed=0, max_macs_ratio=None).eval()
+    torch.testing.assert_close(bu2td.optimize(network, mode).eval()(images), network(images), rtol=1e-4, atol=1e-4)

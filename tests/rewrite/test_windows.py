@@ -1,0 +1,111 @@
+"""Windows beside a level's own map, where `rev` moves them to a map that is smaller than they are."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import Block, head, unit
+from torch import Tensor, nn
+from trial import tried
+
+
+class Aside(nn.Module):
+    """Looks at a coarser map and comes back."""
+
+    def __init__(self, width: int, window: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        self.window, self.conv = window(width), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(F.interpolate(self.conv(self.window(x)), size=x.shape[2:]))
+
+
+WINDOWS: dict[str, Callable[[int], nn.Module]] = {
+    "convolution": lambda w: nn.Conv2d(w, w, 7, 4, groups=w),
+    "patches": lambda w: nn.Conv2d(w, w, 8, 8),
+    "dilated": lambda w: nn.Conv2d(w, w, 3, 2, dilation=3),
+    "average": lambda w: nn.AvgPool2d(8),
+    "maximum": lambda w: nn.MaxPool2d(7, 4),
+    "padded": lambda w: nn.MaxPool2d(9, 4, 1),
+    "two": lambda w: nn.Sequential(nn.Conv2d(w, w, 3, 2), nn.MaxPool2d(7, 3)),
+}
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_windows_are_no_larger_than_their_map(window: str) -> None:
+    def model() -> nn.Module:
+        blocks = [Block(8, 16, 2), Block(16, 24, 2), Block(24, 32, 2)]
+        return nn.Sequential(unit(3, 8), Aside(8, WINDOWS[window]), *blocks, head(32))
+
+    td, _, rev = tried(model)
+    assert td.plan.ladder == rev.plan.ladder == (8, 4, 2, 1)
+    assert rev.plan.relaxations == ()
+
+
+class Pooled(nn.Module):
+    """Joins a strided convolution and a pool that only meet at even sizes."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(inputs, outputs - inputs, 3, 2, 1), nn.MaxPool2d(2)
+        self.norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(torch.cat([self.conv(x), self.pool(x)], 1)))
+
+
+class Scaled(nn.Module):
+    """Comes back from a coarser map by a factor, which fits where the factor divides the map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(F.interpolate(self.conv(F.max_pool2d(x, 4)), scale_factor=4))
+
+
+class Patched(nn.Module):
+    """Mixes the pixels of patches of two by two."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        y = x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 1, 2, 4, 3, 5).reshape(n, c, h // 2, w // 2, 4)
+        return self.mix(y).reshape(n, c, h // 2, w // 2, 2, 2).permute(0, 1, 2, 4, 3, 5).reshape(n, c, h, w) + x
+
+
+HEADS: dict[str, Callable[[], list[nn.Module]]] = {
+    "pooled": lambda: [head(24)],
+    "flat": lambda: [nn.Flatten(), nn.Linear(24 * 64, 10)],
+    "window": lambda: [nn.AvgPool2d(8), nn.Flatten(), nn.Linear(24, 10)],
+}
+
+
+@pytest.mark.parametrize("end", HEADS)
+@pytest.mark.parametrize("kind", [Pooled, Scaled, Patched])
+def test_networks_that_work_at_some_sizes(kind: type[nn.Module], end: str) -> None:
+    """The body is asked at an odd size, whatever the head binds; where it fails the plan says so."""
+
+    def model() -> nn.Module:
+        if kind is Pooled:
+            return nn.Sequential(
+                Pooled(3, 8), Block(8, 8), Pooled(8, 16), Pooled(16, 24), Block(24, 24), *HEADS[end]()
+            )
+        inside = [Block(8, 16, 2), kind(16), Block(16, 24, 2), kind(24), Block(24, 24, 2)]
+        return nn.Sequential(unit(3, 8), *inside, *HEADS[end]())
+
+    for network in tried(model, 64):
+        assert network.plan.check_sizes == ((64, 64),)
+        assert [note for note in network.plan.notes if "tried at images of 64x64 only" in note]
+
+
+def test_an_odd_size_is_tried_where_only_the_head_binds_one() -> None:
+    for network in tried(
+        lambda: nn.Sequential(unit(3, 8), Block(8, 16, 2), Block(16, 24, 2), nn.Flatten(), nn.Linear(24 * 64, 10))
+    ):
+        assert network.plan.check_sizes == ((32, 32), (37, 46))
