@@ -140,9 +140,10 @@ class FunctionalConvConverter(Converter):
         kernel, count = self.kernel(site), self.groups(site)
         if change.keep_resolution and stride == (1, 1):
             padding = same_padding(kernel, dilation) if kernel[0] % 2 and kernel[1] % 2 else "same"
-        if 1 < count == site.input_dims()[1].size:
-            count = change.sizes[site.source()][1]
-        args = (site.tensor(), _weight(site), site.argument(2, "bias"), stride, padding, dilation, count)
+        groups = site.argument(6, "groups", 1)
+        if isinstance(groups, int) and 1 < count == site.input_dims()[1].size:
+            groups = change.sizes[site.source()][1]
+        args = (site.tensor(), _weight(site), site.argument(2, "bias"), stride, padding, dilation, groups)
         return Rebuilt(args=args, kwargs={})
 
     def dense(self, site: Site, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> nn.Module:

@@ -136,12 +136,13 @@ class PassConverter(Converter):
 @register_converter(
     torch._assert, "_operator.eq", "_operator.ne", "_operator.lt", "_operator.gt", "_operator.le", "_operator.ge",
     "_operator.mod", "_operator.and_", "_operator.or_", "_operator.invert",
-    torch.eq, torch.ne, torch.lt, torch.gt, torch.le, torch.ge, torch.logical_and, torch.logical_or, torch.logical_not,
+    torch.eq, torch.ne, torch.lt, torch.gt, torch.le, torch.ge,
+    torch.logical_and, torch.logical_or, torch.logical_not,
     "method:eq", "method:ne", "method:lt", "method:gt", "method:le", "method:ge", "method:logical_not",
     torch.masked_fill, "method:masked_fill",
 )  # fmt: skip
 class CheckConverter(Converter):
-    """Comparisons: of sizes, which say nothing about channels, or of maps, value by value; and what a mask fills."""
+    """Comparisons: of sizes, which say nothing of channels, or of maps, value by value; and what a mask fills."""
 
     role = Role.PASS
 

@@ -50,6 +50,44 @@ class MatmulConverter(Converter):
         return hull([lift(a, rank), lift(b, rank)], rank)
 
 
+@register_converter(torch.einsum)
+class EinsumConverter(Converter):
+    """A product of tensors that is written in letters: a letter is one size wherever it stands."""
+
+    role = Role.ATTENTION
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Dimensions of one letter are tied; what is summed over is gone."""
+        operands, made = _letters(site)
+        found: dict[str, Expr] = {}
+        for i, letters in enumerate(operands, start=1):
+            for letter, expr in zip(letters, system.of(site.tensor(i)), strict=True):
+                if expr is not None:
+                    found[letter] = system.equal(found[letter], expr) if letter in found else expr
+        return tuple(
+            found.get(letter, system.constant(dim.size)) if dim.kind == "channel" else None
+            for letter, dim in zip(made, site.value, strict=True)
+        )
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """No rule."""
+        return None
+
+
+def _letters(site: Site) -> tuple[list[str], str]:
+    """The letters of the operands of an einsum, and those of what it makes.
+
+    Raises:
+        NoRuleError: they are written in another way, or one stands for several dimensions.
+    """
+    equation = site.argument(0, "equation")
+    operands, arrow, made = (equation if isinstance(equation, str) else "").replace(" ", "").partition("->")
+    each = operands.split(",")
+    if not arrow or "." in operands or len(each) != len(site.node.args) - 1:
+        raise NoRuleError(f"an einsum written as {equation!r} has no rule")
+    return each, made
+
+
 def _at(exprs: tuple[Expr | None, ...], dims: tuple[Dim, ...], offset: int) -> Expr | None:
     """The size of a dimension from the right; None where it is not there or broadcasts."""
     return exprs[-offset] if offset <= len(dims) and dims[-offset].size > 1 else None

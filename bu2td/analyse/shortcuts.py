@@ -19,7 +19,7 @@ def tied_to_entry(view: GraphView, entry: str, nodes: Iterable[str]) -> frozense
     for name in nodes:
         inputs = view.inputs(name)
         makes_width = view.role(name).makes_width and not view.depthwise(name)
-        if inputs and not makes_width and tied.issuperset(inputs):
+        if inputs and not makes_width and tied.issuperset(inputs) and not view.pads_channels(name):
             tied.add(name)
     return frozenset(tied)
 
@@ -74,7 +74,7 @@ def _chain(view: GraphView, operand: str, entry: str, nodes: Sequence[str]) -> l
             if projected or shared or not pointwise:
                 return None
             projected = True
-        elif not role.on_shortcut:
+        elif not role.on_shortcut and role != Role.ADD:  # a sum of one map and a value per channel
             return None
         chain.append(name)
         name = inputs[0]

@@ -17,12 +17,15 @@ def shortcut_edits(
     for shortcut in first.shortcuts:
         exit_width = widths[first.exit]
         width = exit_width if shortcut.width == first.width else round(shortcut.width * exit_width / first.width)
-        if entry_width == width:
+        read = entry_width
+        if shortcut.kind == ShortcutKind.TIED:  # depthwise convolutions may have multiplied it
+            read = round(entry_width * shortcut.width / first.entry_width)
+        if read == width:
             if shortcut.kind in (ShortcutKind.PROJECTION, ShortcutKind.PADDED):
                 bypass[shortcut.operand] = first.entry
         elif shortcut.kind in (ShortcutKind.IDENTITY, ShortcutKind.PADDED, ShortcutKind.TIED):
             source = templates.preactivated(first) if shortcut.from_entry else shortcut.operand
-            unit = templates.projection(first, entry_width, width)
+            unit = templates.projection(first, read, width)
             projections.append(Projection(shortcut.join, shortcut.operand, source, unit))
     return bypass, projections
 

@@ -19,10 +19,13 @@ def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> 
     """Nodes that flatten a whole map (N, C, H, W) -> (N, C H W), and the (H, W) that they bind.
 
     In a head that does so the map is pooled to its size first, so that other image sizes pass; a map that was
-    pooled already stays as it is.
+    pooled already stays as it is. Where maps are computed from what is flattened, it is no head.
     """
     found = {}
+    inside = _before_maps(graph_module, shapes)
     for node in graph_module.graph.nodes:
+        if node in inside:
+            continue
         source = node.args[0] if node.args else None
         before = shapes.get(source.name) if isinstance(source, fx.Node) else None
         after = shapes[node.name] if node.op != "output" else None
@@ -34,6 +37,17 @@ def _flattened_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> 
         ):
             found[node.name] = before[2:]
     return found
+
+
+def _before_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> set[fx.Node]:
+    """The nodes from which maps of more than one position are computed."""
+    inside: set[fx.Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        for user in node.users:
+            made = shapes.get(user.name)
+            if user in inside or (isinstance(made, tuple) and len(made) == 4 and max(made[2:]) > 1):
+                inside.add(node)
+    return inside
 
 
 def _covered_maps(graph_module: fx.GraphModule, shapes: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
