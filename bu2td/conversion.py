@@ -138,7 +138,7 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     stages = emitted.stages
     network = TopDownNetwork(dict(emitted.modules), emitted.graph, _record(analysis, planned, stages))
     flat = flatten(network, copied=False)
-    sizes = _check_sizes(analysis, emitted.limits)
+    sizes = _check_sizes(analysis, emitted.limits, flat)
     claims = _claims(planned, stages)
     verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat)
     notes = _size_notes(emitted.limits, planned.image_shape) or _tried_notes(sizes)
@@ -236,17 +236,21 @@ def _check_cost(plan: Plan) -> None:
     )
 
 
-def _check_sizes(analysis: Analysis, limits: Sequence[MapLimit]) -> tuple[tuple[int, int], ...]:
-    """The model's own image size, and an odd one if the bottom-up network works on such but for its head."""
+def _check_sizes(
+    analysis: Analysis, limits: Sequence[MapLimit], flat: fx.GraphModule
+) -> tuple[tuple[int, int], ...]:
+    """The model's own image size, and an odd one if either network works at it, the bottom-up head's pool apart."""
     n, channels, height, width = analysis.capture.image_shape
     own, odd = (height, width), (height + 5, width + 14)
     if limits:
         return (own,)
-    try:
-        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), analysis.head.pools, quick=True)
-    except Bu2tdError:
-        return (own,)
-    return (own, odd)
+    for graph_module, pools in ((analysis.capture.graph_module, analysis.head.pools), (flat, None)):
+        try:
+            shapes_of(graph_module, (max(n, 2), channels, *odd), pools, quick=True)
+        except Bu2tdError:
+            continue
+        return (own, odd)
+    return (own,)
 
 
 def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -270,7 +274,7 @@ def _tried_notes(sizes: Sequence[tuple[int, int]]) -> tuple[str, ...]:
     if len(sizes) > 1:
         return ()
     [(height, width)] = sizes
-    return (f"tried at images of {height}x{width} only: the bottom-up network does not work at odd sizes either",)
+    return (f"tried at images of {height}x{width} only: neither network works at an odd size",)
 
 
 def _claims(plan: Plan, stages: Stages) -> tuple[LevelClaim, ...]:
