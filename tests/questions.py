@@ -594,3 +594,14 @@ class KeepsStatisticsInParameters(Functional):
 def casts_its_input(self, x):
     x = x.to(self.fc.weight.device)
     return self.body(x.to(device=self.fc.weight.device, dtype=self.fc.weight.dtype, non_blocking=True))
+
+
+@net
+class HandsNoneThroughAModule(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.same = nn.Identity()
+
+    def forward(self, x):
+        x, extra = self.second(self.stem(x)), self.same(None)
+        return self.head(self.third(x if extra is None else x + extra))

@@ -164,7 +164,7 @@ class _Substitutes:
 
         @functools.wraps(function, updated=())
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            if not self.tracer.measuring and (always or _holds_proxy((args, kwargs))):
+            if not self.tracer.measuring and (always or holds_proxy((args, kwargs))):
                 return self.tracer.create_proxy("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
@@ -191,7 +191,7 @@ class _Substitutes:
 
     def applied(self, function: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         """``Function.apply``: a function with a gradient of its own is one operation, unless it runs modules."""
-        if not self.tracer.measuring and _holds_proxy((args, kwargs)):
+        if not self.tracer.measuring and holds_proxy((args, kwargs)):
             if any(isinstance(value, nn.Module) for value in args):
                 return function.forward(_NoContext(), *args, **kwargs)
             return self.tracer.create_proxy("call_function", _as_function(function), args, kwargs)
@@ -242,9 +242,10 @@ def _called_in_turn(functions: Any, segments: int, value: Any, **_: Any) -> Any:
     return value
 
 
-def _holds_proxy(value: Any) -> bool:
+def holds_proxy(value: Any) -> bool:
+    """Whether there is a proxy in nested arguments."""
     if isinstance(value, dict):
-        return any(map(_holds_proxy, value.values()))
+        return any(map(holds_proxy, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_holds_proxy, value))
+        return any(map(holds_proxy, value))
     return isinstance(value, fx.Proxy)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.capture.guards import passing_answer
-from bu2td.capture.namespaces import own_names
+from bu2td.capture.namespaces import holds_proxy, own_names
 from bu2td.capture.outputs import plain
 from bu2td.capture.proxy import Proxy
 from bu2td.capture.values import Unknown, Values
@@ -230,6 +230,8 @@ class _Tracer(fx.Tracer):
         inner = m.module if isinstance(m, nn.DataParallel) else getattr(m, "_orig_mod", None)
         if inner is not None:  # runs as what it wraps does
             return inner(*args, **kwargs)
+        if (args or kwargs) and not holds_proxy((args, kwargs)):  # None, or a number: no value of the graph
+            return forward(*args, **kwargs)
         try:
             return super().call_module(m, self._entered(m, forward), args, kwargs)
         except Exception as error:
