@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +12,22 @@ from bu2td.ops import OPAQUE, Converter, converter_for_type
 
 
 def initialise(
-    network: nn.Module, origins: Mapping[str, str], source: nn.Module, constants: Mapping[str, float], seed: int
+    network: nn.Module,
+    origins: Mapping[str, str],
+    source: nn.Module,
+    constants: Mapping[str, float],
+    seed: int,
+    fixed: Collection[str] = (),
 ) -> nn.Module:
     """Give an emitted network storage on the CPU and initial weights.
 
-    Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source.
+    Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source;
+        ``fixed`` are parameters that are no weights but constants.
     Returns: the same network, on the CPU.
     Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
         constant in the source keep that constant; a parameter that no module resets takes the source's mean, a
-        buffer the source's value; the global random state is untouched. The same seed gives the same weights.
+        buffer and a constant the source's value; the global random state is untouched. The same seed gives the same
+        weights.
     """
     network.to_empty(device="cpu")
     own = {**dict(source.named_parameters()), **dict(source.named_buffers())}
@@ -31,7 +38,11 @@ def initialise(
         _reset(network)
         fill_buffers(network)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            _settle(name, tensor, own.get(origins.get(name, "")), constants.get(origins.get(name, "")))
+            old = own.get(origins.get(name, ""))
+            if name in fixed and old is not None and not old.is_meta:
+                tensor.copy_(old)
+            else:
+                _settle(name, tensor, old, constants.get(origins.get(name, "")))
     return network
 
 

@@ -20,6 +20,7 @@ from bu2td.ir import Capture, Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops import Role, converter_for
 from bu2td.probe import probe
+from bu2td.verification.likeness import Expectation, Measured, compare
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class LevelClaim:
     node: str
     reduction: int
     width: int
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The network that a network was made of, and what may be expected of the two."""
+
+    bottom_up: Measured
+    expected: Expectation
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,13 @@ def verify_graph(
     num_classes: int,
     sizes: Sequence[tuple[int, int]],
     flat: fx.GraphModule | None = None,
+    beside: Beside | None = None,
 ) -> Report:
     """Check an emitted network on meta tensors.
 
     Needs: the network (on any device), its levels coarse to fine, the shape of an image batch, and image sizes
-        to try; ``flat`` is what `flatten` makes of the network, if it is at hand.
+        to try; ``flat`` is what `flatten` makes of the network, if it is at hand; ``beside`` is the bottom-up
+        network to compare it with.
     Returns: a `Report`.
     Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
         width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
@@ -64,6 +75,7 @@ def verify_graph(
 
     Raises:
         VerificationError: names the first invariant that does not hold, and where.
+        TopologyError: the network runs, but is not the bottom-up one upside down (see `likeness.compare`).
     """
     flat = flat or flatten(network)
     shapes = _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
@@ -71,6 +83,9 @@ def verify_graph(
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
     reached = _check_parameters(network, flat)
+    if beside is not None:
+        outputs = {level.reduction: name for level, name in zip(levels, _level_nodes(flat, levels), strict=True)}
+        compare(beside.bottom_up, Measured(flat, dims), outputs, beside.expected)
     return Report(
         {
             "logits": f"(N, {num_classes}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
