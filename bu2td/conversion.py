@@ -143,8 +143,9 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     sizes = _check_sizes(analysis, emitted.limits)
     claims = _claims(planned, stages)
     beside = Beside(Measured(analysis.capture.graph_module, analysis.dims), _expected(options))
-    verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat, beside)
-    plan = _completed(planned, analysis, stages, flat, sizes, _size_notes(emitted.limits, planned.image_shape))
+    report = verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat, beside)
+    notes = (*report.notes, *_size_notes(emitted.limits, planned.image_shape))
+    plan = _completed(planned, analysis, stages, flat, sizes, notes)
     network.record = replace(network.record, plan=plan)
     network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
     fixed = _fixed(network, emitted.origins, analysis.capture.source)
@@ -202,7 +203,7 @@ def _completed(
             spent[reduction] += costs[node.name]
     before, after = total(measure_cost(analysis.capture.graph_module, plan.image_shape)), total(costs)
     expected = _expected(plan.options)
-    cheap = expected.whole and expected.ordered and expected.free and after.macs < before.macs
+    cheap = expected.whole and plan.options.arrangement == "td" and after.macs < before.macs
     if cheap:
         notes = (
             *notes,

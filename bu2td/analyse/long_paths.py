@@ -27,6 +27,12 @@ from bu2td.ops import Role
 #: How many layers a path may have that is set aside: a shortcut over levels, and one from the image.
 _SHORTCUT, _IMAGE = 1, 2
 
+#: How many layers that look around make a stage.
+_SEVERAL = 2
+
+#: How many layers the main path of a residual block on the image has at most.
+_BLOCK = 3
+
 #: Finds the trunk with some reads set aside.
 FindTrunk = Callable[[Mapping[tuple[str, str], str]], list[str]]
 
@@ -100,18 +106,30 @@ class _Finder:
         self.find_trunk = find_trunk
         self.aside = aside
         self.again: dict[str, str] = {}
-        self.sources: list[str] = []
+        self.shortcuts: list[_Path] = []
         self.left_out: set[str] = set()
         self.notes: list[str] = []
 
     def result(self) -> LongPaths:
-        return LongPaths(self.aside, tuple(self.sources), self.again, frozenset(self.left_out), tuple(self.notes))
+        """What was found; where a shortcut goes is known once all are."""
+        trunk = self.find_trunk(self.aside) if self.shortcuts else []
+        places = {(path.source, path.reader): self._place(path, trunk) for path in self.shortcuts}
+        sources = tuple(path.source for path in self.shortcuts)
+        left_out, notes = frozenset(self.left_out), tuple(self.notes)
+        return LongPaths(self.aside | places, sources, self.again, left_out, notes)
 
     def concerns(self, image: str, entry: str, exit_: str) -> bool:
         """Whether paths of a stretch may be long ones."""
         reduces = self.view.reduction(entry) != self.view.reduction(exit_)
-        at_image = reduces and _is_image(self.view, image, entry)
-        return at_image or holds_levels(self.view, entry, exit_, between(self.view, entry, exit_))
+        if not reduces:
+            return False
+        nodes = between(self.view, entry, exit_)
+        at_image = _is_image(self.view, image, entry)
+        return (
+            at_image
+            or holds_levels(self.view, entry, exit_, nodes)
+            or _works_at_both(self.view, entry, exit_, nodes)
+        )
 
     def open(self, trunk: list[str], entry: str, exit_: str) -> list[str]:
         """Set the light paths of a stretch aside; returns the trunk, the same one where there are none."""
@@ -121,16 +139,15 @@ class _Finder:
         found = self.find_trunk({**self.aside, **reads}) if paths else []
         if len(found) <= len(trunk):
             return trunk
+        self.aside |= reads
         for path in paths:
             if image:
-                self.aside |= path.aside(image)
                 self.again |= {join: main for _, join, main in path.joins}
                 self.left_out |= path.nodes
             else:
-                self.aside[path.source, path.reader] = self._place(path, found)
-                self.sources.append(path.source)
+                self.shortcuts.append(path)
             self.notes.append(self._note(path, image))
-        return self.find_trunk(self.aside)
+        return found
 
     def _place(self, path: _Path, trunk: Sequence[str]) -> str:
         """What a path follows: the last trunk tensor before its join, or the entry of the level's only block."""
@@ -176,6 +193,18 @@ def holds_levels(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) 
     return len({view.reduction(n) for n in nodes if _closes_residual_block(view, entry, n)}) > 1
 
 
+def _works_at_both(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) -> bool:
+    """Whether one path has several layers that look around at the resolution of both ends of a stretch."""
+    fine, coarse = view.reduction(entry), view.reduction(exit_)
+    found = {entry: (0, 0)}
+    for name in nodes:
+        high, low = max((found[n] for n in view.inputs(name) if n in found), default=(0, 0))
+        looks = view.role(name) == Role.CONV and view.kernel(name) != (1, 1) and not view.depthwise(name)
+        reduction = view.reduction(name)
+        found[name] = (high + (looks and reduction == fine), low + (looks and reduction == coarse))
+    return any(high >= _SEVERAL and low >= _SEVERAL for high, low in found.values())
+
+
 def between(view: GraphView, entry: str, exit_: str) -> list[str]:
     """The nodes on the paths from one tensor to another, the second included, in graph order."""
     ahead = _closure(
@@ -207,7 +236,8 @@ def _closes_residual_block(view: GraphView, entry: str, join: str) -> bool:
             if convs > 1 or not (role.on_shortcut or role == Role.CONV):
                 break
             name = view.inputs(name)[0]
-        if len(view.nodes[name].users) > 1 and view.order[name] > view.order[entry]:
+        inside = name != entry or view.reduction(join) == view.reduction(entry)
+        if len(view.nodes[name].users) > 1 and inside and view.order[name] >= view.order[entry]:
             path = between(view, name, other)
             if path and _has_layers(view, path):
                 return True
@@ -248,15 +278,23 @@ def _path(view: GraphView, entry: str, reader: str, main: set[str], inside: set[
         found = [(n, u.name) for n in nodes for u in view.nodes[n].users if u.name in main]
     joins = []
     for operand, join in sorted(found, key=lambda pair: view.order[pair[1]]):
-        others = [name for name in view.inputs(join) if name in main]
-        if len(others) != 1:
+        others = [name for name in view.inputs(join) if name in main and name != operand]
+        if not others:
             return None
-        joins.append((operand, join, others[0]))
+        joins.append((operand, join, max(others, key=lambda name: _depth(view, entry, name))))
     return _Path(entry, reader, frozenset(nodes), tuple(joins)) if joins else None
 
 
+def _depth(view: GraphView, entry: str, name: str) -> int:
+    """How many layers stand between two tensors."""
+    return sum(view.role(n).layer for n in between(view, entry, name))
+
+
 def _skips_levels(view: GraphView, path: _Path) -> bool:
-    return holds_levels(view, path.source, path.join, between(view, path.source, path.join))
+    nodes = between(view, path.source, path.join)
+    ends = path.source, path.join
+    reduces = view.reduction(path.source) != view.reduction(path.join)
+    return reduces and (holds_levels(view, *ends, nodes) or _works_at_both(view, *ends, nodes))
 
 
 def _skips_finer_layers(view: GraphView, path: _Path) -> bool:
@@ -271,11 +309,25 @@ def _is_light(view: GraphView, path: _Path, image: bool) -> bool:
     layers = sum(view.role(n).layer and is_feature_map(view.dims[n]) for n in path.nodes)
     roles = {view.role(join) for _, join, _ in path.joins}
     if image:
-        whole = view.role(path.reader) != Role.SPLIT
-        return whole and layers <= _IMAGE * len(path.joins) and roles <= {Role.ADD, Role.CONCAT}
+        whole = view.role(path.reader) != Role.SPLIT and all(_is_pair(view, *join) for join in path.joins)
+        few = layers <= _IMAGE * len(path.joins) and not _is_projection(view, path)
+        return whole and few and roles <= {Role.ADD, Role.CONCAT, Role.MUL}
     if len(path.joins) > 1:
         return False
     return layers <= _SHORTCUT if roles == {Role.CONCAT} else roles == {Role.ADD} and layers == _SHORTCUT
+
+
+def _is_pair(view: GraphView, operand: str, join: str, main: str) -> bool:
+    """Whether a node joins two things alone."""
+    return set(view.inputs(join)) == {operand, main}
+
+
+def _is_projection(view: GraphView, path: _Path) -> bool:
+    """Whether a path is the projection of a residual block that reads the image."""
+    convs = [n for n in path.nodes if view.role(n) == Role.CONV]
+    strided = len(convs) == 1 and view.reduction(convs[0]) != view.reduction(path.source)
+    bare = all(view.role(n) == Role.CONV or view.role(n).normalises for n in path.nodes)
+    return strided and bare and _depth(view, path.source, path.join) <= _BLOCK + 1
 
 
 def _is_image(view: GraphView, image: str, name: str) -> bool:

@@ -192,8 +192,8 @@ class Analysis:
 
     ``view`` is how everybody looks at its graph; ``aside`` has the reads (source, reader) that reach back over the
     trunk (`bu2td.analyse.back_reads`, `bu2td.analyse.long_paths`), ``stand_ins`` what takes a node's place: that of
-    a join where the image is fed in again what it is joined with, that of a slice of the image all of it; ``input_nodes``
-    what prepares the image before features are looked for, and ``input_exit`` the prepared image.
+    a join where the image is fed in again what it is joined with, that of a slice of the image all of it;
+    ``input_nodes`` what prepares the image before features are looked for, and ``input_exit`` the prepared image.
     """
 
     view: GraphView

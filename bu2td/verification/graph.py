@@ -42,9 +42,10 @@ class Beside:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured; ``checks`` maps the name of each check to what it found."""
+    """What was measured; ``checks`` maps the name of each check to what it found, ``notes`` are what is odd."""
 
     checks: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checks", MappingProxyType(dict(self.checks)))
@@ -83,16 +84,18 @@ def verify_graph(
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
     reached = _check_parameters(network, flat)
+    notes: tuple[str, ...] = ()
     if beside is not None:
         outputs = {level.reduction: name for level, name in zip(levels, _level_nodes(flat, levels), strict=True)}
-        compare(beside.bottom_up, Measured(flat, dims), outputs, beside.expected)
+        notes = compare(beside.bottom_up, Measured.of(network, flat, dims), outputs, beside.expected)
     return Report(
         {
             "logits": f"(N, {num_classes}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
             "levels": ", ".join(f"r{level.reduction}: {level.width}" for level in levels),
             "resolution": "never reduced outside pyramid, gates and excursions",
             "parameters": f"{reached:,} tensors, all on a path to the logits",
-        }
+        },
+        notes,
     )
 
 

@@ -1,14 +1,14 @@
 """A converted network beside the bottom-up network that it was made of: is it that network, turned upside down?
 
-Both are measured as they are, by probing; how the one was made of the other is not known here. All that is taken for
-granted is that a layer keeps its name: ``r16.layer3.1.conv1`` is ``layer3.1.conv1``. What would be silly though it
-runs is found: resolutions at which the bottom-up network works and the top-down network does not, levels whose layers
-all went to a coarser one, levels without layers, features as narrow as an image in front of the head.
+Both are measured as they are, by probing; how the one was made of the other is not known here. All that is taken
+for granted is that a layer keeps its name: ``r16.layer3.1.conv1`` is ``layer3.1.conv1``. What would be silly though
+it runs is found: resolutions at which the bottom-up network works and the top-down network does not, levels whose
+layers all went to a coarser one, levels without layers, features as narrow as an image in front of the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -17,11 +17,14 @@ from torch import fx, nn
 from bu2td.errors import TopologyError
 from bu2td.graph import source_line
 from bu2td.ir import Dims, is_feature_map, is_spatial, reduction_of
-from bu2td.nn import ConvUnit, Pyramid, TransposedUpsample, Upsample
+from bu2td.nn import ConvUnit, Merge, Pyramid, TransposedUpsample, Upsample
 from bu2td.ops import Role, converter_for
 
 #: Of so many layers at one resolution, and more than such a share of them at a coarser one, a level was swallowed.
 _LAYERS, _SHARE = 8, Fraction(2, 3)
+
+#: A merge so many times as wide as its level is told of.
+_WIDE = 4
 
 #: How many layers a message names.
 _NAMED = 3
@@ -29,10 +32,24 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """A network as a graph on the meta device, and the dimensions of all of its values."""
+    """A network as a graph on the meta device, and the dimensions of all of its values.
+
+    Attributes:
+        units: names of the conv units that top-down networks add to blocks.
+        merges: those that merge.
+    """
 
     graph_module: fx.GraphModule
     dims: Mapping[str, Dims]
+    units: frozenset[str] = frozenset()
+    merges: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, network: nn.Module, flat: fx.GraphModule, dims: Mapping[str, Dims]) -> Measured:
+        """A top-down network, of which ``flat`` is the graph."""
+        units = {name: module for name, module in network.named_modules() if isinstance(module, ConvUnit)}
+        merges = frozenset(name for name, unit in units.items() if isinstance(unit, Merge))
+        return cls(flat, dims, frozenset(units), merges)
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,13 @@ class _Layer:
     where: str
 
 
-def compare(bottom_up: Measured, top_down: Measured, outputs: Mapping[int, str], expected: Expectation) -> None:
+def compare(
+    bottom_up: Measured, top_down: Measured, outputs: Mapping[int, str], expected: Expectation
+) -> tuple[str, ...]:
     """Compare a converted network with the network that it was made of.
 
     Needs: both networks; ``outputs`` are the nodes of the top-down one that end its levels, by reduction.
-    Returns: nothing.
+    Returns: what a user should know.
     Guarantees: every level has layers, and layers stand at the resolutions at which they stood.
 
     Raises:
@@ -78,6 +97,7 @@ def compare(bottom_up: Measured, top_down: Measured, outputs: Mapping[int, str],
     if expected.whole and expected.ordered:
         _check_places(layers, list(_layers(top_down)))
     _check_weights(top_down, outputs)
+    return tuple(_wide_merges(top_down, outputs)) if expected.free else ()
 
 
 # -- the findings --------------------------------------------------------------------------------------
@@ -137,14 +157,12 @@ def _check_width(
 
 def _check_weights(top_down: Measured, outputs: Mapping[int, str]) -> None:
     """A level that has blocks has layers."""
-    graph_module = top_down.graph_module
-    nodes = {n.name: n for n in graph_module.graph.nodes}
-    added = {name for name, m in graph_module.named_modules() if isinstance(m, ConvUnit)}
+    nodes = {n.name: n for n in top_down.graph_module.graph.nodes}
     layers = {layer.name for layer in _layers(top_down)}
     before: set[str] = set()
     for reduction in sorted(outputs, reverse=True):
         above = _ancestors(nodes, outputs[reduction])
-        block = [n for n in (nodes[name] for name in above - before) if _is_of_a_block(graph_module, n, added)]
+        block = [n for n in (nodes[name] for name in above - before) if _is_of_a_block(top_down, n)]
         before |= above
         if block and not any(str(n.target) in layers for n in block):
             named = ", ".join(sorted(str(n.target) for n in block)[:_NAMED])
@@ -152,6 +170,20 @@ def _check_weights(top_down: Measured, outputs: Mapping[int, str]) -> None:
                 f"level r{reduction} of the top-down network would have no weights of its own, only {named}: the "
                 f"layers that belong to it stand elsewhere"
             )
+
+
+def _wide_merges(top_down: Measured, outputs: Mapping[int, str]) -> Iterator[str]:
+    """Merges that are much wider than what their level makes."""
+    nodes = {n.name: n for n in top_down.graph_module.graph.nodes}
+    before: set[str] = set()
+    for reduction in sorted(outputs, reverse=True):
+        above = _ancestors(nodes, outputs[reduction])
+        own = [nodes[n] for n in above - before if str(nodes[n].target).rpartition(".")[0] in top_down.merges]
+        before |= above
+        merged = max((_width(top_down.dims[n.name]) for n in own), default=0)
+        width = _width(top_down.dims[outputs[reduction]])
+        if merged >= _WIDE * width:
+            yield f"the merge of r{reduction} is {merged} wide, as its first block is, the level {width}"
 
 
 # -- measuring -----------------------------------------------------------------------------------------
@@ -194,14 +226,14 @@ def _finest_behind(measured: Measured) -> dict[str, Fraction]:
     return found
 
 
-def _is_of_a_block(graph_module: fx.GraphModule, node: fx.Node, added: Iterable[str]) -> bool:
+def _is_of_a_block(measured: Measured, node: fx.Node) -> bool:
     """Whether a node is neither the pyramid, nor a unit that top-down networks add."""
     if node.op != "call_module":
         return False
-    target, module = str(node.target), graph_module.get_submodule(str(node.target))
+    target, module = str(node.target), measured.graph_module.get_submodule(str(node.target))
     if isinstance(module, Pyramid | Upsample | TransposedUpsample) or target.startswith("prepare."):
         return False
-    return target.rpartition(".")[0] not in added and converter_for(node, module).role != Role.DROPOUT
+    return target.rpartition(".")[0] not in measured.units and converter_for(node, module).role != Role.DROPOUT
 
 
 def _ancestors(nodes: Mapping[str, fx.Node], name: str) -> set[str]:
