@@ -277,10 +277,12 @@ def _check_sizes(analysis: Analysis, limits: Sequence[MapLimit]) -> tuple[tuple[
     if analysis.head.pooled_size is not None:
         return (own, odd)  # the bottom-up head binds the size, the top-down one pools to it
     try:
-        shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), quick=True)
+        shapes = shapes_of(analysis.capture.graph_module, (max(n, 2), channels, *odd), quick=True)
     except Bu2tdError:
         return (own,)
-    return (own, odd)
+    # What prepares the image may round its size up.
+    prepared = shapes[analysis.input_exit][-2:] if analysis.input_exit else odd
+    return (own, odd) if tuple(prepared) == odd else (own,)
 
 
 def _size_notes(limits: Sequence[MapLimit], image_shape: tuple[int, ...]) -> tuple[str, ...]:

@@ -60,9 +60,10 @@ def _is_image(view: GraphView, image: str, region: Region) -> bool:
 
 
 def _is_fixed(view: GraphView, layer: str) -> bool:
-    """Whether a layer has weights, and none that are trained."""
-    parameters = list(view.module(layer).parameters()) if view.module(layer) is not None else []
-    return not any(p.requires_grad for p in parameters)
+    """Whether none of a layer's weights are trained, in a network whose others are."""
+    module = view.module(layer)
+    trains = any(p.requires_grad for p in view.graph_module.parameters())
+    return trains and module is not None and not any(p.requires_grad for p in module.parameters())
 
 
 def _is_read(view: GraphView, prepared: str, regions: Sequence[Region]) -> bool:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from torch import fx, nn
 
 from bu2td.errors import TopologyError
-from bu2td.graph import source_line
+from bu2td.graph import owner_of, source_line
 from bu2td.ir import Dims, is_feature_map, is_spatial, reduction_of
 from bu2td.nn import ConvUnit, Merge, Pyramid, TransposedUpsample, Upsample
 from bu2td.ops import Role, converter_for
@@ -96,7 +96,7 @@ def compare(
         _check_width(bottom_up, layers, top_down, outputs, expected)
     if expected.whole and expected.ordered:
         _check_places(layers, list(_layers(top_down)))
-    _check_weights(top_down, outputs)
+    _check_weights(bottom_up, top_down, outputs)
     return tuple(_wide_merges(top_down, outputs)) if expected.free else ()
 
 
@@ -155,17 +155,18 @@ def _check_width(
         )
 
 
-def _check_weights(top_down: Measured, outputs: Mapping[int, str]) -> None:
-    """A level that has blocks has layers."""
+def _check_weights(bottom_up: Measured, top_down: Measured, outputs: Mapping[int, str]) -> None:
+    """A level that has blocks has weights in them, which the bottom-up network has as well."""
+    known = {str(n.target) for n in bottom_up.graph_module.graph.nodes}
     nodes = {n.name: n for n in top_down.graph_module.graph.nodes}
-    layers = {layer.name for layer in _layers(top_down)}
     before: set[str] = set()
     for reduction in sorted(outputs, reverse=True):
         above = _ancestors(nodes, outputs[reduction])
         block = [n for n in (nodes[name] for name in above - before) if _is_of_a_block(top_down, n)]
         before |= above
-        if block and not any(str(n.target) in layers for n in block):
-            named = ", ".join(sorted(str(n.target) for n in block)[:_NAMED])
+        own = [n for n in block if _own_name(str(n.target)) in known]
+        if block and not any(_has_weights(top_down, n) for n in own):
+            named = ", ".join(sorted(str(n.target if n.op == "call_module" else n.name) for n in block)[:_NAMED])
             raise TopologyError(
                 f"level r{reduction} of the top-down network would have no weights of its own, only {named}: the "
                 f"layers that belong to it stand elsewhere"
@@ -227,13 +228,21 @@ def _finest_behind(measured: Measured) -> dict[str, Fraction]:
 
 
 def _is_of_a_block(measured: Measured, node: fx.Node) -> bool:
-    """Whether a node is neither the pyramid, nor a unit that top-down networks add."""
+    """Whether a node is neither the pyramid, nor what prepares the image, nor a unit that top-down networks add."""
+    owner = owner_of(node)
+    if node.op not in ("call_module", "call_function", "call_method", "get_attr") or owner in ("", "prepare"):
+        return False
     if node.op != "call_module":
-        return False
-    target, module = str(node.target), measured.graph_module.get_submodule(str(node.target))
-    if isinstance(module, Pyramid | Upsample | TransposedUpsample) or target.startswith("prepare."):
-        return False
-    return target.rpartition(".")[0] not in measured.units and converter_for(node, module).role != Role.DROPOUT
+        return owner not in measured.units
+    module = measured.graph_module.get_submodule(str(node.target))
+    added = isinstance(module, Pyramid | Upsample | TransposedUpsample) or owner in measured.units
+    return not added and converter_for(node, module).role != Role.DROPOUT
+
+
+def _has_weights(measured: Measured, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any(True for _ in measured.graph_module.get_submodule(str(node.target)).parameters())
+    return node.op == "get_attr"
 
 
 def _ancestors(nodes: Mapping[str, fx.Node], name: str) -> set[str]:

@@ -76,6 +76,17 @@ class Attention(nn.Module):
         return x * torch.sigmoid(self.conv(x))
 
 
+class Autoencoder(nn.Module):
+    """A network from image to image that makes the sides of its images even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = unit(3, 8, 3, 2), nn.ConvTranspose2d(8, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.up(self.down(x)))
+
+
 class Denoiser(nn.Module):
     """A network from image to image, with a resolution of its own inside."""
 
@@ -101,6 +112,7 @@ PREPARATIONS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "kernel": (Kernel, 4),
     "attention": (Attention, 3),
     "denoiser": (Denoiser, 3),
+    "autoencoder": (Autoencoder, 3),
     "colours": (network_of_colours, 3),
     "filters": (lambda: nn.Conv2d(3, 6, 3, padding=1, groups=3), 6),
     "pointwise": (lambda: nn.Conv2d(3, 3, 1), 3),
@@ -114,10 +126,10 @@ PREPARATIONS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 def test_blocks_on_the_image_stay_in_front_of_the_pyramid(name: str, arrangement: str) -> None:
     make, width = PREPARATIONS[name]
     network = works(nn.Sequential(make(), *residual(width)), arrangement)
-    bare = works(nn.Sequential(*residual(3)), arrangement)
     assert network.plan.input is not None
     assert network.plan.input.exit_width == width
-    assert shape_of(network) == shape_of(bare)
+    widths = {"td": (48, 32, 16, 16), "uni": (32, 32, 32, 16), "rev": (16, 32, 48, 16)}[arrangement]
+    assert shape_of(network) == {r: (w, w, int(r > 1)) for r, w in zip((8, 4, 2, 1), widths, strict=True)}
 
 
 @pytest.mark.parametrize("name", ["colour", "grey", "coordinates", "denoiser"])

@@ -70,7 +70,7 @@ def test_layers_that_went_to_a_coarser_resolution_are_found() -> None:
 def test_levels_without_layers_are_found() -> None:
     before, after, outputs = networks(model(), model())
     for name, part in list(after.graph_module.named_modules()):
-        if name.startswith(("r1.", "r1_up.")) and isinstance(part, nn.Conv2d):
+        if name.startswith(("r1.", "r1_up.")) and isinstance(part, nn.Conv2d | nn.BatchNorm2d):
             parent, _, last = name.rpartition(".")
             setattr(after.graph_module.get_submodule(parent), last, nn.ReLU())
     with pytest.raises(TopologyError, match="level r1 of the top-down network would have no weights of its own"):
