@@ -121,15 +121,7 @@ class _Finder:
     def concerns(self, image: str, entry: str, exit_: str) -> bool:
         """Whether paths of a stretch may be long ones."""
         reduces = self.view.reduction(entry) != self.view.reduction(exit_)
-        if not reduces:
-            return False
-        nodes = between(self.view, entry, exit_)
-        at_image = _is_image(self.view, image, entry)
-        return (
-            at_image
-            or holds_levels(self.view, entry, exit_, nodes)
-            or _works_at_both(self.view, entry, exit_, nodes)
-        )
+        return reduces and (_is_image(self.view, image, entry) or _spans_stages(self.view, entry, exit_))
 
     def open(self, trunk: list[str], entry: str, exit_: str) -> list[str]:
         """Set the light paths of a stretch aside; returns the trunk, the same one where there are none."""
@@ -179,8 +171,7 @@ class _Finder:
 def holds_levels(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) -> bool:
     """Whether a stretch of the graph that reduces holds levels of its own.
 
-    It does where paths meet or layers work at a resolution strictly between those of its ends, and where it has
-    residual blocks of its own at two resolutions.
+    It does where paths meet or layers work at a resolution strictly between those of its ends.
     """
     fine, coarse = view.reduction(entry), view.reduction(exit_)
     if fine == coarse:
@@ -188,9 +179,17 @@ def holds_levels(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) 
     nodes = list(nodes)
     if goes_on_between(view, entry, exit_, nodes):
         return True
-    if any(view.role(n).dense and fine < (view.reduction(n) or fine) < coarse for n in nodes):
-        return True
-    return len({view.reduction(n) for n in nodes if _closes_residual_block(view, entry, n)}) > 1
+    return any(view.role(n).dense and fine < (view.reduction(n) or fine) < coarse for n in nodes)
+
+
+def _spans_stages(view: GraphView, entry: str, exit_: str) -> bool:
+    """Whether a stretch holds levels, or has residual blocks or several layers at two resolutions."""
+    if view.reduction(entry) == view.reduction(exit_):
+        return False
+    nodes = between(view, entry, exit_)
+    residual = {view.reduction(n) for n in nodes if _closes_residual_block(view, entry, n)}
+    held = holds_levels(view, entry, exit_, nodes) or len(residual) > 1
+    return held or _works_at_both(view, entry, exit_, nodes)
 
 
 def _works_at_both(view: GraphView, entry: str, exit_: str, nodes: Iterable[str]) -> bool:
@@ -291,10 +290,7 @@ def _depth(view: GraphView, entry: str, name: str) -> int:
 
 
 def _skips_levels(view: GraphView, path: _Path) -> bool:
-    nodes = between(view, path.source, path.join)
-    ends = path.source, path.join
-    reduces = view.reduction(path.source) != view.reduction(path.join)
-    return reduces and (holds_levels(view, *ends, nodes) or _works_at_both(view, *ends, nodes))
+    return _spans_stages(view, path.source, path.join)
 
 
 def _skips_finer_layers(view: GraphView, path: _Path) -> bool:

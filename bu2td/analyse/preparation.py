@@ -51,8 +51,13 @@ def _is_image(view: GraphView, image: str, region: Region) -> bool:
     A convolution makes as many channels as an image has, unless it filters each channel alone or is fixed; a
     region that puts something beside the image may be twice as wide.
     """
-    if view.reduction(region.exit) != 1 or Role.DROPOUT in region.roles:
-        return False
+    layers = any(role.layer for role in region.roles)
+    if (
+        view.reduction(region.exit) != 1
+        or Role.DROPOUT in region.roles
+        or (Role.PAD in region.roles and not layers)
+    ):
+        return False  # padding belongs to the convolution behind
     width, colours = view.width(region.exit), view.width(image)
     if region.conv is None or view.grouped(region.conv) or _is_fixed(view, region.conv):
         return width <= max(2 * colours, colours + _COLOURS)

@@ -140,6 +140,13 @@ def test_they_do_so_in_front_of_plain_networks(name: str) -> None:
     bu2td.verify(network, full=True)
 
 
+def test_padding_in_front_of_a_convolution_is_none() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ZeroPad2d(1), nn.Conv2d(3, 16, 3, 2), *residual(3)[1:])
+    network = works(model)
+    assert network.plan.input is not None
+    assert len(network.plan.input.nodes) == 1
+
+
 def test_a_grey_image_made_a_coloured_one() -> None:
     network = works(nn.Sequential(nn.Conv2d(1, 3, 1), *residual(3)), channels=1)
     assert network.plan.input is not None
