@@ -30,9 +30,6 @@ _SHORTCUT, _IMAGE = 1, 2
 #: How many layers that look around make a stage.
 _SEVERAL = 2
 
-#: How many layers the main path of a residual block on the image has at most.
-_BLOCK = 3
-
 #: Finds the trunk with some reads set aside.
 FindTrunk = Callable[[Mapping[tuple[str, str], str]], list[str]]
 
@@ -306,7 +303,7 @@ def _is_light(view: GraphView, path: _Path, image: bool) -> bool:
     roles = {view.role(join) for _, join, _ in path.joins}
     if image:
         whole = view.role(path.reader) != Role.SPLIT and all(_is_pair(view, *join) for join in path.joins)
-        few = layers <= _IMAGE * len(path.joins) and not _is_projection(view, path)
+        few = layers <= _IMAGE * len(path.joins) and not _is_branch(view, path)
         return whole and few and roles <= {Role.ADD, Role.CONCAT, Role.MUL}
     if len(path.joins) > 1:
         return False
@@ -318,12 +315,11 @@ def _is_pair(view: GraphView, operand: str, join: str, main: str) -> bool:
     return set(view.inputs(join)) == {operand, main}
 
 
-def _is_projection(view: GraphView, path: _Path) -> bool:
-    """Whether a path is the projection of a residual block that reads the image."""
-    convs = [n for n in path.nodes if view.role(n) == Role.CONV]
-    strided = len(convs) == 1 and view.reduction(convs[0]) != view.reduction(path.source)
-    bare = all(view.role(n) == Role.CONV or view.role(n).normalises for n in path.nodes)
-    return strided and bare and _depth(view, path.source, path.join) <= _BLOCK + 1
+def _is_branch(view: GraphView, path: _Path) -> bool:
+    """Whether a path is the branch of a block that reads the image: it strides by its layers, in one step."""
+    layers = [n for n in path.nodes if view.role(n).layer and view.inputs(n)]
+    strides = any(view.reduction(n) != view.reduction(view.inputs(n)[0]) for n in layers)
+    return strides and not holds_levels(view, path.source, path.join, between(view, path.source, path.join))
 
 
 def _is_image(view: GraphView, image: str, name: str) -> bool:
