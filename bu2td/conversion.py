@@ -21,7 +21,7 @@ from bu2td.options import Options, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
 from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
 from bu2td.runtime import Recipe, Record, TopDownNetwork
-from bu2td.verification import LevelClaim, Report, verify_graph, verify_numbers
+from bu2td.verification import Beside, Expectation, LevelClaim, Measured, Report, verify_graph, verify_numbers
 
 _NAMED = 6  # layers of a kind that a note names
 
@@ -121,10 +121,12 @@ class Emission:
     Attributes:
         network: the network; its plan is complete, but for what weights are inherited.
         origins: parameter or buffer -> its name in the bottom-up network.
+        fixed: parameters that keep the values of the bottom-up network, and are not trained.
     """
 
     network: TopDownNetwork
     origins: Mapping[str, str]
+    fixed: frozenset[str] = frozenset()
 
 
 def emit(analysis: Analysis, options: Options) -> Emission:
@@ -140,12 +142,35 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     flat = flatten(network, copied=False)
     sizes = _check_sizes(analysis, emitted.limits, flat)
     claims = _claims(planned, stages)
-    verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat)
-    notes = _size_notes(emitted.limits, planned.image_shape) or _tried_notes(sizes)
+    beside = Beside(Measured(analysis.capture.graph_module, analysis.dims), _expected(options))
+    report = verify_graph(network, claims, planned.image_shape, network.num_classes, sizes, flat, beside)
+    bound = _size_notes(emitted.limits, planned.image_shape) or _tried_notes(sizes)
+    notes = (*report.notes, *bound)
     plan = _completed(planned, analysis, stages, flat, sizes, notes)
     network.record = replace(network.record, plan=plan)
     network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
-    return Emission(network, emitted.origins)
+    fixed = _fixed(network, emitted.origins, analysis.capture.source)
+    for name in fixed:
+        network.get_parameter(name).requires_grad_(False)
+    return Emission(network, emitted.origins, fixed)
+
+
+def _fixed(network: TopDownNetwork, origins: Mapping[str, str], source: nn.Module) -> frozenset[str]:
+    """Parameters of what prepares the image that are constants: frozen, where the rest of the network trains."""
+    own = dict(source.named_parameters())
+    prepares = [name for name, _ in network.named_parameters() if name.startswith("prepare.")]
+    trained = {name for name, p in own.items() if p.requires_grad} - {origins.get(name) for name in prepares}
+    frozen = {
+        name for name in prepares if (old := own.get(origins.get(name, ""))) is not None and not old.requires_grad
+    }
+    return frozenset(frozen if trained else ())
+
+
+def _expected(options: Options) -> Expectation:
+    """What of the bottom-up network is to be found in a network with these options."""
+    whole = options.reductions is None and options.finest_reduction == 1 and options.stem == "mirror"
+    named = isinstance(options.arrangement, str)
+    return Expectation(ordered=options.arrangement != "rev", whole=whole, free=named and options.width is None)
 
 
 def _record(analysis: Analysis, plan: Plan, stages: Stages) -> Record:
@@ -177,11 +202,19 @@ def _completed(
     for node in flat.graph.nodes:
         if (reduction := owners.get(owner_of(node))) is not None:
             spent[reduction] += costs[node.name]
+    before, after = total(measure_cost(analysis.capture.graph_module, plan.image_shape)), total(costs)
+    expected = _expected(plan.options)
+    cheap = expected.whole and plan.options.arrangement == "td" and after.macs < before.macs
+    if cheap:
+        notes = (
+            *notes,
+            "it costs less than the bottom-up network: levels stand for most of its stem, without its layers",
+        )
     return replace(
         plan,
         levels=tuple(replace(level, cost=spent[level.reduction]) for level in plan.levels),
-        bottom_up_cost=total(measure_cost(analysis.capture.graph_module, plan.image_shape)),
-        cost=total(costs),
+        bottom_up_cost=before,
+        cost=after,
         check_sizes=sizes,
         notes=(*plan.notes, *notes),
     )
@@ -195,7 +228,7 @@ def _with_weights(emission: Emission, analysis: Analysis, device: torch.device |
     if device.type == "meta":
         return network
     assert options.seed is not None
-    initialise(network, emission.origins, weights, captured.constants, options.seed)
+    initialise(network, emission.origins, weights, captured.constants, options.seed, emission.fixed)
     if options.inherit == "matching":
         inherited = inherit_matching(network, emission.origins, weights)
         network.record = replace(network.record, plan=replace(network.plan, inherited=inherited))
@@ -246,10 +279,12 @@ def _check_sizes(
         return (own,)
     for graph_module, pools in ((analysis.capture.graph_module, analysis.head.pools), (flat, None)):
         try:
-            shapes_of(graph_module, (max(n, 2), channels, *odd), pools, quick=True)
+            shapes = shapes_of(graph_module, (max(n, 2), channels, *odd), pools, quick=True)
         except Bu2tdError:
             continue
-        return (own, odd)
+        # What prepares the image may round its size up.
+        prepared = shapes.get(analysis.input_exit, odd)[-2:]
+        return (own, odd) if tuple(prepared) == odd else (own,)
     return (own,)
 
 

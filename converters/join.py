@@ -1,8 +1,9 @@
 """Where paths meet and part: add, multiply, concat, split, chunk, slices."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from bu2td.ops import (
     broadcast,
     register_converter,
 )
-from bu2td.ops.fields import Field, compressed, joined, lift, transpose, viewed
+from bu2td.ops.fields import Field, compressed, hull, joined, lift, transpose, viewed
 
 
 def _parts_of(site: Site) -> list[fx.Node]:
@@ -151,7 +152,8 @@ def cut(expr: Expr, sizes: list[int], name: str, system: System) -> list[Expr]:
     """Cut an expression into parts of the given bottom-up sizes.
 
     Where borders of terms and parts line up the terms are dealt out; equal parts are a fraction of the
-    whole each; otherwise every part is a new variable and their sum is the whole.
+    whole each; otherwise every part is a new variable and their sum is the whole. A part of one channel among
+    others is a map of its own (a mask, a depth), and stays one channel.
     """
     if len(sizes) == 1:
         return [expr]
@@ -166,9 +168,9 @@ def cut(expr: Expr, sizes: list[int], name: str, system: System) -> list[Expr]:
         parts.append(part)
     if len(parts) == len(sizes) and not rest:
         return [tuple(part) for part in parts]
-    if len(set(sizes)) == 1:
+    if len(set(sizes)) == 1 and (sizes[0] > 1 or len(sizes) == 2):
         return equal_parts(expr, len(sizes), name, system)
-    fresh = [system.fresh(size, f"{name}[{i}]") for i, size in enumerate(sizes)]
+    fresh = [system.fresh(size, f"{name}[{i}]") if size > 1 else system.constant(1) for i, size in enumerate(sizes)]
     system.equal(tuple(term for part in fresh for term in part), expr)
     return fresh
 
@@ -248,6 +250,35 @@ class ChunkConverter(Converter):
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         return _parts(site, fields, site.axis(2, default=0))
+
+
+@register_converter(nn.GLU, torch.nn.functional.glu)
+class GluConverter(Converter):
+    """The first half of the channels, gated by the second."""
+
+    role = Role.SPLIT
+
+    def _axis(self, site: Site) -> int:
+        if site.module is None:
+            return site.axis(1, default=-1)
+        return int(site.layer.dim % len(site.input_dims()))
+
+    def tie(self, site: Site, system: System) -> Any:
+        """Half of one dimension is left."""
+        entry, axis = system.of(site.tensor()), self._axis(site)
+        if entry[axis] is None:
+            return entry
+        half = equal_parts(entry[axis], 2, site.node.name, system)[0]
+        return (*entry[:axis], half, *entry[axis + 1 :])
+
+    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
+        """The hull of two halves."""
+        field, axis = fields[site.source()], self._axis(site)
+        size = field.lo.shape[axis]
+        if size == 1:
+            return field
+        halves = [field.part(axis, slice(0, size // 2)), field.part(axis, slice(size // 2, size))]
+        return hull(halves, field.lo.ndim)
 
 
 def _split(site: Site, system: System, axis: int, equal: bool) -> Any:
@@ -335,8 +366,12 @@ class GetItemConverter(Converter):
             return equal_parts(expr, axis.step, site.node.name, system)[0]
         if axis.stop <= axis.start:
             return system.constant(0)
-        sizes = [s for s in (axis.start, axis.stop - axis.start, total - axis.stop) if s]
-        return cut(expr, sizes, site.node.name, system)[1 if axis.start else 0]
+        borders = sorted({0, total, *(at for _, _, a in _slices(site, axis.source) for at in (a.start, a.stop))})
+        sizes = [stop - start for start, stop in pairwise(borders)]
+        name = site.source()
+        parts = system.once((name, axis.source), lambda: cut(expr, sizes, name, system))
+        first, last = borders.index(axis.start), borders.index(axis.stop)
+        return tuple(term for part in parts[first:last] for term in part)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         """The part, or what the slices leave."""
@@ -371,9 +406,9 @@ class GetItemConverter(Converter):
             if axis.source is None or before[axis.source].kind != "channel" or axis.step > 1:
                 continue
             total, whole = before[axis.source].size, change.sizes[site.source()][axis.source]
-            first = 0 if axis.start == 0 else whole - size
-            if axis.start and axis.stop != total:
-                first = round(Fraction(axis.start * whole, total))
+            first = _moved(site, change, axis.source, total, whole).get(axis.start)
+            if first is None:  # nobody reads the channels before these, or those behind
+                first = min(round(Fraction(axis.start * whole, total)), whole - size)
             bounds[axis.source] = slice(first, first + size)
         if not bounds:
             return Rebuilt()
@@ -387,6 +422,33 @@ class GetItemConverter(Converter):
             entries.append(bounds.get(position, entry) if literal else entry)
             position += entry is not None
         return Rebuilt(args=(site.tensor(), tuple(entries)))
+
+
+def _slices(site: Site, axis: int) -> list[tuple[str, int, _Axis]]:
+    """The slices of the site's source along a dimension: the node, its dimension, and from where to where."""
+    found = []
+    for user in site.tensor().users:
+        if user.target is site.node.target and site.dims.get(user.name) is not None:
+            axes = _axes(replace(site, node=user)) or []
+            found += [
+                (user.name, i, a)
+                for i, a in enumerate(axes)
+                if a.source == axis and a.step == 1 and a.stop > a.start
+            ]
+    return found
+
+
+def _moved(site: Site, change: Change, axis: int, total: int, whole: int) -> dict[int, int]:
+    """Where the borders of slices lie among the new channels, as far as the slices beside them tell."""
+    known = {0: 0, total: whole}
+    sized = [(a, change.sizes[name][i]) for name, i, a in _slices(site, axis) if change.sizes.get(name)]
+    for _ in sized:
+        for a, size in sized:
+            if a.start in known:
+                known.setdefault(a.stop, known[a.start] + size)
+            elif a.stop in known:
+                known[a.start] = known[a.stop] - size
+    return known
 
 
 def _written(site: Site) -> list[Any]:

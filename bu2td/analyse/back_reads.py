@@ -53,7 +53,7 @@ def goes_on_between(view: GraphView, entry: str, exit_: str, nodes: Iterable[str
 def _order_two(view: GraphView, start: str, inside: Sequence[str]) -> dict[tuple[str, str], str]:
     """The reads that reach back one cell in the longest chain of order two from a start through what follows.
 
-    v is a link of u where v is computed from u and, from then on, u and v alone are read. The chain is the
+    v is a link of u where layers compute v from u and, from then on, u and v alone are read. The chain is the
     longest path of links from the start; where fewer than two cells are found there is none.
     """
     live = {start}
@@ -83,16 +83,15 @@ def _order_two(view: GraphView, start: str, inside: Sequence[str]) -> dict[tuple
 
 
 def _depends(view: GraphView, name: str, source: str) -> bool:
-    """Whether a value is computed from another."""
-    seen, stack = {name}, [name]
+    """Whether a value is computed from another, and by layers: a map that was only pooled is no cell."""
+    seen, stack, found = {name}, [name], False
     while stack:
         for before in view.inputs(stack.pop()):
-            if before == source:
-                return True
+            found = found or before == source
             if before not in seen and view.order[before] > view.order[source]:
                 seen.add(before)
                 stack.append(before)
-    return False
+    return found and any(view.role(n).layer for n in seen)
 
 
 def _last_reader(view: GraphView, name: str) -> int:

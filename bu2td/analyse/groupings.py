@@ -193,6 +193,29 @@ def squeezed(view: GraphView, segments: Sequence[Segment], at: int, low: int) ->
     return None if _apart(view, segments, at - 1, at) else (at - 1, at + 1)
 
 
+# -- narrowed ------------------------------------------------------------------------------------------
+
+#: A concat so many times as wide as what a convolution right behind makes of it is no width of the network.
+_NARROWS = 3
+
+
+def narrowed(view: GraphView, segments: Sequence[Segment], at: int, low: int) -> tuple[int, int] | None:
+    """A region that joins by concat, with the 1x1 conv unit right behind that makes a level's width of it.
+
+    The root of a tree reads all of its nodes (deep layer aggregation); a pool behind makes the unit a transition.
+    """
+    if (
+        segments[at].kind != SegmentKind.BRANCHING
+        or at + 1 == len(segments)
+        or not _chained(view, segments, at + 1)
+    ):
+        return None
+    wide = view.width(segments[at].exit) >= _NARROWS * view.width(segments[at + 1].exit)
+    transition = at + 2 < len(segments) and segments[at + 2].kind == SegmentKind.POOL
+    fits = wide and not transition and joins_by_concat(view, segments[at])
+    return (at, at + 2) if fits and not _apart(view, segments, at, at + 1) else None
+
+
 # -- pooled --------------------------------------------------------------------------------------------
 
 
@@ -205,4 +228,4 @@ def pooled(view: GraphView, segments: Sequence[Segment], at: int, low: int) -> t
 
 
 #: The criteria in order: what one has joined is a group for those behind it, and is joined no more.
-GROUPINGS: tuple[Criterion, ...] = (separable, aggregated, squeezed, pooled)
+GROUPINGS: tuple[Criterion, ...] = (separable, aggregated, squeezed, narrowed, pooled)

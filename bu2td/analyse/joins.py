@@ -59,8 +59,8 @@ def concatenates_entry(view: GraphView, stretch: Stretch) -> bool:
     unseen = set(stretch.nodes)
     while stack:
         name = stack.pop()
-        if name == stretch.entry:
-            return joined
+        if name == stretch.entry or view.order[name] < view.order[stretch.entry]:
+            return joined  # what reads back over the entry reads it in its place (`back_reads`)
         if name not in unseen:
             continue
         unseen.remove(name)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from bu2td.analyse.back_reads import goes_on_between
 from bu2td.analyse.blocks import Blocks, find_blocks, whole_reduction
 from bu2td.analyse.channels_last import expose_maps
 from bu2td.analyse.head import dropped_level, make_head, part_head, trailing_pools
 from bu2td.analyse.joins import Stretch
+from bu2td.analyse.long_paths import holds_levels
+from bu2td.analyse.preparation import count_preparing
 from bu2td.analyse.segments import Segment
+from bu2td.analyse.streams import slices_of_image
 from bu2td.analyse.trunk import Regions, find_regions
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
 from bu2td.graph import GraphView
@@ -36,9 +39,19 @@ def analyse(capture: Capture, dims: Mapping[str, Dims]) -> Analysis:
     logits = _logits(view)
     view = expose_maps(view, logits)
     regions = find_regions(view, logits)
+    image = next(name for name, node in view.nodes.items() if node.op == "placeholder")
+    end = count_preparing(view, image, regions.regions)
+    leading, following = regions.regions[:end], regions.regions[end:]
     weights_behind = any(view.role(n) in (Role.CONV, Role.LINEAR, Role.HEAD) for n in regions.tail)
     classes = 0 if weights_behind else view.dims[logits][1].size
-    return _assemble(view, regions, find_blocks(view, regions.regions, classes), logits, classes)
+    analysis = _assemble(view, regions, find_blocks(view, following, classes), logits, classes)
+    prepared = leading[-1].exit if leading else ""
+    slices = slices_of_image(view, prepared or image, (b for level in analysis.bodies for b in level.blocks))
+    if slices:
+        named = ", ".join(view.where(name) for name in slices)
+        note = f"streams that read parts of the image, at {named}, read all features here"
+        analysis = replace(analysis, stand_ins={**analysis.stand_ins, **slices}, notes=(*analysis.notes, note))
+    return replace(analysis, input_nodes=tuple(n for r in leading for n in r.nodes), input_exit=prepared)
 
 
 _MAPS = ": networks that return maps (for segmentation, generation, features) have no top-down form"
@@ -61,7 +74,7 @@ def _logits(view: GraphView) -> str:
 def _assemble(view: GraphView, regions: Regions, found: Blocks, logits: str, classes: int) -> Analysis:
     """Deal blocks and pools out to stem, levels and head."""
     _check_blocks(view, found.blocks)
-    at = _body_from(found)
+    at = _body_from(view, found, regions.paths.sources)
     behind_stem, stem_blocks = found.blocks[at:], found.blocks[:at]
     if not behind_stem:
         raise TopologyError("the network has no block behind its stem")
@@ -69,7 +82,7 @@ def _assemble(view: GraphView, regions: Regions, found: Blocks, logits: str, cla
     parting = part_head(view, found, stem_blocks, behind_stem, classes)
     trailing = trailing_pools(view, found.pools, parting)
     pools = [p for p in found.pools if p not in trailing]
-    levels = _levels(view, stem_blocks, parting.body, pools, found.first_conv)
+    levels = _levels(view, stem_blocks, parting.body, pools, _first_width(view, found))
     _check_levels(levels)
     typical = next((b for b in parting.body if b.shortcut or b.concatenates_entry), None)
     return Analysis(
@@ -80,10 +93,9 @@ def _assemble(view: GraphView, regions: Regions, found: Blocks, logits: str, cla
         first_conv=found.first_conv,
         preactivation=typical is not None and typical.preactivation is not None,
         plain=found.plain,
-        notes=(*view.capture.notes, *([dropped_level(view, trailing)] if trailing else [])),
-        aside=regions.aside,
-        input_nodes=tuple(n for region in regions.leading for n in region.nodes),
-        input_exit=regions.leading[-1].exit if regions.leading else "",
+        notes=(*view.capture.notes, *regions.paths.notes, *([dropped_level(view, trailing)] if trailing else [])),
+        aside=regions.paths.aside,
+        stand_ins=regions.paths.again,
     )
 
 
@@ -97,10 +109,15 @@ def _check_blocks(view: GraphView, blocks: Sequence[Block]) -> None:
                 f"down"
             )
     for block in blocks:
-        if goes_on_between(view, block.entry, block.exit, block.nodes):
+        if holds_levels(view, block.entry, block.exit, block.nodes):
+            readers = [view.where(u.name) for u in view.nodes[block.entry].users if u.name in block.nodes]
+            joins = [n for n in block.nodes if len(view.inputs(n)) > 1]
             raise TopologyError(
                 f"{block.name} goes from 1/{block.entry_reduction} to 1/{block.reduction} of the image in one "
-                f"piece: its parts read several resolutions at once, so there is no trunk to cut into levels"
+                f"piece: its parts read several resolutions at once, so there is no trunk to cut into levels. "
+                f"They part behind {view.where(block.entry)}, which {' and '.join(readers)} read, and meet at last "
+                f"at {view.where(joins[-1])}. A shortcut with one layer, joined once, may span levels; a second "
+                f"stream may not"
             )
 
 
@@ -117,12 +134,19 @@ def _check_levels(levels: Sequence[BottomUpLevel]) -> None:
         )
 
 
-def _body_from(found: Blocks) -> int:
-    """Where the stem ends: at the first block that is more than a conv unit, in a net that has such blocks."""
+def _body_from(view: GraphView, found: Blocks, sources: Sequence[str]) -> int:
+    """Where the stem ends: at the first block that is more than a conv unit, in a net that has such blocks.
+
+    What stands behind the source of a shortcut over levels is part of what that runs over, and not of the stem.
+    """
     reductions = [b.reduction for b in found.blocks]
     if found.plain:
         return 0
-    at = next((i for i, b in enumerate(found.blocks) if b.kind == BlockKind.COMPOUND), len(reductions))
+    begin = min((view.order[source] for source in sources), default=len(view.order))
+    at = next(
+        (i for i, b in enumerate(found.blocks) if b.kind == BlockKind.COMPOUND or view.order[b.entry] >= begin),
+        len(reductions),
+    )
     all_before = len(set(reductions[at:])) == 1 < len(set(reductions))
     return 0 if all_before else at  # where all that reduce are plain conv units, they are the levels
 
@@ -143,14 +167,19 @@ def _stem(view: GraphView, blocks: Sequence[Block], pools: Sequence[Segment], fi
     )
 
 
+def _first_width(view: GraphView, found: Blocks) -> int:
+    """Width of the first convolution, or of what a gate behind it leaves."""
+    block = next(b for b in found.blocks if found.first_conv in b.nodes)
+    return block.width if block.kind == BlockKind.CONV else view.width(found.first_conv)
+
+
 def _levels(
-    view: GraphView, stem: Sequence[Block], body: Sequence[Block], pools: Sequence[Segment], first_conv: str
+    view: GraphView, stem: Sequence[Block], body: Sequence[Block], pools: Sequence[Segment], first: int
 ) -> tuple[BottomUpLevel, ...]:
     """One level per reduction, and the image; its width and size are those of the last map at this reduction."""
     exits = sorted([*(b.exit for b in (*stem, *body)), *(p.exit for p in pools)], key=view.order.__getitem__)
     last = {whole_reduction(view, name): name for name in exits}
     dropouts = {whole_reduction(view, p.exit): p.dropouts for p in pools}
-    first = view.width(first_conv)
     return tuple(
         BottomUpLevel(
             reduction=reduction,

@@ -12,10 +12,16 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from bu2td.analyse.arithmetic import arithmetic_of_the_head
-from bu2td.analyse.joins import residual_join
+from bu2td.analyse.joins import concatenates_entry, residual_join
 from bu2td.analyse.trunk import Region, RegionKind
 from bu2td.graph import GraphView
 from bu2td.ops import Role
+
+#: Roles of what a gate consists of.
+_GATING = {
+    *(Role.ACT, Role.MUL, Role.ADD, Role.PASS, Role.SPLIT, Role.CONCAT),
+    *(Role.ATTRIBUTE, Role.GATE, Role.DROPOUT),
+}
 
 
 class SegmentKind(Enum):
@@ -72,7 +78,11 @@ def read_segments(view: GraphView, regions: Sequence[Region]) -> tuple[list[Segm
     end = arithmetic_of_the_head(view, regions)
     reader = _Reader(view, regions[:end])
     for at, region in enumerate(reader.regions):
-        if region.kind in (RegionKind.CONV, RegionKind.BRANCHING):
+        if region.kind == RegionKind.IMAGE:
+            reader.waiting.append(region)
+        elif computes_only(view, region):
+            reader.take(region)
+        elif region.kind in (RegionKind.CONV, RegionKind.BRANCHING):
             reader.open(region)
         elif _reduces(view, region):
             reader.reduce(region)
@@ -101,6 +111,14 @@ class _Reader:
         prefixed = any(r.kind in (RegionKind.NORM, RegionKind.ACT) for r in self.waiting)
         self.segments.append(Segment(kind, nodes, run[0].entry, region.exit, region.roles, region.conv, prefixed))
         self.waiting = []
+
+    def take(self, region: Region) -> None:
+        """Take paths without layers: a gate belongs to the layer that it reads, what appends to the next one."""
+        behind_layer = self.segments and self.segments[-1].kind != SegmentKind.POOL
+        if self.waiting or not behind_layer or _appends(self.view, region):
+            self.waiting.append(region)
+        else:
+            self.segments[-1] = self.segments[-1].followed_by(region)
 
     def reduce(self, region: Region) -> None:
         """A pool that reduces: what waits belongs to the segment before it."""
@@ -143,6 +161,28 @@ class _Reader:
         behind = self.regions[ahead + 1].kind if ahead + 1 < len(self.regions) else None
         goes_on = behind in (RegionKind.ACT, RegionKind.PASS, RegionKind.GATE)
         return not goes_on and _ends_on_bare_convs(self.view, self.regions[ahead])
+
+
+def computes_only(view: GraphView, region: Region) -> bool:
+    """Whether the paths of a region compute value by value, without layers: a maximum of halves, say.
+
+    They are what an activation is, written with several paths.
+    """
+    same = view.reduction(region.exit) == view.reduction(region.entry)
+    return region.kind == RegionKind.BRANCHING and same and all(_computes(view, n) for n in region.nodes)
+
+
+def _computes(view: GraphView, name: str) -> bool:
+    """Whether an operation may be part of a gate, as an unknown function without weights may."""
+    role = view.role(name)
+    weights = any(n.op == "get_attr" for n in view.nodes[name].all_input_nodes)
+    return role in _GATING or (role == Role.OPAQUE and view.module(name) is None and not weights)
+
+
+def _appends(view: GraphView, region: Region) -> bool:
+    """Whether a region puts a little beside its entry, as coordinates."""
+    entry, exit_ = view.width(region.entry), view.width(region.exit)
+    return entry < exit_ < 2 * entry and concatenates_entry(view, region)
 
 
 def _reduces(view: GraphView, region: Region) -> bool:

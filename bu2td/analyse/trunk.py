@@ -16,6 +16,7 @@ from types import MappingProxyType
 import networkx as nx
 
 from bu2td.analyse.back_reads import set_aside_reads
+from bu2td.analyse.long_paths import LongPaths, find_long_paths
 from bu2td.errors import ModelOutputError, NoReductionError, TopologyError
 from bu2td.graph import GraphView
 from bu2td.ir import is_feature_map, is_spatial, is_tensor
@@ -34,6 +35,7 @@ class RegionKind(Enum):
         BRANCHING: several paths or layers, attention, an unknown operation.
         POOL: reduces by moving or selecting values alone, or pools without reducing.
         NORM, GATE, ACT, DROPOUT: has such an operation, and none of those above.
+        IMAGE: brings the image in again, which the laterals of a top-down network do.
         PASS: arithmetic and views.
     """
 
@@ -44,6 +46,7 @@ class RegionKind(Enum):
     GATE = "gate"
     ACT = "act"
     DROPOUT = "dropout"
+    IMAGE = "image"
     PASS = "pass"
 
 
@@ -71,16 +74,11 @@ class Region:
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions in order, what follows the last of them, and the reads that were set aside to cut them.
+    """The regions in order, what follows the last of them, and the paths that were set aside to cut them."""
 
-    ``leading`` regions prepare the image (normalise it, say): they have its size and channels, and look at each
-    pixel alone.
-    """
-
-    leading: tuple[Region, ...]
     regions: tuple[Region, ...]
     tail: tuple[str, ...]
-    aside: Mapping[tuple[str, str], str]
+    paths: LongPaths
 
 
 def find_regions(view: GraphView, logits: str) -> Regions:
@@ -88,7 +86,8 @@ def find_regions(view: GraphView, logits: str) -> Regions:
 
     Needs: a probed graph and the node of its logits.
     Returns: `Regions`: classified, in order, with the tail behind the last trunk tensor.
-    Guarantees: every node but image and output is in exactly one region or in the tail; parameters that are read
+    Guarantees: every node but image, output and what brings the image in again is in exactly one region or in the
+        tail; parameters that are read
         in several places are in each.
 
     Raises:
@@ -100,16 +99,13 @@ def find_regions(view: GraphView, logits: str) -> Regions:
     aside = set_aside_reads(view, trunk)
     if aside:
         trunk = _trunk(view, logits, aside)
-    runs, tail = _deal_out(view, trunk, aside)
+    paths = find_long_paths(view, trunk, aside, partial(_trunk, view, logits))
+    trunk = _trunk(view, logits, paths.aside)
+    runs, tail = _deal_out(view, trunk, paths)
     _check_tail(view, tail)
-    regions = [_region(view, a, b, run) for (a, b), run in zip(itertools.pairwise(trunk), runs, strict=True) if run]
-    leading = tuple(itertools.takewhile(partial(_prepares_image, view, trunk[0]), regions))
-    return Regions(leading, tuple(regions[len(leading) :]), tuple(tail), MappingProxyType(aside))
-
-
-def _prepares_image(view: GraphView, image: str, region: Region) -> bool:
-    same = view.reduction(region.exit) == 1 and view.width(region.exit) == view.width(image)
-    return same and all(role.prepares for role in region.roles)
+    spans = zip(itertools.pairwise(trunk), runs, strict=True)
+    regions = [_region(view, a, b, run, paths) for (a, b), run in spans if run]
+    return Regions(tuple(regions), tuple(tail), paths)
 
 
 def dominator_chain(
@@ -195,15 +191,13 @@ def covers_map(view: GraphView, name: str) -> bool:
     return not view.converter(name).pads(view.site(name))
 
 
-def _deal_out(
-    view: GraphView, trunk: Sequence[str], aside: Mapping[tuple[str, str], str]
-) -> tuple[list[list[str]], list[str]]:
+def _deal_out(view: GraphView, trunk: Sequence[str], paths: LongPaths) -> tuple[list[list[str]], list[str]]:
     """Deal all nodes out to the stretches between trunk tensors; what follows the last is the tail."""
-    places = _places(view, trunk, aside)
+    places = _places(view, trunk, paths.aside)
     runs: list[list[str]] = [[] for _ in trunk[1:]]
     tail: list[str] = []
     for name, node in view.nodes.items():
-        if node.op not in ("placeholder", "output"):
+        if node.op not in ("placeholder", "output") and name not in paths.left_out:
             for at in sorted(places[name]):
                 (runs[at] if 0 <= at < len(runs) else tail).append(name)
     return runs, tail
@@ -228,13 +222,14 @@ def _places(
     return places
 
 
-def _region(view: GraphView, entry: str, exit_: str, nodes: Sequence[str]) -> Region:
+def _region(view: GraphView, entry: str, exit_: str, nodes: Sequence[str], paths: LongPaths) -> Region:
     operations = [n for n in nodes if view.nodes[n].op != "get_attr" and view.dims[n]]
     roles = frozenset(view.role(n) for n in operations)
     layers = [n for n in operations if view.role(n).dense and is_spatial(view.dims[n])]
     branches = any(len(view.inputs(n)) > 1 for n in operations) or len(layers) > 1
     reduces = view.reduction(entry) != view.reduction(exit_)
-    kind = _kind(roles, reduces, branches, bool(layers))
+    again = exit_ in paths.again and len(operations) == 1
+    kind = RegionKind.IMAGE if again else _kind(roles, reduces, branches, bool(layers))
     conv = layers[0] if kind == RegionKind.CONV else None
     return Region(entry, exit_, tuple(nodes), kind, roles, conv)
 

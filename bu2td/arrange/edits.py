@@ -64,10 +64,11 @@ def restructure(
     convs = [n for n in rebuilt if view.role(n) == Role.CONV]
     sides = {n: kernels.get(n) or odd_kernel(view.kernel(n), view.stride(n)) for n in convs}
     foreign = entry_in_place_of(nodes, blocks[0].entry, templates.analysis)
+    stand_ins = {n: other for n, other in templates.analysis.stand_ins.items() if n in nodes}
     dropped = {n: view.inputs(n)[0] for n in _of(fates, _Fate.DROPPED)}
     shortcuts, projections = shortcut_edits(templates, first, entry_width, widths) if first else ({}, [])
     edits = Edits(
-        bypass=FrozenMap({**foreign, **dropped, **shortcuts}),
+        bypass=FrozenMap({**foreign, **dropped, **shortcuts, **stand_ins}),
         stride_one=frozenset(n for n in rebuilt if view.stride(n) != (1, 1) or view.moves(n)),
         kernels=FrozenMap({n: side for n, side in sides.items() if side != view.kernel(n)}),
         projections=tuple(projections),

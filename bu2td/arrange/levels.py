@@ -99,7 +99,7 @@ class _LevelPlanner:
         self.templates = templates
         self.analysis = templates.analysis
         self.options = options
-        self.image_width = self.analysis.capture.image_shape[1]
+        self.image_width = self.analysis.image_width
 
     def coarsest(self, slot: Slot) -> LevelPlan:
         """The first level: its body reads the image, or a lateral of it."""

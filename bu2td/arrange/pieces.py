@@ -153,8 +153,9 @@ def plan_input(templates: Templates) -> Piece | None:
     if not analysis.input_nodes:
         return None
     image = next(name for name, node in view.nodes.items() if node.op == "placeholder")
-    channels = analysis.capture.image_shape[1]
-    request = Request("input", analysis.input_nodes, image, analysis.input_exit, channels, channels, Edits())
+    edits = Edits(excursions=frozenset(analysis.input_nodes))
+    widths = analysis.capture.image_shape[1], analysis.image_width
+    request = Request("input", analysis.input_nodes, image, analysis.input_exit, *widths, edits)
     return _piece(request, solve_widths(view, request))
 
 

@@ -62,6 +62,7 @@ class ChannelSystem:
         self._ratios = Ratios()
         self._equalities: list[tuple[Expr, Expr]] = []
         self._divisibles: list[tuple[Expr, int, bool]] = []
+        self._made: dict[tuple[str, int], list[Expr]] = {}
         self.visit(lambda node: None)
 
     def visit(self, lookup: Callable[[Any], Any], factor: Fraction = Fraction(1)) -> None:
@@ -69,6 +70,12 @@ class ChannelSystem:
         self._lookup, self._factor = lookup, factor
 
     # -- what converters call ----------------------------------------------------------------------
+
+    def once(self, key: tuple[str, int], make: Callable[[], list[Expr]]) -> list[Expr]:
+        """What was made for a key: the same for everybody who asks."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def of(self, node: Any) -> Any:
         """Expressions of an operand."""
@@ -123,14 +130,15 @@ class ChannelSystem:
 
     # -- what the system is then -------------------------------------------------------------------
 
-    def mark(self) -> tuple[int, int]:
+    def mark(self) -> tuple[int, int, int]:
         """A place to `reset` to."""
-        return len(self._equalities), len(self._divisibles)
+        return len(self._equalities), len(self._divisibles), len(self._made)
 
-    def reset(self, mark: tuple[int, int]) -> None:
-        """Forget the sums and divisibilities that were stated since."""
+    def reset(self, mark: tuple[int, int, int]) -> None:
+        """Forget the sums and divisibilities that were stated since, and what was made."""
         del self._equalities[mark[0] :]
         del self._divisibles[mark[1] :]
+        self._made = dict(list(self._made.items())[: mark[2]])
 
     def row(self, expr: Expr, minus: Expr = ()) -> Row:
         """An expression, or the difference of two, over the roots of the classes."""

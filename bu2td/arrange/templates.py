@@ -101,7 +101,14 @@ class Templates:
         start = self.view.order[norm or conv]
         behind = sorted((n for n in nodes if self.view.order[n] > start), key=self.view.order.__getitem__)
         maps = (n for n in behind if is_feature_map(self.view.dims[n]))
-        return norm, next((n for n in maps if self.view.role(n) == Role.ACT or self._has_activation(n)), None)
+        acts = (n for n in maps if self.view.role(n) == Role.ACT or self._has_activation(n))
+        return norm, next((n for n in acts if not self._opens_gate(n)), None)
+
+    def _opens_gate(self, act: str) -> bool:
+        """Whether an activation only makes the weights by which another map is multiplied."""
+        view = self.view
+        users = [u.name for u in view.nodes[act].users]
+        return bool(users) and all(view.role(u) == Role.MUL and len(view.inputs(u)) > 1 for u in users)
 
     def _norm_behind(self, name: str) -> str | None:
         """The norm that alone reads a convolution."""

@@ -200,8 +200,9 @@ class Analysis:
     """What `bu2td.analyze` returns: the bottom-up network as levels, coarse to fine.
 
     ``view`` is how everybody looks at its graph; ``aside`` has the reads (source, reader) that reach back over the
-    trunk (`bu2td.analyse.back_reads`), ``input_nodes`` what prepares the image before anything looks around, and
-    ``input_exit`` the prepared image.
+    trunk (`bu2td.analyse.back_reads`, `bu2td.analyse.long_paths`), ``stand_ins`` what takes a node's place: that of
+    a join where the image is fed in again what it is joined with, that of a slice of the image all of it;
+    ``input_nodes`` what prepares the image before features are looked for, and ``input_exit`` the prepared image.
     """
 
     view: GraphView
@@ -213,8 +214,9 @@ class Analysis:
     plain: bool
     notes: tuple[str, ...]
     aside: Mapping[tuple[str, str], str]
-    input_nodes: tuple[str, ...]
-    input_exit: str
+    stand_ins: Mapping[str, str]
+    input_nodes: tuple[str, ...] = ()
+    input_exit: str = ""
 
     @property
     def capture(self) -> Capture:
@@ -225,6 +227,11 @@ class Analysis:
     def dims(self) -> Mapping[str, Dims]:
         """Kinds, sizes and strides of all dimensions, by node."""
         return self.view.dims
+
+    @property
+    def image_width(self) -> int:
+        """Channels of the image that the pyramid reduces: of the prepared one where there is such."""
+        return self.view.width(self.input_exit) if self.input_exit else self.capture.image_shape[1]
 
     @property
     def ladder(self) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class _CostRecorder(fx.Interpreter):
             if outputs is not None:
                 source: Any = n.args[0]
                 value = self.env[source]
-                parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+                parameters = sum(p.numel() for p in module.parameters())
                 self.costs[n.name] = Cost(parameters, 0, outputs * value.numel())
                 return value
         flops, elements = self.counter.flops, self.counter.elements
@@ -59,7 +59,7 @@ class _CostRecorder(fx.Interpreter):
         parameters = 0
         if n.op == "call_module":
             module = self.submodules[str(n.target)]
-            parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+            parameters = sum(p.numel() for p in module.parameters())
         elif n.op == "get_attr" and isinstance(result, torch.nn.Parameter):
             parameters = result.numel()
         macs = (self.counter.flops - flops) // 2
@@ -75,8 +75,8 @@ def measure_cost(graph_module: fx.GraphModule, image_shape: tuple[int, ...]) -> 
         image_shape: (N, C, H, W); N is taken as 1.
 
     Returns:
-        Node name -> `Cost`: trainable parameters, multiply-accumulates of convolutions and matrix products,
-        elements of all intermediate results.
+        Node name -> `Cost`: parameters (frozen ones, too), multiply-accumulates of convolutions and matrix
+        products, elements of all intermediate results.
     """
     image = torch.empty((1, *image_shape[1:]), device="meta", dtype=_dtype(graph_module))
     counter = _Counter()

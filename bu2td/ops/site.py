@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
@@ -50,6 +50,9 @@ class System(Protocol):
 
     def collapse(self, expr: Expr) -> Term:
         """The whole expression as one term (a new variable for the sum where there are several)."""
+
+    def once(self, key: tuple[str, int], make: Callable[[], list[Expr]]) -> list[Expr]:
+        """What was made for a key (a node and a dimension of its value): the same for everybody who asks."""
 
     def divisible(self, expr: Expr, divisor: int, what: str, relaxable: bool = False) -> None:
         """Ask for divisibility; a relaxable one may be given up by the relaxation "regroup"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,18 @@ def initialise(
     source: Mapping[str, Tensor],
     constants: Mapping[str, float],
     seed: int,
+    fixed: Collection[str] = (),
 ) -> nn.Module:
     """Give an emitted network storage on the CPU and initial weights.
 
     Needs: a network on meta; ``origins`` maps its parameter and buffer names to those of the source,
-        which is given by its tensors.
+        which is given by its tensors; ``fixed`` are parameters that are no weights but constants.
     Returns: the same network, on the CPU.
     Guarantees: every module was reset as its converter says (by its own ``reset_parameters``); parameters that are
         constant in the source keep that constant; of a parameter that no module resets, one of a value per channel
         takes the source's mean, a matrix values drawn from the source's; a buffer takes the source's value, or
-        values drawn from it; the global random state is untouched. The same seed gives the same weights.
+        values drawn from it, a constant the source's value; the global random state is untouched. The same seed
+        gives the same weights.
     """
     network.to_empty(device="cpu")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -36,7 +38,11 @@ def initialise(
         _reset(network)
         fill_buffers(network)
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            _settle(name, tensor, source.get(origins.get(name, "")), constants.get(origins.get(name, "")))
+            old = source.get(origins.get(name, ""))
+            if name in fixed and old is not None and not old.is_meta:
+                tensor.copy_(old)
+            else:
+                _settle(name, tensor, old, constants.get(origins.get(name, "")))
     return network
 
 

@@ -20,6 +20,7 @@ from bu2td.ir import Capture, Dims, is_spatial, reduction_of
 from bu2td.nn import Pyramid, TransposedUpsample, Upsample
 from bu2td.ops import Role, converter_for
 from bu2td.probe import probe
+from bu2td.verification.likeness import Expectation, Measured, compare
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,19 @@ class LevelClaim:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """The network that a network was made of, and what may be expected of the two."""
+
+    bottom_up: Measured
+    expected: Expectation
+
+
+@dataclass(frozen=True)
 class Report:
-    """What was measured; ``checks`` maps the name of each check to what it found."""
+    """What was measured; ``checks`` maps the name of each check to what it found, ``notes`` are what is odd."""
 
     checks: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "checks", MappingProxyType(dict(self.checks)))
@@ -52,11 +62,13 @@ def verify_graph(
     num_classes: int,
     sizes: Sequence[tuple[int, int]],
     flat: fx.GraphModule | None = None,
+    beside: Beside | None = None,
 ) -> Report:
     """Check an emitted network on meta tensors.
 
     Needs: the network (on any device), its levels coarse to fine, the shape of an image batch, and image sizes
-        to try; ``flat`` is what `flatten` makes of the network, if it is at hand.
+        to try; ``flat`` is what `flatten` makes of the network, if it is at hand; ``beside`` is the bottom-up
+        network to compare it with.
     Returns: a `Report`.
     Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
         width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
@@ -64,6 +76,7 @@ def verify_graph(
 
     Raises:
         VerificationError: names the first invariant that does not hold, and where.
+        TopologyError: the network runs, but is not the bottom-up one upside down (see `likeness.compare`).
     """
     flat = flat or flatten(network)
     shapes = _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
@@ -71,13 +84,18 @@ def verify_graph(
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
     reached = _check_parameters(network, flat)
+    notes: tuple[str, ...] = ()
+    if beside is not None:
+        outputs = {level.reduction: name for level, name in zip(levels, _level_nodes(flat, levels), strict=True)}
+        notes = compare(beside.bottom_up, Measured.of(network, flat, dims), outputs, beside.expected)
     return Report(
         {
             "logits": f"(N, {num_classes}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
             "levels": ", ".join(f"r{level.reduction}: {level.width}" for level in levels),
             "resolution": "never reduced outside pyramid, gates and excursions",
             "parameters": f"{reached:,} tensors, all on a path to the logits",
-        }
+        },
+        notes,
     )
 
 

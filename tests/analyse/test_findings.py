@@ -139,22 +139,32 @@ def test_a_conversion_looks_at_its_graph_once(word: str, count: int, monkeypatch
 # --- levels inside one piece --------------------------------------------------------------------------
 
 
-def test_paths_that_pass_a_resolution_make_no_level() -> None:
-    """Two branches that reduce eight times, each at its own pace, are one block."""
+def test_branches_that_work_at_a_resolution_between_are_no_block() -> None:
+    """Two branches that reduce eight times, each at its own pace: no trunk parts what they do on the way."""
     branches = Branches(
         add,
         nn.Sequential(unit(8, 8, 3, 2), unit(8, 8, 3, 2), unit(8, 8, 3, 2)),
         nn.Sequential(unit(8, 8, 3, 4), unit(8, 8, 3, 2)),
     )
-    analysis = analysed(unit(3, 8), Branches(add, nn.Identity(), main()), branches, head(8))
-    assert [level.reduction for level in analysis.bodies] == [8, 1]
-
-
-def test_paths_that_meet_between_the_resolutions_of_a_piece_are_no_block() -> None:
-    """A branch with a residual block at reduction 2, beside one that reads the entry: no trunk parts them."""
-    inside = nn.Sequential(unit(8, 8, 3, 2), Branches(add, nn.Identity(), main()), unit(8, 8, 3, 2))
     with pytest.raises(TopologyError, match="several resolutions at once"):
-        analysed(unit(3, 8), Branches(add, nn.Identity(), main()), Branches(add, inside, unit(8, 8, 3, 4)), head(8))
+        analysed(unit(3, 8), Branches(add, nn.Identity(), main()), branches, head(8))
+
+
+def test_paths_that_pass_a_resolution_without_layers_make_no_level() -> None:
+    """A branch that pools twice before its one layer, beside one that strides at once, is one block."""
+    pools = nn.Sequential(nn.MaxPool2d(2), nn.MaxPool2d(2), unit(8, 8))
+    analysis = analysed(
+        unit(3, 8), Branches(add, nn.Identity(), main()), Branches(add, pools, unit(8, 8, 3, 4)), head(8)
+    )
+    assert [level.reduction for level in analysis.bodies] == [4, 1]
+
+
+def test_one_layer_beside_levels_is_set_aside() -> None:
+    """A branch with a residual block at reduction 2, beside one layer that reads the entry, is cut into levels."""
+    inside = nn.Sequential(unit(8, 8, 3, 2), Branches(add, nn.Identity(), main()), unit(8, 8, 3, 2))
+    body = Branches(add, inside, unit(8, 8, 3, 4))
+    analysis = analysed(unit(3, 8), Branches(add, nn.Identity(), main()), body, head(8))
+    assert [level.reduction for level in analysis.bodies] == [4, 2, 1]
 
 
 class Cells(nn.Module):
