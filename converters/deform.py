@@ -1,7 +1,6 @@
 """Deformable convolutions."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from bu2td.ops import Change, Rebuilt, Site, System, register_converter
 @register_converter("torchvision.ops.deform_conv.DeformConv2d")
 class DeformConvConverter(ConvConverter):
     """A convolution whose taps are moved by offsets, a map of two numbers per tap; masks scale the taps."""
-
-    names = MappingProxyType({"padding_mode": None})
 
     def tie(self, site: Site, system: System) -> Any:
         """As of a plain convolution; offsets and masks are as many as the window has taps."""

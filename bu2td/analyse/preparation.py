@@ -33,7 +33,7 @@ def count_preparing(view: GraphView, image: str, regions: Sequence[Region]) -> i
     while pure < len(regions) and _changes_values(view, regions[pure]):
         pure += 1
     for end in range(len(regions) - 1, pure, -1):
-        if _is_image(view, image, regions[end - 1]) and _is_read(view, regions[end - 1].exit, regions[end:]):
+        if _is_image(view, image, regions[end - 1]) and _is_read(view, regions[:end], regions[end:]):
             while end < len(regions) and _changes_values(view, regions[end]):
                 end += 1
             return end
@@ -71,11 +71,18 @@ def _is_fixed(view: GraphView, layer: str) -> bool:
     return trains and module is not None and not any(p.requires_grad for p in module.parameters())
 
 
-def _is_read(view: GraphView, prepared: str, regions: Sequence[Region]) -> bool:
-    """Whether a layer that follows, before anything reduces, makes an image much wider."""
+def _is_read(view: GraphView, preparing: Sequence[Region], regions: Sequence[Region]) -> bool:
+    """Whether a layer that follows, before anything reduces, makes an image much wider.
+
+    A 1x1 convolution behind a grouped one is the second half of a separable convolution.
+    """
+    last = next((region.conv for region in reversed(preparing) if region.conv is not None), None)
+    filtered = last is not None and view.grouped(last) and not _is_fixed(view, last)
     for region in regions:
         if any(role.layer for role in region.roles):
-            return view.width(region.exit) >= max(_WIDENING * view.width(prepared), _STEM)
+            if filtered and region.conv is not None and view.kernel(region.conv) == (1, 1):
+                return False
+            return view.width(region.exit) >= max(_WIDENING * view.width(preparing[-1].exit), _STEM)
         if view.reduction(region.exit) != 1:
             return False
     return False

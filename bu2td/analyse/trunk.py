@@ -229,13 +229,15 @@ def _region(view: GraphView, entry: str, exit_: str, nodes: Sequence[str], paths
     branches = any(len(view.inputs(n)) > 1 for n in operations) or len(layers) > 1
     reduces = view.reduction(entry) != view.reduction(exit_)
     again = exit_ in paths.again and len(operations) == 1
-    kind = RegionKind.IMAGE if again else _kind(roles, reduces, branches, bool(layers))
+    weightless = all(view.nodes[n].op != "get_attr" for n in nodes)
+    kind = RegionKind.IMAGE if again else _kind(roles, reduces, branches, bool(layers), weightless)
     conv = layers[0] if kind == RegionKind.CONV else None
     return Region(entry, exit_, tuple(nodes), kind, roles, conv)
 
 
-def _kind(roles: frozenset[Role], reduces: bool, branches: bool, has_layer: bool) -> RegionKind:
-    if reduces and all(role.rearranges for role in roles):
+def _kind(roles: frozenset[Role], reduces: bool, branches: bool, has_layer: bool, weightless: bool) -> RegionKind:
+    mixes = weightless and Role.POOL in roles  # a sum of poolings is one
+    if reduces and all(role.rearranges or (mixes and role in (Role.ADD, Role.MUL)) for role in roles):
         return RegionKind.POOL
     if branches or roles & {Role.OPAQUE, Role.ATTENTION}:
         return RegionKind.BRANCHING

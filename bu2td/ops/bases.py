@@ -94,7 +94,8 @@ class Convolution(Converter):
     def setting(self, conv: Any, name: str) -> Any:
         """A setting of a module, by the name that `torch.nn.Conv2d` has for it."""
         own = self.names.get(name, name)
-        return self._DEFAULTS.get(name) if own is None else getattr(conv, own)
+        default = self._DEFAULTS.get(name)
+        return default if own is None else getattr(conv, own) if default is None else getattr(conv, own, default)
 
     def pads_itself(self, conv: Any) -> bool:
         """Whether it pads as it runs, as TensorFlow's SAME does: ceil(n / stride) positions, half in front."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from torch import fx, nn
 
@@ -147,12 +148,24 @@ def _check_width(
     colours, finest = _width(bottom_up.dims[image]), min(outputs)
     width = _width(top_down.dims[outputs[finest]])
     reduced = next((layer for layer in layers if layer.reduction > 1), None)
-    if expected.free and reduced is not None and width <= colours and 2 * width < reduced.width:
+    own = any(
+        layer.reduction == finest and layer.width == width and _looks_around(bottom_up, layer) for layer in layers
+    )
+    if expected.free and reduced is not None and not own and width <= colours and 2 * width < reduced.width:
         raise TopologyError(
             f"the finest features of the top-down network would be {width} wide, as an image is, where the layers "
             f"of this network begin with {reduced.width} ({reduced.where}): what it does to the image before is "
             f"neither a preparation nor a stem. Leave it out of the model, and do it to the images"
         )
+
+
+def _looks_around(measured: Measured, layer: _Layer) -> bool:
+    """Whether a layer has a window larger than 1x1."""
+    weights: Any = measured.graph_module
+    for step in layer.name.split("."):
+        weights = getattr(weights, step)
+    shape = getattr(weights, "weight", weights).shape
+    return len(shape) == 4 and max(shape[2:]) > 1
 
 
 def _check_weights(bottom_up: Measured, top_down: Measured, outputs: Mapping[int, str]) -> None:
