@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from kit import GATES, Asymmetric, Block, Kit, LayerNorm2d, Plain, Residual, dropping
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 GATED = ("se", "se_linear", "eca", "spatial", "excursion", "self", "scale")
 
@@ -474,10 +476,95 @@ class Selective(Block):
         return a * p + b * q
 
 
+class Asking(Block):
+    """A residual block whose forward asks about its values: shapes, sizes, kinds."""
+
+    choices = {"zeros": ("pad", "cat", "multiple"), "halves": (True,), "by_name": (True,), "checkpointed": (True,)}
+
+    def build(self, kit: Kit, i: int, o: int, stride: int, zeros: str = "", halves: bool = False,
+              by_name: bool = False, checkpointed: bool = False) -> None:  # fmt: skip
+        self.zeros = zeros if o > i else ""
+        self.a, self.b = kit.unit(i, o, 3, stride), nn.Sequential(kit.conv(o, o, 3), kit.normed(o))
+        self.project = nn.Sequential(kit.conv(i, o, 1, stride), kit.normed(o)) if i != o or stride > 1 else None
+        if self.zeros:
+            self.project = None
+        self.entry, self.stride, self.halves = i, stride, halves and o % 2 == 0
+        self.by_name, self.checkpointed, self.act = by_name, checkpointed, kit.acting(o)
+
+    def forward(self, x: Any) -> Any:
+        if x.shape[1] != self.entry or x.dim() != 4 or not isinstance(x, Tensor):
+            raise ValueError("another input")
+        y = self.a.forward(x) if self.by_name else self.a(x)
+        if self.halves:
+            c = int(y.size(1) / 2)
+            y = torch.cat([y[:, c:], y[:, :c]], 1)
+        if self.checkpointed and any(t.requires_grad for t in (x, y)):
+            y = checkpoint(self.b, y, use_reentrant=False)
+        else:
+            y = self.b(y)
+        if y.size(-1) != x.size(-1) or y.size(1) != x.size(1):
+            x = self._fitted(x, y)
+        return self.act(y + x)
+
+    def _fitted(self, x: Any, y: Any) -> Any:
+        if self.project is not None:
+            return self.project(x)
+        x = F.avg_pool2d(x, 1, self.stride) if self.stride > 1 else x
+        if self.zeros == "pad":
+            return F.pad(x, (0, 0, 0, 0, 0, y.size(1) - x.size(1)))
+        if self.zeros == "multiple" and y.size(1) == 2 * x.size(1):
+            return torch.cat([x, x.mul(0)], 1)
+        return torch.cat([x, torch.zeros(x.size(0), y.size(1) - x.size(1), y.size(2), y.size(3))], 1)
+
+
+class Split(Block):
+    """A convolution of twice the width, and a gate or maximum over its halves."""
+
+    choices = {"how": ("maximum", "glu")}
+
+    def build(self, kit: Kit, i: int, o: int, stride: int, how: str = "gate") -> None:
+        self.a, self.norm, self.how = nn.Conv2d(i, 2 * o, 3, stride, 1), kit.normed(o), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        if self.how == "glu":
+            return self.norm(F.glu(y, 1))
+        a, b = y.chunk(2, 1)
+        return self.norm(torch.maximum(a, b) if self.how == "maximum" else a * torch.sigmoid(b))
+
+
+class Filtered(Block):
+    """A convolution with TensorFlow's padding or a mask, and a fixed blur that strides."""
+
+    choices = {"blurred": (True,), "masked": (True,)}
+
+    def build(self, kit: Kit, i: int, o: int, stride: int, blurred: bool = False, masked: bool = False) -> None:
+        self.stride = 1 if blurred else stride
+        self.weight = nn.Parameter(torch.empty(o, i, 3, 3).normal_(0, 0.1))
+        self.norm, self.act = kit.normed(o), kit.acting(o)
+        self.register_buffer("mask", torch.ones(o, i, 3, 3) if masked else None)
+        taps = torch.tensor([1.0, 2.0, 1.0])
+        filt = (taps[:, None] * taps[None] / 16)[None, None].repeat(o, 1, 1, 1)
+        self.register_buffer("filt", filt if blurred and stride > 1 else None)
+
+    def forward(self, x: Any) -> Any:
+        h, w = x.shape[-2:]
+        s = self.stride
+        ph, pw = (max((math.ceil(n / s) - 1) * s + 3 - n, 0) for n in (h, w))
+        if ph > 0 or pw > 0:
+            x = F.pad(x, [pw // 2, pw - pw // 2, ph // 2, ph - ph // 2])
+        weight = self.weight if self.mask is None else self.weight * self.mask
+        x = self.act(self.norm(F.conv2d(x, weight, stride=s)))
+        if self.filt is not None:
+            x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+        return x
+
+
 BLOCKS: dict[str, Callable[..., Any]] = {
     cls.__name__.lower(): cls
     for cls in (
         *(Plain, Asymmetric, Basic, Bottleneck, Inverted, Separable, Dense, Fire, Inception, Shuffle, GroupShuffle),
         *(CrossStage, ConvNeXt, MetaFormer, Star, Ghost, Parallel, Aggregate, Selective),
+        *(Asking, Split, Filtered),
     )
 }

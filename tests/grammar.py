@@ -56,7 +56,26 @@ INPUTS: dict[str, Any] = {
     "standardise": lambda channels: Standardise(channels),
     "scale": lambda channels: Call(lambda x: 2 * x - 1),
     "norm": nn.BatchNorm2d,
+    "constants": lambda channels: Call(_standardised),
+    "colours": lambda channels: Colours(channels),
+    "grey": lambda channels: Call(lambda x: torch.cat([x, x.mean(1, keepdim=True)], 1)),
+    "coordinates": lambda channels: Call(_with_coordinates),
 }
+
+#: How many channels they add.
+ADDED = {"grey": 1, "coordinates": 2}
+
+
+def _standardised(x: Tensor) -> Tensor:
+    return (x - torch.tensor(0.45).to(x.device)) / torch.full((1, 1, 1), 0.22)
+
+
+def _with_coordinates(x: Tensor) -> Tensor:
+    n, _, h, w = x.shape
+    rows = torch.linspace(-1, 1, h).view(1, 1, h, 1).expand(n, 1, h, w)
+    columns = torch.linspace(-1, 1, w).view(1, 1, 1, w).expand(n, 1, h, w)
+    return torch.cat([x, rows, columns], 1)
+
 
 STEMS: dict[str, tuple[int, Any]] = {
     "": (1, lambda kit, c, o: nn.Identity()),
@@ -185,7 +204,7 @@ def draw_spec(draw: Draw) -> Spec:
         "stem": [stem, draw.choice([8, 12, 16, 7])],
         "levels": levels,
         "head": draw.choice(HEADS),
-        "writing": draw.choice(["nested", "flat", "stages", "loop"]),
+        "writing": draw.choice(["nested", "flat", "stages", "loop", "sliced"]),
     }
 
 
@@ -235,6 +254,17 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.deviation
 
 
+class Colours(nn.Module):
+    """A learned transform of the colours."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.mix(x))
+
+
 class Skip(nn.Module):
     """A shortcut around a whole block."""
 
@@ -255,10 +285,10 @@ class Network(nn.Module):
         kit = Kit(**spec["kit"])
         channels, height, width = spec["image"]
         name, widest = spec["stem"]
-        stem = STEMS[name][1](kit, channels, widest)
+        stem = STEMS[name][1](kit, channels + ADDED.get(spec["input"], 0), widest)
         self.stem = nn.Sequential(INPUTS[spec["input"]](channels), stem) if spec["input"] else stem
         self.levels = nn.ModuleList()
-        at = widest if name else channels
+        at = widest if name else channels + ADDED.get(spec["input"], 0)
         for level in spec["levels"]:
             parts: list[nn.Module] = []
             inside: list[tuple[int, int]] = []
@@ -292,7 +322,24 @@ def _written(writing: str, stem: nn.Module, levels: nn.ModuleList) -> nn.Module:
         return nn.Sequential(stem, nn.Sequential(*levels))
     if writing == "flat":
         return nn.Sequential(stem, *(block for level in levels for block in level))
+    if writing == "sliced":
+        return Sliced(stem, *(block for level in levels for block in level))
     return Stages(stem, levels) if writing == "stages" else Loop(stem, levels)
+
+
+class Sliced(nn.Module):
+    """A list that is called in slices, after the image was looked at."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        assert n > 0
+        assert min(h, w) >= 8, f"too small: {h}x{w}"
+        half = len(self.features) // 2
+        return self.features[half:](self.features[:half](x))
 
 
 class Stages(nn.Module):
