@@ -23,6 +23,7 @@ from bu2td.ir import is_feature_map, is_spatial, is_tensor
 from bu2td.ops import Role
 from bu2td.probe import covers_all
 
+_NAMED = 4  # paths that a message names
 #: Kernel and stride of a 1x1 convolution.
 _POINTWISE = ((1, 1), (1, 1))
 
@@ -147,8 +148,28 @@ def _trunk(view: GraphView, logits: str, aside: Mapping[tuple[str, str], str]) -
             trunk.append(name)
     reductions = [view.reduction(name) for name in trunk]
     if not trunk or max(reductions) == 1:
+        _check_streams(view, trunk, chain)
         raise NoReductionError(_why_no_reduction(view, chain))
     return trunk
+
+
+def _check_streams(view: GraphView, trunk: Sequence[str], chain: Sequence[str]) -> None:
+    """Refuse a network that reduces resolution in several paths, which meet where no positions are left.
+
+    Raises:
+        TopologyError: it does.
+    """
+    last = trunk[-1] if trunk else chain[0]
+    meet = chain[chain.index(last) + 1] if last != chain[-1] else last
+    between = [n for n in view.nodes if view.order[last] < view.order[n] < view.order[meet]]
+    if any((view.reduction(n) or 1) > 1 and view.role(n).layer for n in between if is_tensor(view.dims[n])):
+        readers = [view.where(u.name) for u in view.nodes[last].users if view.dims.get(u.name) is not None]
+        raise TopologyError(
+            f"behind {view.where(last)} this network goes on in {len(readers)} paths, which begin at "
+            f"{', '.join(readers[:_NAMED])}{', ..' if len(readers) > _NAMED else ''} and meet only at "
+            f"{view.where(meet)}, where no positions are left: an ensemble, a siamese or a multi-scale network has "
+            f"no one trunk to cut into levels; convert one of its paths"
+        )
 
 
 def _why_no_reduction(view: GraphView, chain: list[str]) -> str:

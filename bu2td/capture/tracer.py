@@ -309,8 +309,8 @@ def _asked(value: Any, question: Callable[[Any], Any]) -> Any:
 
 
 def _place(frame: Any) -> tuple[str, int]:
-    """The innermost line of the model's own code."""
-    while frame.f_back is not None and not _is_foreign(frame.f_code.co_filename):
+    """The innermost line of the model's own code; one of this file where there is none."""
+    while frame.f_code is not trace.__code__ and not _is_foreign(frame.f_code.co_filename):
         frame = frame.f_back
     return frame.f_code.co_filename, frame.f_lineno
 

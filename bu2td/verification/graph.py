@@ -111,7 +111,8 @@ def _run_shapes(flat: fx.GraphModule, shape: tuple[int, ...], quick: bool) -> di
     try:
         return shapes_of(flat, shape, quick=quick)
     except Bu2tdError as error:
-        raise fault(str(error).replace("the model does not run", "it does not run")) from error
+        reason = str(error).partition("\nPass example_inputs")[0]
+        raise fault(reason.replace("the model does not run", "it does not run")) from error
 
 
 def _logits(flat: fx.GraphModule) -> str:
