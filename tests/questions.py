@@ -605,3 +605,21 @@ class HandsNoneThroughAModule(Net):
     def forward(self, x):
         x, extra = self.second(self.stem(x)), self.same(None)
         return self.head(self.third(x if extra is None else x + extra))
+
+
+@net
+class PutsShapesTogether(Net):
+    """Attention whose heads are written as a tuple behind the sizes that stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def forward(self, x):
+        x = self.second(self.stem(x))
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        q, k, v = (t.view(t.size()[:-1] + (4, 4)).permute(0, 2, 1, 3) for t in (q, k, v))  # noqa: RUF005
+        y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).permute(0, 2, 1, 3).contiguous()
+        y = self.out(y.view(y.size()[:-2] + (16,)))  # noqa: RUF005
+        return self.head(self.third(x + y.transpose(1, 2).reshape(n, c, h, w)))

@@ -18,7 +18,16 @@ from bu2td.capture.draft import Draft
 from bu2td.capture.forms import functional_form, whole_map_pool
 from bu2td.capture.layers import functional_layer
 from bu2td.capture.makers import made_where_maps_are, padded_by_zeros
-from bu2td.capture.rewrites import flattened, identity, in_place_method, own_batch, single_output, view, written_out
+from bu2td.capture.rewrites import (
+    flattened,
+    identity,
+    in_place_method,
+    own_batch,
+    single_output,
+    spread_shape,
+    view,
+    written_out,
+)
 from bu2td.capture.tracer import Traced
 from bu2td.ir import FrozenMap
 
@@ -27,6 +36,7 @@ REWRITES: tuple[Callable[[Draft, fx.Node], bool], ...] = (
     in_place_method,
     identity,
     written_out,
+    spread_shape,
     own_batch,
     padded_by_zeros,
     made_where_maps_are,

@@ -68,6 +68,31 @@ def _is_place(value: Any) -> bool:
     return read or isinstance(value, torch.device | str | bool)
 
 
+def spread_shape(draft: Draft, node: fx.Node) -> bool:
+    """A shape that is put together is written number by number: ``x.view(x.size()[:-1] + (heads, -1))``."""
+    shape = settings(node)[0] if function_name(node) in ("view", "reshape") else ()
+    whole = shape[0] if len(shape) == 1 else None
+    if not isinstance(whole, fx.Node) or whole.target is not operator.add:
+        return False
+    numbers: list[Any] = []
+    for part in whole.args:
+        value = draft.value(part) if isinstance(part, fx.Node) else part
+        if not isinstance(value, tuple):
+            return False
+        numbers += _numbers(draft, node, part, len(value)) if isinstance(part, fx.Node) else list(value)
+    node.args = (node.args[0], *numbers) if node.op == "call_method" else (node.args[0], tuple(numbers))
+    return True
+
+
+def _numbers(draft: Draft, node: fx.Node, shape: fx.Node, count: int) -> list[fx.Node]:
+    """The numbers of a shape, in front of a node."""
+    with draft.graph.inserting_before(node):
+        found = [draft.graph.call_function(operator.getitem, (shape, i)) for i in range(count)]
+    for each in found:
+        each.meta = dict(node.meta)
+    return found
+
+
 def flattened(draft: Draft, node: fx.Node) -> bool:
     """A map that is viewed as all of its values, counted in whatever way, is flattened: ``x.view(-1, n)``."""
     if function_name(node) not in ("view", "reshape") or not nodes_in(settings(node)[0][-1:]):
