@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bu2td.ops import Converter, Role, register_converter
 
 
-@register_converter(nn.RNNBase)
+@register_converter(nn.RNN, nn.LSTM, nn.GRU)
 class RecurrentConverter(Converter):
     """An RNN, LSTM or GRU over a sequence: opaque."""
 
