@@ -118,8 +118,17 @@ class LayerNormConverter(Norm):
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Build the norm for another width; subclasses may work on (N, C, H, W) maps."""
+        shape = tuple(site.layer.normalized_shape)
+        if len(shape) == 3 and len(site.value) == 4:  # over whole maps
+            return Rebuilt(
+                module=_shaped(site.layer, (change.sizes[site.node.name][1], *(change.map_size or shape[1:])))
+            )
         axis = -1 if self._last(site) else 1
         return Rebuilt(module=self.with_width(site.module, change.sizes[site.node.name][axis]))
+
+    def size_multiple(self, module: Any) -> int | None:
+        """One map size alone where positions are normalised, with a weight for each."""
+        return None if len(module.normalized_shape) > 1 else 1
 
     def _last(self, site: Site) -> bool:
         """Whether the last dimension is the one that is normalised."""
@@ -127,7 +136,13 @@ class LayerNormConverter(Norm):
         return self.dimension == -1 and (last.kind, last.size) == ("channel", site.layer.normalized_shape[-1])
 
     def unit(self, site: Site, width: int) -> nn.Module:
-        """The same over the channels of (N, C, H, W) maps, where the site has them last."""
+        """The same over the channels of (N, C, H, W) maps, where the site has them last.
+
+        A norm over whole maps has one weight per channel there, and serves any size.
+        """
+        if len(site.layer.normalized_shape) > 1:
+            with torch.device("meta"):
+                return nn.GroupNorm(1, width, site.layer.eps, site.layer.elementwise_affine)
         if not self._last(site):
             return self.with_width(site.module, width)
         norm: Any = site.module
@@ -136,8 +151,13 @@ class LayerNormConverter(Norm):
 
     def with_width(self, module: Any, width: int, before: int | None = None) -> nn.Module:
         """A layer norm for another width."""
-        shapes = {name: (width,) for name, value in module._parameters.items() if value is not None}
-        return resized(module, shapes, {"normalized_shape": (width,)})
+        return _shaped(module, (width,))
+
+
+def _shaped(norm: Any, shape: tuple[int, ...]) -> nn.Module:
+    """A layer norm of the same class for another shape."""
+    shapes = {name: shape for name, value in norm._parameters.items() if value is not None}
+    return resized(norm, shapes, {"normalized_shape": shape})
 
 
 @register_converter(

@@ -64,8 +64,8 @@ class GraphView:
         return self.converter(name).groups(self.site(name))
 
     def width(self, name: str) -> int:
-        """Channels of a feature map, wherever its layout has them."""
-        return next(d.size for d in self.dims[name] if d.kind == "channel")
+        """Channels of a feature map, wherever its layout has them; 1 if it has none."""
+        return next((d.size for d in self.dims[name] if d.kind == "channel"), 1)
 
     def reduction(self, name: str) -> Any:
         """Reduction of a feature map, None for anything else."""

@@ -1,0 +1,29 @@
+"""Layer norms over whole maps: one weight per position, at one image size."""
+
+import pytest
+import torch
+from torch import nn
+
+import bu2td
+from bu2td.errors import ImageSizeError
+
+
+@pytest.mark.parametrize("arrangement", ["td", "uni", "rev"])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_over_whole_maps_binds_the_size(arrangement: str, affine: bool) -> None:
+    def norm(*shape: int) -> nn.Module:
+        return nn.LayerNorm(shape, elementwise_affine=affine)
+
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 1, 1), norm(8, 32, 32), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 16, 3, 1, 1), norm(16, 16, 16), nn.ReLU()),
+        *(nn.Conv2d(16, 24, 3, 2, 1), norm(24, 8, 8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 5)),
+    )
+    td = bu2td.convert(model, arrangement, example_inputs=torch.zeros(1, 3, 32, 32), seed=0, max_macs_ratio=None)
+    td(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in td.parameters())
+    if affine:
+        assert "works at images of 32x32 only" in td.plan.notes[0]
+        with pytest.raises(ImageSizeError):
+            td(torch.rand(2, 3, 40, 32))
