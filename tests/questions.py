@@ -623,3 +623,13 @@ class PutsShapesTogether(Net):
         y = ((q @ k.transpose(-1, -2)).softmax(-1) @ v).permute(0, 2, 1, 3).contiguous()
         y = self.out(y.view(y.size()[:-2] + (16,)))  # noqa: RUF005
         return self.head(self.third(x + y.transpose(1, 2).reshape(n, c, h, w)))
+
+
+@case
+def lays_groups_out_as_images(self, x):
+    x = self.second(self.stem(x))
+    n, c, h, w = x.shape
+    x = x.reshape(n * 4, -1, h, w)
+    a, b = x.chunk(2, dim=1)
+    x = torch.cat([a * torch.sigmoid(a.mean((2, 3), keepdim=True)), b], 1).reshape(n, -1, h, w)
+    return self.head(self.third(x))

@@ -140,11 +140,12 @@ def _trunk(view: GraphView, logits: str, aside: Mapping[tuple[str, str], str]) -
     """The trunk tensors in order, from the image to the last before the head."""
     chain = dominator_chain(view, logits, aside)
     trunk: list[str] = []
+    images = view.dims[chain[0]][0].size
     for name in chain:
         value = view.dims[name]
         if not is_spatial(value) or (name != chain[0] and covers_map(view, name)):
             break
-        if is_feature_map(value):
+        if is_feature_map(value) and value[0].size == images:  # groups of channels may be laid out as images
             trunk.append(name)
     reductions = [view.reduction(name) for name in trunk]
     if not trunk or max(reductions) == 1:
