@@ -161,6 +161,7 @@ def _shaped(norm: Any, shape: tuple[int, ...]) -> nn.Module:
 
 
 @register_converter(
+    ChannelLayerNorm,
     "timm.layers.norm.LayerNorm2d", "timm.layers.norm.LayerNorm2dFp32", "timm.layers.norm.LayerNormExp2d",
     "timm.layers.norm.RmsNorm2d", "timm.layers.norm.RmsNorm2dFp32",
     "timm.layers.norm.SimpleNorm2d", "timm.layers.norm.SimpleNorm2dFp32",

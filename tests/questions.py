@@ -628,7 +628,7 @@ class PutsShapesTogether(Net):
 @case
 def lays_groups_out_as_images(self, x):
     x = self.second(self.stem(x))
-    n, c, h, w = x.shape
+    n, _c, h, w = x.shape
     x = x.reshape(n * 4, -1, h, w)
     a, b = x.chunk(2, dim=1)
     x = torch.cat([a * torch.sigmoid(a.mean((2, 3), keepdim=True)), b], 1).reshape(n, -1, h, w)

@@ -130,8 +130,8 @@ def test_train_loop_learns(tmp_path: Path, arrangement: str) -> None:
 def test_custom_converter(tmp_path: Path) -> None:
     done = run("custom_converter.py", cwd=tmp_path)
     before, after = done.stdout.split("With converters:")
-    assert "UnsupportedOperationError" in before
-    assert "register_converter(conv2d)" in before
+    assert "special_ndtr at" in before
+    assert "relaxations 0\n" not in before
     assert "relaxations 0\n" in after
     for name in ("GainConv", "PowerNorm", "GaussianUnit"):
         assert f"11 of {name}, 11 of them with gradients" in after

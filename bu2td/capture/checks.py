@@ -17,7 +17,7 @@ from bu2td.errors import (
     NotAModelError,
     WrappedModelError,
 )
-from bu2td.ops import Role, converter_for
+from bu2td.ops import Role, converter_for, converter_for_type
 
 #: Modules that run a model on several devices, by name: some are not there on every platform.
 _WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel")
@@ -86,18 +86,17 @@ def _check_weights(module: nn.Module) -> None:
 _UNDONE = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}
 
 
-def check_convolutions(name: str, graph_module: fx.GraphModule) -> None:
-    """Refuse a graph without 2-d convolutions.
+def check_layers(model: nn.Module) -> None:
+    """Refuse a model none of whose layers and parameters can be those of a 2-d convolution.
 
     Raises:
         DimensionalityError: it convolves in one or three dimensions.
         NoConvolutionError: it does not convolve.
     """
-    modules = dict(graph_module.named_modules())
-    roles = {converter_for(n, modules.get(str(n.target))).role for n in graph_module.graph.nodes}
-    if Role.CONV in roles:
+    if _convolves(model) or any(p.dim() == 4 for p in model.parameters()):
         return
-    others = sorted({type(m).__name__ for m in modules.values() if isinstance(m, nn.Conv1d | nn.Conv3d)})
+    name = type(model).__name__
+    others = sorted({type(m).__name__ for m in model.modules() if isinstance(m, nn.Conv1d | nn.Conv3d)})
     if others:
         raise DimensionalityError(
             f"{name} convolves in {', '.join(others)}; only networks of 2-d "
@@ -105,6 +104,26 @@ def check_convolutions(name: str, graph_module: fx.GraphModule) -> None:
         )
     raise NoConvolutionError(
         f"{name} has no 2-d convolution; only convolutional networks can be turned upside down"
+    )
+
+
+def check_convolutions(model: nn.Module, graph_module: fx.GraphModule) -> None:
+    """Refuse a model that does not convolve in two dimensions, neither by layers nor by functions.
+
+    Raises:
+        DimensionalityError, NoConvolutionError: see `check_layers`.
+    """
+    modules = dict(graph_module.named_modules())
+    nodes = graph_module.graph.nodes
+    if not any(converter_for(n, modules.get(str(n.target))).role is Role.CONV for n in nodes):
+        check_layers(model)
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(
+        converter.role is Role.CONV
+        for m in model.modules()
+        if (converter := converter_for_type(type(m))) is not None
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.capture.canonical import Canonical, canonicalise
-from bu2td.capture.checks import check_convolutions, check_images, check_model, unwrapped
+from bu2td.capture.checks import check_convolutions, check_images, check_layers, check_model, unwrapped
 from bu2td.capture.fingerprint import fingerprint, same_but_dropout
 from bu2td.capture.images import Nominal, nominal_images
 from bu2td.capture.makers import is_drawn
@@ -41,8 +41,12 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     check_images(example_inputs)
     twin = meta_copy(model)
     unscript(twin)
-    found, nominal = _at_its_size(twin, model, example_inputs)
-    check_convolutions(type(model).__name__, found.graph_module)
+    try:
+        found, nominal = _at_its_size(twin, model, example_inputs)
+    except (CaptureError, ExampleInputError, ModelOutputError):
+        check_layers(model)  # a network without convolutions is told so first
+        raise
+    check_convolutions(model, found.graph_module)
     return Capture(
         graph_module=found.graph_module.eval(),
         source=model,

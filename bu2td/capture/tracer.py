@@ -208,7 +208,7 @@ class _Tracer(fx.Tracer):
             return unknown.error
         if isinstance(unknown.error, RuntimeError | ValueError | IndexError) and "meta" not in reason:
             self.unfit = unknown.error
-        return _UnansweredError("what it asks depends on the values of tensors, or cannot be computed without them")
+        return _UnansweredError("its control flow depends on the values of tensors, or on what needs them")
 
     def _fork(self, place: tuple[str, int], taken: bool) -> str:
         size = "x".join(map(str, self.images.shape[2:]))

@@ -306,9 +306,10 @@ def test_a_network_of_one_image_size() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.fc = nn.Conv2d(1, 4, 4, 4), nn.Linear(4, 5)
+            self.places = nn.Parameter(torch.zeros(1, 4, 7, 7))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(self.conv(x).reshape(x.shape[0], 4, 7, 7).mean((2, 3)))
+            return self.fc((self.conv(x) + self.places).mean((2, 3)))
 
     with pytest.raises(TopologyError, match=r"Fixed runs on images of 28x28 only.*canvas of any size"):
         theory(Fixed(), example_inputs=IMAGES)
