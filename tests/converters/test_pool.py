@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from converted import of_timm
 from nets import Block, head, unit
 from torch import Tensor, nn
-from trial import tried
+from working import tried
 
 
 @pytest.mark.parametrize("stride", [8, 16])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from nets import Block, head, unit
 from torch import Tensor, nn
-from trial import tried
+from working import tried
 
 
 class Gate(nn.Module):

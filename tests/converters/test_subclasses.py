@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from nets import head, unit
 from torch import Tensor, nn
-from trial import tried
+from working import tried
 
 from bu2td.ops import converter_for_type
 

@@ -6,7 +6,7 @@ import pytest
 import torch.nn.functional as F
 from nets import Block, unit
 from torch import Tensor, nn
-from trial import tried
+from working import tried
 
 
 class Large(nn.Module):
