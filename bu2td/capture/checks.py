@@ -68,7 +68,8 @@ def _check_weights(module: nn.Module) -> None:
         raise NotAModelError(f"{type(module).__name__} is lazy and has no weights yet; run the model once first")
     hooks = [h for h in module._forward_pre_hooks.values() if type(h).__module__.startswith("torch.nn.utils")]
     parametrised = getattr(module, "parametrizations", {}) if nn.utils.parametrize.is_parametrized(module) else {}
-    name = next(iter(parametrised), getattr(hooks[0], "name", None) or "weight" if hooks else "weight")
+    of_hook = next((n for h in hooks for key in ("name", "_tensor_name") if (n := getattr(h, key, None))), "weight")
+    name = next(iter(parametrised), of_hook)
     if parametrised:
         what, undo = type(parametrised[name][0]).__name__.strip("_"), "parametrize.remove_parametrizations"
     elif hooks:

@@ -54,7 +54,7 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
         constants=_constants(model, found),
         fingerprint=fingerprint(found.graph_module),
         tensors=found.tensors,
-        notes=(*wrapping, *found.notes, *nominal.notes),
+        notes=(*wrapping, *found.notes, *nominal.notes, *_frozen(model, found.graph_module)),
     )
 
 
@@ -77,6 +77,20 @@ def _at_its_size(twin: nn.Module, model: nn.Module, example_inputs: Tensor | Non
             return found, nominal
     assert first is not None
     raise first
+
+
+def _frozen(model: nn.Module, graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """What to say of parameters that the model does not train, while it trains others."""
+    used = {name for name, _ in graph_module.named_parameters()}
+    own = [(name, p) for name, p in model.named_parameters() if name in used]
+    frozen = [name for name, p in own if not p.requires_grad]
+    if not frozen or len(frozen) == len(own):
+        return ()
+    named = f"{', '.join(frozen[:3])}{', ..' if len(frozen) > 3 else ''}"
+    return (
+        f"{len(frozen)} of {len(own)} parameters are frozen in the model ({named}); in the converted network those "
+        f"behind the pyramid are new, and trained",
+    )
 
 
 def _check_run(graph_module: fx.GraphModule, shape: tuple[int, ...]) -> None:
