@@ -25,12 +25,14 @@ class Nominal:
         images: on meta, two of them.
         shape: (N, C, H, W) of a batch.
         assumed: nothing says that it takes them.
+        guessed: nothing says that it takes so many channels.
         fixed: an example says so.
     """
 
     images: Tensor
     shape: tuple[int, int, int, int]
     assumed: bool = False
+    guessed: bool = False
     fixed: bool = False
 
     @property
@@ -65,7 +67,7 @@ def nominal_images(model: nn.Module, example_inputs: Tensor | None) -> Iterator[
     for channels in dict.fromkeys((first, 3)):  # the first layer need not read the image as it is
         size = _configured_size(model, channels)
         if size is not None:
-            yield nominal((1, *size))
+            yield nominal((1, *size), guessed=size[0] == first != 3)
         for side in () if size else _SIDES:
             yield nominal((1, channels, side, side), assumed=True)
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from types import BuiltinMethodType, MethodType, ModuleType, UnionType
 from typing import Any
 
+import numpy
 import torch
 import torch.utils.checkpoint as checkpoints
 from torch import Tensor, fx, nn
@@ -36,6 +37,11 @@ _OF_SIZES = ("ceil", "floor", "prod", "sqrt", "log2", "round", "abs")
 #: Where user code finds torch's functions as attributes.
 _TORCH_FACES = ("torch", "torch.autograd", "torch.utils.checkpoint", "torch.autograd.variable")
 
+#: What a substitute may stand for: functions, bound methods, scripted functions.
+_KINDS = {
+    *(type(torch.zeros), type(math.ceil), type(checkpoints.checkpoint), BuiltinMethodType, MethodType),
+    *(torch.jit.ScriptFunction, type(torch.autograd.Variable), type(numpy.ceil), type(numpy.prod)),
+}
 _lock = threading.RLock()
 _ABSENT = object()
 
@@ -68,7 +74,8 @@ def own_names(model: nn.Module, tracer: Any) -> Iterator[None]:
 
 
 def _replace(stack: ExitStack, names: MutableMapping[str, Any], known: Callable[[Any], Any]) -> None:
-    for name, value in list(names.items()):
+    # Most values are looked at in vain, in hundreds of modules: what is none of the kinds is passed over first.
+    for name, value in [(n, v) for n, v in names.items() if type(v) in _KINDS]:
         other = None if name.startswith("__") else known(value)
         if other is not None:
             _set(stack, names, name, other)
@@ -137,8 +144,7 @@ class _Substitutes:
             "float": _number_class(float, tracer),
         }
         self._real = {self.builtins[name]: getattr(builtins, name) for name in ("int", "float")}
-        numpy = sys.modules.get("numpy")
-        of_sizes = [getattr(numpy, name) for name in _OF_SIZES] if numpy is not None else []
+        of_sizes = [getattr(numpy, name) for name in _OF_SIZES]
         of_numbers = [f for name, f in vars(math).items() if callable(f) and not name.startswith("_")]
         recorded = (*MAKERS, *of_sizes, *of_numbers)
         self._instead: dict[int, Any] = {id(f): self._recorded(f) for f in recorded}

@@ -179,7 +179,9 @@ def single_output(draft: Draft, choice: int = 0) -> tuple[tuple[str, ...], tuple
     node = next(n for n in reversed(draft.graph.nodes) if n.op == "output")
     returned: Any = node.args[0]
     if isinstance(returned, fx.Node) and not hasattr(returned.target, "_fields"):
-        value = draft.value(returned)
+        value = draft.value(returned) if _may_be_a_map(draft, returned) else None
+        if value is None:
+            return (), ()
         if isinstance(value, Tensor) and (value.dim() != 4 or set(value.shape[2:]) != {1}):
             return (), ()  # the analysis says what is wrong with one tensor
     found = outputs(returned, draft.traced.values)
@@ -195,6 +197,11 @@ def single_output(draft: Draft, choice: int = 0) -> tuple[tuple[str, ...], tuple
     note = f"of what the model returns, {logits.label or 'all'} is taken for the logits"
     chosen = (f"{note}; {', '.join(dropped[:6])} {'are' if len(dropped) > 1 else 'is'} dropped",) if dropped else ()
     return chosen, tuple(output.label for output in likely if output is not logits)
+
+
+def _may_be_a_map(draft: Draft, node: fx.Node) -> bool:
+    """Whether it must be computed what a node makes: a linear layer or a flattening make no map."""
+    return not isinstance(draft.module(node), nn.Linear | nn.Flatten) and function_name(node) != "flatten"
 
 
 def written_out(draft: Draft, node: fx.Node) -> bool:

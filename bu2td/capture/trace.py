@@ -69,7 +69,7 @@ def _at_its_size(twin: nn.Module, model: nn.Module, example_inputs: Tensor | Non
         try:
             found = _graph(twin, model, nominal.images)
             nominal = nominal.read_by(found.graph_module)
-            if nominal.assumed:
+            if nominal.assumed or nominal.guessed:
                 _check_run(found.graph_module, (2, *nominal.shape[1:]))
         except ExampleInputError as error:
             first = first or error

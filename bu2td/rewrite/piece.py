@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.errors import UnsupportedOperationError
+from bu2td.errors import ImageSizeError, UnsupportedOperationError
 from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
 from bu2td.ir import FrozenMap, LevelPlan, Piece, Projection, is_feature_map, is_spatial
@@ -96,6 +96,7 @@ def emit_piece(view: GraphView, units: UnitBuilder, piece: Piece, place: Place) 
     Raises:
         ConverterError: a converter failed.
         UnsupportedOperationError: a size is read at another resolution.
+        ImageSizeError: the blocks do not work on the maps of this level.
     """
     emitter = _PieceEmitter(view, units, piece, place)
     module = emitter.emit()
@@ -201,6 +202,8 @@ class _PieceEmitter:
         result = operands.read(piece.exit, "")
         if piece.exit_adapter is not None:
             result = calls.add("exit_adapter", self.units.dense(piece.exit_adapter), result)
+        if self._moved and piece.edits.excursions:
+            self._measured(result)  # what comes back by fixed factors must meet the map that it left
         calls.graph.output(result)
         settle_inplace(calls.graph, calls.modules)
         calls.graph.lint()
@@ -251,10 +254,15 @@ class _PieceEmitter:
 
         It may at a level that is coarser than the one that the blocks come from.
         """
-        place, view = self.place, self.view
-        moved = place.reduction is not None and place.source is not None and place.reduction > place.source
-        window = moved and name in self.piece.edits.excursions and view.role(name).windowed
+        view = self.view
+        window = self._moved and name in self.piece.edits.excursions and view.role(name).windowed
         return self._measured(self.operands.read(view.inputs(name)[0], name)) if window else None
+
+    @property
+    def _moved(self) -> bool:
+        """Whether the blocks stand at a coarser level than the one that they come from."""
+        place = self.place
+        return place.reduction is not None and place.source is not None and place.reduction > place.source
 
     def _measured(self, value: fx.Node) -> tuple[int, int]:
         """(H, W) of a value that is emitted, for images of the model's own size."""
@@ -266,8 +274,16 @@ class _PieceEmitter:
         sides = [place.map_size(Fraction(place.reduction * f)) for f in (self.piece.factor, 1)]
         images = [torch.empty(1, self.piece.entry_width, *side, device="meta") for side in sides if side]
         inputs = sum(node.op == "placeholder" for node in graph.nodes)
-        with torch.no_grad():
-            found = fx.GraphModule(self.calls.modules, graph).eval()(*images[:inputs])
+        try:
+            with torch.no_grad():
+                found = fx.GraphModule(self.calls.modules, graph).eval()(*images[:inputs])
+        except RuntimeError as error:
+            sizes = " and ".join("x".join(map(str, image.shape[2:])) for image in images)
+            raise ImageSizeError(
+                f"the blocks of r{place.source} do not work at r{place.reduction}, on maps of {sizes}: {error}. "
+                f"They go to a coarser map and back by fixed factors; pass example_inputs whose sides are multiples "
+                f"of {2 * place.reduction}, or choose another arrangement"
+            ) from error
         return int(found.shape[-2]), int(found.shape[-1])
 
     def _reduction(self, name: str) -> Fraction | None:

@@ -9,6 +9,9 @@ from nets import Block, head, unit
 from torch import Tensor, nn
 from working import tried
 
+import bu2td
+from bu2td.errors import ImageSizeError
+
 
 class Aside(nn.Module):
     """Looks at a coarser map and comes back."""
@@ -110,3 +113,27 @@ def test_an_odd_size_is_tried_where_only_the_head_binds_one() -> None:
         lambda: nn.Sequential(unit(3, 8), Block(8, 16, 2), Block(16, 24, 2), nn.Flatten(), nn.Linear(24 * 64, 10))
     ):
         assert network.plan.check_sizes == ((32, 32), (37, 46))
+
+
+class Bounces(nn.Module):
+    """A gate that goes down and back by fixed factors: it works on even maps alone."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(width, width, 3, 2, 1), nn.Upsample(scale_factor=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.up(self.down(x)))
+
+
+def test_a_block_that_cannot_work_on_the_maps_of_a_coarser_level_is_refused() -> None:
+    model = nn.Sequential(
+        *(unit(3, 8), nn.MaxPool2d(2), unit(8, 12), Bounces(12), nn.MaxPool2d(2), unit(12, 16), nn.MaxPool2d(2)),
+        *(unit(16, 20), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 5)),
+    )
+    images = torch.zeros(1, 3, 56, 56)
+    assert bu2td.convert(model, "td", example_inputs=images, device="meta").plan.widths == (20, 16, 12, 8)
+    with pytest.raises(ImageSizeError, match="multiples of"):
+        bu2td.convert(model, "rev", example_inputs=images, device="meta", max_macs_ratio=None)
+    even = torch.zeros(1, 3, 64, 64)
+    assert bu2td.convert(model, "rev", example_inputs=even, device="meta", max_macs_ratio=None).plan.levels
