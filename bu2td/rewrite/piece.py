@@ -281,8 +281,8 @@ class _PieceEmitter:
             sizes = " and ".join("x".join(map(str, image.shape[2:])) for image in images)
             raise ImageSizeError(
                 f"the blocks of r{place.source} do not work at r{place.reduction}, on maps of {sizes}: {error}. "
-                f"They go to a coarser map and back by fixed factors; pass example_inputs whose sides are multiples "
-                f"of {2 * place.reduction}, or choose another arrangement"
+                f"They go to a coarser map and back by fixed factors; pass example_inputs whose sides are "
+                f"multiples of {2 * place.reduction}, or choose another arrangement"
             ) from error
         return int(found.shape[-2]), int(found.shape[-1])
 
