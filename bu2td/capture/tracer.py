@@ -121,10 +121,7 @@ class _Tracer(fx.Tracer):
         self._entering: nn.Module | None = None
 
     def create_proxy(self, *args: Any, **kwargs: Any) -> Any:
-        """Note the line of the model's own code, in a fraction of the time of a whole stack trace.
-
-        A call of a module has none: it comes through this tracer, and its path tells where it is.
-        """
+        """Note the line of the model's own code, in a fraction of the time of a whole stack trace."""
         proxy = super().create_proxy(*args, **kwargs)
         file, line = _place(sys._getframe(1))
         if _is_foreign(file):
