@@ -54,7 +54,8 @@ def outcome(analyse: Any) -> tuple[Any, str]:
         return analyse(), "ok"
     except Exception as error:  # a sweep reports what fails and goes on
         kind = "refused" if isinstance(error, REFUSALS) else "failed"
-        return None, f"{kind}: {type(error).__name__}: {str(error).splitlines()[0]}"
+        message = str(error).splitlines()[0].replace(f"{TESTS.parent}/", "")  # files from the repository on
+        return None, f"{kind}: {type(error).__name__}: {message}"
 
 
 def check(seed: int, real: int) -> dict[str, Any]:
