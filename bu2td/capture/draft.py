@@ -132,6 +132,15 @@ class Draft:
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
 
+    def compute_instead(self, node: fx.Node, function: Any, *args: Any, **kwargs: Any) -> None:
+        """Let a function, or a method by its name, compute a node's value; the node is gone."""
+        make = self.graph.call_method if isinstance(function, str) else self.graph.call_function
+        with self.graph.inserting_before(node):
+            new = make(function, args, kwargs)
+        new.meta = dict(node.meta)
+        node.replace_all_uses_with(new)
+        self.graph.erase_node(node)
+
     def graph_module(self) -> fx.GraphModule:
         """The graph with its modules: nodes named by what they call, and without those that nobody reads."""
         graph = fx.Graph()

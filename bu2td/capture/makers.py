@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from bu2td.capture.draft import Draft, function_name
+from bu2td.capture.namespaces import DRAWS, MAKERS
 from bu2td.nn import made
 
 #: Functions that make tensors on a device of their own choice.
-_MAKERS = ("zeros", "ones", "full", "empty", "arange", "linspace", "eye", "tensor", "as_tensor",
-           "rand", "randn", "randint", "randperm", "tril_indices", "triu_indices")  # fmt: skip
+_MAKERS = {function.__name__ for function in (*MAKERS, *DRAWS)}
 _ZEROS = ("zeros", "new_zeros", "zeros_like")
 #: What hands zeros on as zeros.
 _KEEPS_ZEROS = ("to", "type", "type_as", "cuda", "cpu", "contiguous", "detach", "clone", "expand")
@@ -42,11 +42,7 @@ def padded_by_zeros(draft: Draft, node: fx.Node) -> bool:
         return False
     at = parts.index(maps[0])
     before, after = sum(zeros[:at]), sum(zeros[at + 1 :])
-    with draft.graph.inserting_before(node):
-        new = draft.graph.call_function(F.pad, (maps[0], [0, 0, 0, 0, before, after]))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    draft.graph.erase_node(node)
+    draft.compute_instead(node, F.pad, maps[0], [0, 0, 0, 0, before, after])
     return True
 
 
@@ -65,11 +61,7 @@ def made_where_maps_are(draft: Draft, node: fx.Node) -> bool:
         return False
     like = _beside(draft, node)
     kwargs = {k: v for k, v in node.kwargs.items() if k != "device"}
-    with draft.graph.inserting_before(node):
-        new = draft.graph.call_function(made, (like, function_name(node), *node.args), kwargs)
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    draft.graph.erase_node(node)
+    draft.compute_instead(node, made, like, function_name(node), *node.args, **kwargs)
     return True
 
 

@@ -60,9 +60,8 @@ def own_names(model: nn.Module, tracer: Any) -> Iterator[None]:
         for name in _TORCH_FACES:
             _replace(stack, vars(sys.modules[name]), instead.known)
         _set(stack, _Slots(torch.autograd.Function), "apply", classmethod(instead.applied))
-        for name in ("numpy", "math"):
-            if name in sys.modules:
-                _replace(stack, vars(sys.modules[name]), instead.known)
+        for functions in (numpy, math):
+            _replace(stack, vars(functions), instead.known)
         for module in model.modules():
             _replace(stack, vars(module), instead.known)
         for names in _namespaces(model):

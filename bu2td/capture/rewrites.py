@@ -102,11 +102,7 @@ def flattened(draft: Draft, node: fx.Node) -> bool:
     for old, new in zip(before, after, strict=True):
         if not (isinstance(old, Tensor) and old.dim() == 4 and _size(new) == (old.shape[0], old[0].numel())):
             return False
-    with draft.graph.inserting_before(node):
-        new = draft.graph.call_function(torch.flatten, (source, 1))
-    new.meta = dict(node.meta)
-    node.replace_all_uses_with(new)
-    draft.graph.erase_node(node)
+    draft.compute_instead(node, torch.flatten, source, 1)
     return True
 
 
@@ -138,12 +134,8 @@ def _counted(number: fx.Node) -> fx.Node | None:
     if (number.op, number.target, number.args[1:]) == ("call_method", "size", (0,)):
         return source
     if number.op == "call_function" and number.target is operator.getitem and number.args[1] == 0:
-        of_shape = isinstance(source, fx.Node) and (source.target, source.args[1:]) == (getattr, ("shape",))
-        of_size = isinstance(source, fx.Node) and (source.op, source.target, source.args[1:]) == (
-            *("call_method", "size"),
-            (),
-        )
-        found: Any = source.args[0] if of_shape or of_size else None
+        read = (source.target, source.args[1:]) if isinstance(source, fx.Node) else None
+        found: Any = source.args[0] if read in ((getattr, ("shape",)), ("size", ())) else None
         return found
     return None
 
