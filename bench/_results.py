@@ -1,9 +1,7 @@
 """What the sweeps have in common: arguments, going on where one was stopped, and writing results whole."""
 
 import argparse
-import csv
 import importlib.metadata
-import io
 import json
 import math
 import platform
@@ -15,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bu2td.files import replacing
+from bu2td.files import write_csv, write_json
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -98,12 +96,6 @@ def processor() -> str:
 def write(stem: Path, rows: list[Row], **about: Any) -> None:
     """Write ``stem.csv`` and ``stem.json``; the columns are those of all rows in order of appearance."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
     about |= {"torch": str(torch.__version__), "python": platform.python_version(), "machine": platform.machine()}
-    document = json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
-    for suffix, content in ((".csv", text.getvalue()), (".json", document)):
-        with replacing(stem.with_suffix(suffix)) as temporary:
-            temporary.write_text(content)
+    write_csv(rows, stem.with_suffix(".csv"))
+    write_json({"about": about, "rows": rows}, stem.with_suffix(".json"))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rivals import PAIRS
 
-from bu2td.evaluate.figures import new_figure, save_figure, styled
+from bu2td.evaluate.report.figures import new_figure, save_figure, styled
 
 Row = dict[str, Any]
 PAGE = 6.9

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bu2td.errors import FileError
 
@@ -25,3 +29,51 @@ def replacing(path: Path) -> Iterator[Path]:
         raise FileError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a text file in UTF-8, lines as they are.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def write_json(document: Any, path: str | os.PathLike[str]) -> None:
+    """Write JSON.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    write_text(json.dumps(document, indent=1) + "\n", path)
+
+
+def write_csv(
+    rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> None:
+    """Write rows as CSV.
+
+    Args:
+        rows: by column; pairs such as sizes are written 10x12, None as nothing.
+        path: the file.
+        columns: by default those of all rows, in the order of appearance.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    text = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row)) if columns is None else list(columns)
+    table = csv.DictWriter(text, names, lineterminator="\n")
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: _cell(value) for name, value in row.items()})
+    write_text(text.getvalue(), path)
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        nested = any(isinstance(part, tuple | list) for part in value)
+        return (" " if nested else "x").join(str(_cell(part)) for part in value)
+    return "" if value is None else value

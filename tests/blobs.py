@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bu2td.evaluate.perturbations import Perturbations
+from bu2td.evaluate.robustness.curves import Perturbations
 
 #: Options under which an attack on these images takes well below a second.
 QUICK: dict[str, Any] = {"budget": "quick", "repeats": 2, "batch_size": 8}

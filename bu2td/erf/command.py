@@ -28,7 +28,6 @@ from bu2td.arguments import (
 from bu2td.erf.gradient import Gradients, gradient
 from bu2td.erf.plot import Panel, check_plot, plot
 from bu2td.erf.subject import Subject, subject
-from bu2td.erf.table import write_csv
 from bu2td.erf.theory import Fields, theory
 from bu2td.errors import (
     ModelOutputError,
@@ -38,6 +37,7 @@ from bu2td.errors import (
     UnsupportedOperationError,
     nearest,
 )
+from bu2td.files import write_csv
 from bu2td.ir import format_table
 from bu2td.models import create_model
 

@@ -4,18 +4,18 @@
 maps images (N, C, H, W) in [0, 1] to logits (N, K).
 """
 
-from bu2td.evaluate.attacks import ATTACKS, find_attack
-from bu2td.evaluate.branches import branch_accuracy
-from bu2td.evaluate.classifier import Classifier, build_classifier
-from bu2td.evaluate.corruptions import corrupt, corruption_accuracy
-from bu2td.evaluate.data import Data, load_data
-from bu2td.evaluate.experiment import evaluate, run_search
-from bu2td.evaluate.explain import explain
-from bu2td.evaluate.gradcam import grad_cam
-from bu2td.evaluate.inputs import logits_of
-from bu2td.evaluate.report import write_report
-from bu2td.evaluate.robustness import accuracy_curve, smallest_perturbations, summarise
+from bu2td.evaluate.checks import logits_of
+from bu2td.evaluate.data.sets import Data, load_data
+from bu2td.evaluate.explain.explanations import explain
+from bu2td.evaluate.explain.gradcam import grad_cam
+from bu2td.evaluate.report.writing import write_report
+from bu2td.evaluate.robustness.branches import branch_accuracy
+from bu2td.evaluate.robustness.corruptions import corrupt, corruption_accuracy
+from bu2td.evaluate.robustness.registry import ATTACKS, find_attack
+from bu2td.evaluate.robustness.smallest import accuracy_curve, smallest_perturbations, summarise
+from bu2td.evaluate.run import evaluate, run_search
 from bu2td.evaluate.settings import Settings, list_presets, read_settings
+from bu2td.evaluate.train.model import Classifier, build_classifier
 
 __all__ = [
     "ATTACKS",

@@ -142,7 +142,7 @@ def _literal(word: str) -> Any:
 
 
 def _run(options: argparse.Namespace) -> str:
-    from bu2td.evaluate.experiment import evaluate
+    from bu2td.evaluate.run import evaluate
 
     flags = _flags(options)
     if options.stage in _MAKES:
@@ -171,7 +171,7 @@ def read_changes(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _search(options: argparse.Namespace) -> str:
-    from bu2td.evaluate.experiment import run_search
+    from bu2td.evaluate.run import run_search
     from bu2td.evaluate.settings import converted
 
     flags = _flags(options)
@@ -188,7 +188,7 @@ def _search(options: argparse.Namespace) -> str:
 
 
 def _report(options: argparse.Namespace) -> str:
-    from bu2td.evaluate.report import write_report
+    from bu2td.evaluate.report.writing import write_report
 
     path = write_report(Path(options.output))
     return json.dumps({"report": str(path)}) if options.json else f"written to {path}"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import ModelOutputError, NonFiniteError, NotAModelError, OptionError
-from bu2td.evaluate.inputs import place_of
+from bu2td.evaluate.checks import place_of
 
 
 class Checked(nn.Module):
@@ -69,7 +69,7 @@ def check_images(images: Tensor, labels: Tensor | None = None) -> None:
     if not (low >= 0 and high <= 1):
         raise OptionError(
             f"images must lie in [0, 1], found values from {low:g} to {high:g}; put the normalisation into the "
-            f"model (bu2td.evaluate.classifier.Classifier)"
+            f"model (bu2td.evaluate.train.model.Classifier)"
         )
     if labels is None:
         return

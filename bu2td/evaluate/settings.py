@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.errors import FileError, MissingPackageError, OptionError, nearest
-from bu2td.evaluate.attacks import BUDGETS
+from bu2td.evaluate.robustness.registry import BUDGETS
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
 from bu2td.options import Options
 

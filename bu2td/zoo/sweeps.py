@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import csv
 import importlib
-import io
-import json
 import multiprocessing
 import os
 import platform
@@ -29,7 +27,7 @@ from typing import Any
 import torch
 
 from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
-from bu2td.files import replacing
+from bu2td.files import write_csv, write_json
 from bu2td.ir import format_table
 from bu2td.models.libraries import LIBRARIES, library_of
 from bu2td.models.library import Library
@@ -221,14 +219,8 @@ def write_rows(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
     Raises:
         FileError: a file cannot be written.
     """
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in rows)
-    document = json.dumps({"about": about, **summarise(rows)}, indent=1) + "\n"
-    for path, content in ((file, text.getvalue()), (file.with_suffix(".json"), document)):
-        with replacing(path) as temporary:
-            temporary.write_text(content, encoding="utf-8", newline="")
+    write_csv([asdict(row) for row in rows], file, [field.name for field in fields(Row)])
+    write_json({"about": about, **summarise(rows)}, file.with_suffix(".json"))
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -1,0 +1,1 @@
+"""Grad-CAM, localisation and faithfulness of heat maps."""

@@ -1,0 +1,1 @@
+"""Attacks, branches, corruptions: what a classifier withstands."""

@@ -1,0 +1,38 @@
+"""Optional packages: imported where they are used, and what to install where they are missing."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from typing import Any
+
+from bu2td.errors import MissingPackageError
+
+
+def imported(module: str, pip: str | None = None, why: str = "") -> Any:
+    """Import a module of an optional package.
+
+    Args:
+        module: its full name, such as "torchvision.datasets".
+        pip: what to install; by default the package's name.
+        why: what needs it, as the start of a sentence: "drawing needs it:".
+
+    Raises:
+        MissingPackageError: the package is not installed, or broken.
+    """
+    package = module.partition(".")[0]
+    pip = pip or package
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the package about its own imports
+            return importlib.import_module(module)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            message = f"{package} is not installed. Run: pip install {pip}"
+        else:
+            lines = str(error).splitlines()
+            message = (
+                f"{package} is installed but cannot be imported ({lines[0] if lines else type(error).__name__}). "
+                f"Run: pip install --force-reinstall {pip}"
+            )
+    raise MissingPackageError(f"{why} {message}" if why else message)

@@ -1,0 +1,168 @@
+"""The files of a run folder: what is not whole is refused, in one line that names the file and the line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from run_folders import COLUMNS, put_explanations, start, write
+
+from bu2td.errors import FileError
+from bu2td.evaluate.report.read import read_run, read_table
+from bu2td.evaluate.report.writing import write_report
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"no run folder: it has no run\.json"):
+        write_report(tmp_path)
+    with pytest.raises(FileError, match="there is no folder"):
+        write_report(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "format 'list'"),
+        ('{"format": 2}', "format 2; this version reads format 1"),
+        ('{"format": 1}', "does not name the model and the data"),
+        ('{"format": 1, "model": "x", "data": []}', "does not name the model and the data"),
+        ('{"format": 1, "model": "x", "data": {"name": "y"}, "versions": 3}', "versions is int"),
+    ],
+)
+def test_a_damaged_run_json(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(FileError, match=re.escape(words)):
+        write_report(tmp_path)
+
+
+GOOD = {
+    "accuracy": "td,0,0,10,20,2,0.5,0.9,0.8,1,1,",
+    "robustness": "td,0,pgd,10,0.9,1.0,inf,0.5,3",
+    "curves": "td,0,pgd,0.0,0.9",
+    "branches": "td,0,pgd,none,,10,0.9",
+    "corruptions": "td,0,fog,1,10,0.9",
+    "localisation": "td,0,plain,0.2,10,1,2,3,0.5,0.5",
+    "faithfulness": "td,0,plain,10,0.5,0.5,0.5",
+    "boxes": "td,0,plain,10,0.5",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_file_that_is_not_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.csv"
+    header, row = COLUMNS[name], GOOD[name]
+
+    def refused(text: str | bytes, words: str) -> None:
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        with pytest.raises(FileError, match=re.escape(words)) as caught:
+            read_run(start(tmp_path))
+        assert str(path) in str(caught.value)
+
+    path.write_text(f"{header},more\n{row},\n")
+    assert len(read_table(path)) == 1  # a column that nobody knows does no harm
+    refused("", "is empty")
+    refused(b"\xff\xfe\x00", "not a text file")
+    refused(f"{header.partition(',')[2]}\n", "line 1: no column arrangement")
+    refused(f"{header},{header.split(',')[1]}\n", "twice")
+    cut = ",".join(row.split(",")[:-2])
+    refused(f"{header}\n{row}\n{cut}\n", "line 3: ")
+    refused(f"{header}\n{row}", "line 2: the line does not end")
+    refused(f"{header}\n{row},7\n", "line 2: ")
+    refused(f"{header}\nxx{row[2:]}\n", "line 2: arrangement is 'xx'; expected one of bu, td, uni, rev")
+    refused(f"{header}\ntd,-1{row[4:]}\n", "line 2: repeat is '-1'")
+    refused(f'{header}\n"{row}\n', "line ")
+    if name != "curves":  # whose rows may share a distance
+        refused(f"{header}\n{row}\n{row}\n", "stands already in line 2")
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "cells"),
+    [
+        ("accuracy", "test_accuracy", ("x", "", "nan", "1.5", "-0.1", "inf")),
+        ("accuracy", "parameters", ("x", "", "1.5", "-3", "inf", "nan")),
+        ("robustness", "clean_accuracy", ("x", "2")),
+        ("robustness", "median_l2", ("x",)),
+        ("curves", "l2", ("x", "-1", "nan", "")),
+        ("curves", "accuracy", ("x", "1.1", "nan")),
+        ("corruptions", "severity", ("x", "1.5", "")),
+        ("localisation", "normalisation", ("x", "")),
+        ("localisation", "precision", ("x", "1.2")),
+        ("branches", "inputs", ("", " ")),
+        ("faithfulness", "pointing", ("x", "-1")),
+    ],
+)
+def test_a_cell_that_does_not_hold_what_it_should(
+    tmp_path: Path, name: str, column: str, cells: tuple[str, ...]
+) -> None:
+    path = tmp_path / f"{name}.csv"
+    place = COLUMNS[name].split(",").index(column)
+    for cell in cells:
+        row = GOOD[name].split(",")
+        row[place] = cell
+        path.write_text(f"{COLUMNS[name]}\n{','.join(row)}\n")
+        with pytest.raises(FileError, match=re.escape(f"line 2: {column} is {cell!r}; expected")):
+            read_table(path)
+
+
+def test_areas_up_to_different_limits_are_not_compared(tmp_path: Path) -> None:
+    rows = [("bu", 0, "pgd", 10, 0.9, 1, 2, 0.5, 3), ("td", 0, "pgd", 10, 0.9, 1, 2, 0.5, 4)]
+    write(start(tmp_path) / "robustness.csv", rows)
+    with pytest.raises(FileError, match="areas of pgd reach to 3 and to 4"):
+        write_report(tmp_path)
+
+
+def test_a_damaged_log_is_named(tmp_path: Path) -> None:
+    write(start(tmp_path) / "runs/td-0/log.csv", [(1, 0.1, 1, 0.5, 1, "much", 1)], "log")
+    with pytest.raises(FileError, match=r"td-0.log.csv, line 2: validation_accuracy is 'much'"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_folders_beside_the_runs_are_left_alone(tmp_path: Path) -> None:
+    for name in ("td-0.1", "other-0", "td"):
+        write(start(tmp_path) / f"runs/{name}/log.csv", [("x",)], "log")
+    assert read_run(tmp_path).tables["log"] == []
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def edit(path: Path) -> None:
+        with np.load(path) as archive:
+            arrays = dict(archive)
+        change(arrays)
+        np.savez(path, **arrays)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "cannot be read as arrays"),
+        (lambda path: path.write_bytes(b"PK\x03\x04rubbish"), "cannot be read as arrays"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-200]), "cannot be read as arrays"),
+        (edited(lambda a: a.pop("images")), "no array images"),
+        (edited(lambda a: a.pop("td_centred")), "no array td_centred"),
+        (edited(lambda a: a.update(td_plain=a["td_plain"][:, :2])), "td_plain has the shape (3, 2, 8, 8)"),
+        (edited(lambda a: a.update(labels=a["labels"][:2])), "2 labels for 3 images"),
+        (edited(lambda a: a.update(images=a["images"][0])), "images has 3 dimensions, expected 4"),
+        (edited(lambda a: a.update(images=np.array([{}], object))), "cannot be read as arrays"),
+    ],
+)
+def test_damaged_explanations(tmp_path: Path, damage: Callable[[Path], None], words: str) -> None:
+    put_explanations(start(tmp_path))
+    damage(tmp_path / "explanations.npz")
+    with pytest.raises(FileError, match=re.escape(words)) as caught:
+        read_run(tmp_path)
+    assert "explanations.npz" in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (start(tmp_path) / "figures").write_text("a file, not a folder")
+    with pytest.raises(FileError, match="figures cannot be made"):
+        write_report(tmp_path)
