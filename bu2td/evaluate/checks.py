@@ -1,4 +1,4 @@
-"""Running a model as it is, and checking what is given to it: what all explanations have in common."""
+"""A model while it is measured, and checks of what is given to it and of what it answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import Bu2tdError, DataError, ExampleInputError, ModelOutputError, NonFiniteError, OptionError
+from bu2td.errors import (
+    Bu2tdError,
+    DataError,
+    ExampleInputError,
+    ModelOutputError,
+    NonFiniteError,
+    NotAModelError,
+    OptionError,
+)
+from bu2td.options import as_device
 
 
 @contextmanager
@@ -80,6 +89,79 @@ def running(call: Callable[[Tensor], Any], images: Tensor) -> Any:
         ) from error
 
 
+# --- a model while it is measured -----------------------------------------------------------------------
+
+
+class Checked(nn.Module):
+    """A model whose logits are finite and of shape (N, K), or an error says so.
+
+    An attack may lose its way and ask about images that are not finite; it gets logits of 0 for them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> logits (N, K)."""
+        logits = self.model(images)
+        if (
+            isinstance(logits, Tensor)
+            and logits.shape[:1] == images.shape[:1]
+            and not bool(logits.isfinite().all())
+        ):
+            lost = ~images.detach().flatten(1).isfinite().all(1)
+            logits = logits.masked_fill(lost.reshape(-1, *(1,) * (logits.ndim - 1)), 0.0)
+        return check_logits(logits, len(images))
+
+
+@contextmanager
+def frozen(model: nn.Module, device: str | torch.device | None = None) -> Iterator[torch.device]:
+    """Measure a model: eval mode, parameters without gradients, on `device` (None: where it is).
+
+    Afterwards every module is in the mode, and every parameter as, it was.
+
+    Raises:
+        NotAModelError: it is not a module.
+        OptionError: the device is not there.
+    """
+    if not isinstance(model, nn.Module):
+        raise NotAModelError(f"expected a torch.nn.Module that maps images to logits, found {type(model).__name__}")
+    home = place_of(model)
+    target = as_device(device) or home
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        if target != home:
+            model.to(target)
+        model.eval()
+        model.requires_grad_(False)
+        yield target
+    finally:
+        for parameter, required in wanted.items():
+            parameter.requires_grad_(required)
+        for module, training in modes.items():
+            module.training = training
+        if target != home:
+            model.to(home)
+
+
+@torch.no_grad()
+def predict_classes(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Predicted classes (N,) on the CPU, batch by batch on the model's device; the model must be frozen.
+
+    Raises:
+        ModelOutputError, NonFiniteError: as `check_logits`.
+        DataError: there is no logit for a label.
+    """
+    device, found = place_of(model), []
+    for batch in images.split(batch_size):
+        logits = check_logits(model(batch.to(device)), len(batch))
+        check_labels(labels, len(labels), logits.shape[1])
+        found.append(logits.argmax(-1).cpu())
+    return torch.cat(found)
+
+
 # --- checks -------------------------------------------------------------------------------------------
 
 
@@ -128,28 +210,34 @@ def check_labels(labels: Any, count: int, classes: int | None, name: str = "labe
     return labels.to(torch.int64)
 
 
-def check_logits(y: Any, count: int) -> None:
-    """Refuse what are no logits.
+def check_logits(logits: Any, count: int) -> Tensor:
+    """Logits as they are, if they are good.
 
     Raises:
-        ModelOutputError: it is no tensor (N, K).
-        NonFiniteError: values are not finite numbers.
+        ModelOutputError: they are no tensor (count, K).
+        NonFiniteError: they are not finite numbers.
     """
-    if not isinstance(y, Tensor) or y.dim() != 2 or len(y) != count or y.shape[1] < 1:
-        found = f"shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count or logits.shape[1] < 1:
+        found = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelOutputError(f"the model must return logits (N, K) for N = {count} images, found {found}")
-    if not bool(torch.isfinite(y).all()):
-        raise NonFiniteError("the model's logits are not finite numbers; check its weights")
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.detach().isfinite().all(1)).sum())
+        raise NonFiniteError(
+            f"the model's logits are not finite numbers for {bad} of {count} images; its weights or its training "
+            f"went wrong"
+        )
+    return logits
 
 
-def check_count(name: str, value: Any, low: int = 1) -> None:
-    """Refuse what is no whole number of at least ``low``.
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least ``least``, or an error.
 
     Raises:
         OptionError: it is none.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise OptionError(f"{name}={value!r} must be a whole number of at least {low}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise OptionError(f"{name}={value!r} must be a whole number of at least {least}")
+    return value
 
 
 def check_number(name: str, value: Any, low: float, high: float, meaning: str) -> float:

@@ -2,8 +2,8 @@
 
 Everything is measured on the samples that **all** compared networks classify correctly and that have an object,
 with the heat map of the last level: the features that the head reads. For each network there is a row per
-normalisation of the heat maps (see `bu2td.evaluate.explain.gradcam`), since on some data the normalisation decides which
-network looks better.
+normalisation of the heat maps (see `gradcam`), since on some data the normalisation decides which network looks
+better.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ from bu2td.evaluate.checks import (
     place_of,
     running,
 )
+from bu2td.options import as_device
 
 #: How a heat map is made of a raw map.
 NORMALISATIONS = ("plain", "centred")
@@ -174,7 +175,7 @@ class GradCam:
         self._axes = {node: _axes(looked_at, node, level) for level, node in nodes.items()}
         self.levels = tuple(nodes)
         with torch.inference_mode(False):  # tensors of that mode have no gradients
-            self._graph = looked_at.runnable(_device(device) or place_of(network))
+            self._graph = looked_at.runnable(as_device(device) or place_of(network))
         self._agrees = False
 
     def __call__(
@@ -371,15 +372,3 @@ def _size(size: Any) -> tuple[int, int]:
     if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
         raise OptionError(f"size={size!r} must be (height, width) in whole numbers")
     return sides
-
-
-def _device(device: str | torch.device | None) -> torch.device | None:
-    if device is None:
-        return None
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OptionError(f"the device {device!r} cannot be used: {reason}") from error
-    return target

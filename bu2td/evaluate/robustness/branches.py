@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import OptionError
-from bu2td.evaluate.frozen import check_classes, check_count, check_images, checked_logits, frozen
+from bu2td.evaluate.checks import check_count, check_images, check_labels, check_logits, frozen
 
 
 def branch_names(ladder: Sequence[int]) -> dict[int, str]:
@@ -59,8 +59,9 @@ def branch_accuracy(
         OptionError: the network is bottom-up, or images and labels do not fit together.
         ModelOutputError, NonFiniteError: it does not return finite logits.
     """
-    check_images(clean, labels)
-    check_images(perturbed, labels)
+    check_images(clean)
+    check_images(perturbed)
+    labels = check_labels(labels, len(clean), None)
     check_count("batch_size", batch_size)
     if clean.shape != perturbed.shape:
         raise OptionError(
@@ -115,6 +116,6 @@ def _count_right(
         logits = classifier(perturbed if where else clean)
     else:
         logits = classifier.forward_branches([perturbed if r in where else clean for r in ladder])
-    logits = checked_logits(logits, len(clean))
-    check_classes(labels, logits)
+    logits = check_logits(logits, len(clean))
+    check_labels(labels, len(labels), logits.shape[1])
     return int((logits.argmax(-1) == labels).sum())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import MissingPackageError, OptionError, nearest
-from bu2td.evaluate.frozen import check_count, check_images, frozen, predict_classes
+from bu2td.evaluate.checks import check_count, check_images, check_labels, frozen, predict_classes
 
 #: Strengths of the severities 1 to 5.
 #: gaussian-noise: standard deviation in pixel values; impulse-noise: share of values that become 0 or 1;
@@ -156,7 +156,8 @@ def corruption_accuracy(
         ModelOutputError, NonFiniteError: the model does not return finite logits (N, K).
         MissingPackageError: torchvision is not installed.
     """
-    check_images(images, labels)
+    check_images(images)
+    labels = check_labels(labels, len(images), None)
     check_count("batch_size", batch_size)
     jobs = [(name, severity) for name in corruptions for severity in severities]
     for name, severity in jobs:

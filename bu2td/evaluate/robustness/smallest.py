@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import FileError, MissingPackageError, OptionError
-from bu2td.evaluate.frozen import Checked, check_classes, check_count, check_images, frozen
+from bu2td.evaluate.checks import Checked, check_count, check_images, check_labels, frozen
 from bu2td.evaluate.robustness.curves import (
     Perturbations,
     accuracy_curve,
@@ -73,7 +73,8 @@ def smallest_perturbations(
         ModelOutputError, NonFiniteError: the model does not return finite logits (N, K).
         MissingPackageError: Foolbox is not installed.
     """
-    check_images(images, labels)
+    check_images(images)
+    labels = check_labels(labels, len(images), None)
     attack = find_attack(attack)
     check_count("repeats", repeats)
     check_count("batch_size", batch_size)
@@ -109,7 +110,7 @@ class _Batch:
         self.model, self.images, self.labels = model, images, labels
         with torch.no_grad():
             logits = model(images)
-        check_classes(labels, logits)
+        check_labels(labels, len(labels), logits.shape[1])
         self.clean = logits.argmax(-1) == labels
         self.best = images.clone()
         self.distance = torch.where(self.clean, torch.inf, 0.0).double()
@@ -204,7 +205,8 @@ def attack_images(
         FileError: a file there belongs to other settings, weights or images, or one cannot be written.
         OptionError, ModelOutputError, NonFiniteError, MissingPackageError: as `smallest_perturbations`.
     """
-    check_images(images, labels)
+    check_images(images)
+    labels = check_labels(labels, len(images), None)
     found = [find_attack(attack) for attack in ([attacks] if isinstance(attacks, str | Attack) else attacks)]
     for name, value in (("repeats", repeats), ("batch_size", batch_size)):
         check_count(name, value)
