@@ -11,8 +11,9 @@ from bu2td.evaluate.explain.gradcam import grad_cam
 from bu2td.evaluate.report.writing import write_report
 from bu2td.evaluate.robustness.branches import branch_accuracy
 from bu2td.evaluate.robustness.corruptions import corrupt, corruption_accuracy
+from bu2td.evaluate.robustness.curves import accuracy_curve, summarise
 from bu2td.evaluate.robustness.registry import ATTACKS, find_attack
-from bu2td.evaluate.robustness.smallest import accuracy_curve, smallest_perturbations, summarise
+from bu2td.evaluate.robustness.smallest import smallest_perturbations
 from bu2td.evaluate.run import evaluate, run_search
 from bu2td.evaluate.settings import Settings, list_presets, read_settings
 from bu2td.evaluate.train.model import Classifier, build_classifier

@@ -21,7 +21,7 @@ from typing import Any
 from bu2td.errors import FileError, RunFolderError
 from bu2td.evaluate.data.sets import Data
 from bu2td.evaluate.settings import FIELDS, Settings, read_settings
-from bu2td.files import replacing
+from bu2td.files import write_json
 
 FORMAT = 1
 RUN = "run.json"
@@ -45,10 +45,14 @@ class RunFolder:
         """The folder of one training."""
         return self.path / "runs" / f"{arrangement}-{repeat}"
 
+    def parts(self, stage: str) -> Path:
+        """The folder of the parts of a stage (`bu2td.evaluate.parts`)."""
+        return self.path / "parts" / stage
+
     def note(self, **entries: Any) -> None:
         """Put entries into run.json."""
         self.record |= entries
-        write_json(self.path / RUN, self.record)
+        write_json(self.record, self.path / RUN)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -186,9 +190,3 @@ def command_line() -> str:
     name = Path(sys.argv[0]).name
     start = {"__main__.py": "python -m bu2td.evaluate"}.get(name, name)
     return " ".join([start, *sys.argv[1:]])
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import importlib
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from bu2td.errors import DataError, OptionError, RunFolderError
-from bu2td.evaluate.data.sets import Data, Images, Part, first_images, load_data
+from bu2td.errors import OptionError
+from bu2td.evaluate.data.sets import Data, load_data
 from bu2td.evaluate.folder import RunFolder, create, describe_data, move_aside, open_run
-from bu2td.evaluate.report.compare import aggregate
-from bu2td.evaluate.robustness.registry import GRADIENT, PAPER, find_attack
+from bu2td.evaluate.parts import complete
+from bu2td.evaluate.robustness.registry import find_attack
+from bu2td.evaluate.schema import Training
 from bu2td.evaluate.settings import Settings
-from bu2td.evaluate.train.accuracy import RESULT, load_classifier, run_accuracy
+from bu2td.evaluate.stages import Answer, Context, Stage
+from bu2td.evaluate.train.accuracy import run_accuracy
 from bu2td.evaluate.train.engine import device_name, start
-from bu2td.evaluate.train.loop import write_rows
-from bu2td.evaluate.train.model import Classifier
 from bu2td.evaluate.train.search import search
-from bu2td.runtime import TopDownNetwork
 
-STAGES = ("all", "train", "robustness", "corruptions", "explain")
-_ATTACKED, _MAPS = "robustness", "explanations.npz"
-_PICTURES = 10  # images whose heat maps are kept
-_TABLES = {
-    "robustness": ("robustness.csv", "curves.csv", "branches.csv"),
-    "corruptions": ("corruptions.csv",),
-    "explain": ("localisation.csv", "faithfulness.csv", "boxes.csv", _MAPS),
+#: The experiments on trained networks, in the order of a report, and the modules that hold them.
+EXPERIMENTS = {
+    "robustness": "bu2td.evaluate.robustness.stage",
+    "corruptions": "bu2td.evaluate.robustness.corruptions_stage",
+    "explain": "bu2td.evaluate.explain.stage",
 }
-_GROUPS = {"paper": PAPER, "gradient": GRADIENT}
+STAGES = ("all", "train", *EXPERIMENTS)
 
 
 def evaluate(
@@ -68,18 +63,24 @@ def evaluate(
         raise OptionError(f"there is no stage {stage!r}: expected {', '.join(STAGES)}")
     path = Path(folder)
     if isinstance(settings, Settings):
-        _attack_names(settings)  # before the first hour of training
+        _check_attacks(settings)  # before the first hour of training
         data = _data(settings, download)
         engine = start(settings)
         run = _opened(engine, path, settings, resume, overwrite, preset)
     else:
         run = open_run(path, dict(settings))
-        _attack_names(run.settings)
+        _check_attacks(run.settings)
         data = _data(run.settings, download)
         engine = start(run.settings)
         if overwrite and engine.is_global_zero:
-            _move_results(path, stage)
-    return _stages(stage, run, data, engine)
+            _move_results(run, find_stage(stage))
+    return _stages(stage, Context(run, data, engine))
+
+
+def find_stage(name: str) -> Stage:
+    """The experiment of this name."""
+    found: Stage = importlib.import_module(EXPERIMENTS[name]).STAGE
+    return found
 
 
 def _opened(
@@ -94,24 +95,22 @@ def _opened(
     return open_run(path)
 
 
-def _stages(stage: str, run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
-    chosen = [name for name in _STAGE if stage in (name, "all")]
+def _stages(stage: str, context: Context) -> dict[str, Any]:
+    run, engine = context.run, context.engine
     answer: dict[str, Any] = {"tables": {}, "written": []}
     if engine.is_global_zero:
         run.note(
             settings=run.settings.to_dict(),
-            data=describe_data(data, run.settings.validation_share),
+            data=describe_data(context.data, run.settings.validation_share),
             device=device_name(engine.device),
             processes=engine.world_size,
         )
-    for name in chosen:
+    for name in (name for name in ("train", *EXPERIMENTS) if stage in (name, "all")):
         if engine.is_global_zero:
-            _keep_results(run, name)
             with run.timed(name):
-                answer["tables"] |= _STAGE[name](run, data, engine)
-            run.note(stages={**run.record.get("stages", {}), name: run.settings.identity(name)})
+                answer["tables"] |= _train(context) if name == "train" else _experiment(context, find_stage(name))
         else:
-            _STAGE[name](run, data, engine)
+            _train(context) if name == "train" else _experiment(context, find_stage(name))
         engine.barrier()
     answer["written"] = [f"written to {run.path}"]
     if stage == "all" and engine.is_global_zero:
@@ -119,6 +118,40 @@ def _stages(stage: str, run: RunFolder, data: Data, engine: Any) -> dict[str, An
 
         answer["written"] = [f"written to {write_report(run.path)}"]
     return answer
+
+
+def _experiment(context: Context, stage: Stage) -> Answer:
+    """Do the parts of an experiment, shared among the processes; the first puts them together."""
+    engine = context.engine
+    complete(
+        stage.plan(context),
+        context.run.parts(stage.name),
+        shard=(engine.global_rank, engine.world_size),
+        title=stage.name,
+        progress=engine.is_global_zero,
+    )
+    engine.barrier()
+    return stage.collect(context) if engine.is_global_zero else {}
+
+
+def _train(context: Context) -> Answer:
+    results = run_accuracy(context.run, context.data, context.engine)
+    rows = [_trained(a, [r for r in results if r.arrangement == a]) for a in context.settings.arrangements]
+    return {f"test accuracy on {context.data.name} (mean and standard deviation of n trainings)": rows}
+
+
+def _trained(arrangement: str, results: Sequence[Training]) -> dict[str, Any]:
+    accuracies = [r.test_accuracy for r in results]
+    spread = f" +- {statistics.stdev(accuracies):.2%}" if len(results) > 1 else ""
+    return {
+        "network": arrangement,
+        "test accuracy": f"{statistics.mean(accuracies):.2%}{spread}",
+        "n": len(results),
+        "parameters": f"{results[0].parameters:,}",
+        "MMACs": f"{results[0].macs / 1e6:.1f}",
+        "s/epoch": f"{statistics.mean(r.seconds_per_epoch for r in results):.2f}",
+        "peak MiB": f"{max(r.peak_memory_mib for r in results):.0f}",
+    }
 
 
 def run_search(
@@ -158,171 +191,12 @@ def run_search(
     return {"tables": {"accuracy on the validation images": rows}, "written": written}
 
 
-# --- the experiments ----------------------------------------------------------------------------------
+def _check_attacks(settings: Settings) -> None:
+    from bu2td.evaluate.robustness.registry import GROUPS
 
-
-def _train(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
-    results = run_accuracy(run, data, engine)
-    rows = []
-    for arrangement in run.settings.arrangements:
-        own = [r for r in results if r.arrangement == arrangement]
-        accuracies = torch.tensor([r.test_accuracy for r in own], dtype=torch.float64)
-        spread = f" +- {accuracies.std():.2%}" if len(own) > 1 else ""
-        rows.append({
-            "network": arrangement,
-            "test accuracy": f"{accuracies.mean():.2%}{spread}",
-            "n": len(own),
-            "parameters": f"{own[0].parameters:,}",
-            "MMACs": f"{own[0].macs / 1e6:.1f}",
-            "s/epoch": f"{sum(r.seconds_per_epoch for r in own) / len(own):.2f}",
-            "peak MiB": f"{max(r.peak_memory_mib for r in own):.0f}",
-        })  # fmt: skip
-    return {f"test accuracy on {data.name} (mean and standard deviation of n trainings)": rows}
-
-
-def _robustness(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
-    from bu2td.evaluate.robustness.branches import branch_accuracy
-    from bu2td.evaluate.robustness.smallest import attack_images, collect, write_robustness
-
-    settings, names = run.settings, _attack_names(run.settings)
-    images, labels = sample(data.test, settings.attack_samples, settings.seed)
-    pairs = _trained(run, settings.attack_arrangements, settings.attack_runs)
-    for arrangement, repeat in pairs:
-        attack_images(
-            _placed(load_classifier(run, data, arrangement, repeat), engine),
-            images,
-            labels,
-            names,
-            run.path / _ATTACKED / f"{arrangement}-{repeat}",
-            repeats=settings.attack_repeats,
-            budget=settings.attack_budget,
-            seed=settings.seed + repeat,
-            batch_size=settings.attack_batch_size,
-            shard=(engine.global_rank, engine.world_size),
-            device=engine.device,
-            progress=engine.is_global_zero,
-        )
-    engine.barrier()
-    if not engine.is_global_zero:
-        return {}
-    found = {pair: collect(run.path / _ATTACKED / f"{pair[0]}-{pair[1]}", names) for pair in pairs}
-    write_robustness(found, run.path)
-    rows = []
-    for (arrangement, repeat), perturbations in found.items():
-        classifier = load_classifier(run, data, arrangement, repeat)
-        if isinstance(classifier.network, TopDownNetwork):
-            placed = _placed(classifier, engine)
-            for name, one in perturbations.items():
-                key = {"arrangement": arrangement, "repeat": repeat, "attack": name}
-                perturbed = torch.as_tensor(one.images)
-                found_rows = branch_accuracy(
-                    placed, images, perturbed, labels, batch_size=settings.attack_batch_size
-                )
-                rows += [key | row for row in found_rows]
-    _write(run.path / "branches.csv", rows)
-    run.note(attacks=[find_attack(name).describe(settings.attack_budget) for name in names])
-    table = [
-        {"attack": name, **{a: _median(found, a, name) for a in settings.attack_arrangements}} for name in names
-    ]
-    return {f"median L2 of the smallest perturbation, {len(images)} images": table}
-
-
-def _median(found: Mapping[Any, Any], arrangement: str, name: str) -> str:
-    from bu2td.evaluate.robustness.smallest import summarise
-
-    medians = [summarise(own[name], 1.0)["median_l2"] for (a, _), own in found.items() if a == arrangement]
-    known = [m for m in medians if m is not None and math.isfinite(m)]
-    return f"{sum(known) / len(known):.3f}" if known and len(known) == len(medians) else "none found for half"
-
-
-def _corruptions(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
-    from bu2td.evaluate.robustness.corruptions import corruption_accuracy
-
-    settings = run.settings
-    if not engine.is_global_zero:
-        return {}
-    images, labels = sample(data.test, settings.corruption_samples, settings.seed)
-    rows: list[dict[str, Any]] = []
-    for arrangement, repeat in _watched(_trained(run, settings.arrangements, settings.repeats), "corruptions"):
-        classifier = _placed(load_classifier(run, data, arrangement, repeat), engine)
-        key = {"arrangement": arrangement, "repeat": repeat}
-        rows += [key | row for row in corruption_accuracy(classifier, images, labels, seed=settings.seed)]
-    _write(run.path / "corruptions.csv", rows)
-    means = aggregate([r for r in rows if r["severity"]], ["corruption", "arrangement"], "accuracy")
-    names = list(dict.fromkeys(r["corruption"] for r in rows if r["severity"]))
-    table = [
-        {"corruption": name, **{a: f"{means[name, a].mean:.2%}" for a in settings.arrangements}} for name in names
-    ]
-    return {f"accuracy under corruption (mean of five severities, {len(images)} images)": table}
-
-
-def _explain(run: RunFolder, data: Data, engine: Any) -> dict[str, Any]:
-    from bu2td.evaluate.explain.explanations import explain, save_explanations
-
-    settings = run.settings
-    if not engine.is_global_zero:
-        return {}
-    images, labels = sample(data.test, settings.explain_samples, settings.seed)
-    boxes = None
-    if data.boxes is not None:
-        boxes = [data.boxes[i] for i in _drawn(len(data.test), settings.explain_samples, settings.seed)]
-    tables: dict[str, list[dict[str, Any]]] = {"localisation": [], "faithfulness": [], "boxes": []}
-    left_out: list[dict[str, Any]] = []
-    arrangements = [a for a in settings.attack_arrangements if a in settings.arrangements]
-    repeats = range(settings.repeats)
-    for repeat in _watched([k for k in repeats if _is_trained(run, arrangements, k)], "explanations"):
-        pair = {a: _placed(load_classifier(run, data, a, repeat), engine) for a in arrangements}
-        pictures = 0 if (run.path / _MAPS).exists() and tables["localisation"] else _PICTURES
-        options: dict[str, Any] = {"threshold": settings.threshold, "repeat": repeat, "seed": settings.seed}
-        try:
-            found = explain(pair, images, labels, pictures=pictures, boxes=boxes, **options)
-        except DataError as error:  # networks that share no image: the others are still compared
-            left_out.append({"repeat": repeat, "left out": str(error).partition(":")[0]})
-            continue
-        tables["localisation"] += found.localisation
-        tables["faithfulness"] += found.faithfulness
-        tables["boxes"] += found.boxes
-        if pictures:
-            save_explanations(run.path / _MAPS, found.arrays)
-    answer = {"explanations that could not be made": left_out} if left_out else {}
-    rows = tables["localisation"]
-    if not rows:
-        return answer
-    for name, own in tables.items():
-        if own:
-            _write(run.path / f"{name}.csv", own)
-    means = {key: aggregate(rows, ["arrangement", "normalisation"], key) for key in ("precision", "recall")}
-    table = [
-        {"network": a, "heat map": n, **{key: f"{means[key][a, n].mean:.3f}" for key in means}}
-        for a, n in means["precision"]
-    ]
-    return answer | {f"localisation (threshold {settings.threshold:g})": table}
-
-
-_STAGE: dict[str, Callable[[RunFolder, Data, Any], dict[str, Any]]] = {
-    "train": _train,
-    "robustness": _robustness,
-    "corruptions": _corruptions,
-    "explain": _explain,
-}
-
-
-# --- helpers ------------------------------------------------------------------------------------------
-
-
-def sample(images: Images, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Some images, drawn at random: (N, C, H, W) in [0, 1], labels (N,)."""
-    return first_images(Part(images, _drawn(len(images), count, seed)))
-
-
-def _drawn(size: int, count: int, seed: int) -> list[int]:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()[:count]
-
-
-def _attack_names(settings: Settings) -> list[str]:
-    """Attacks by name, groups spelled out."""
-    names = [name for word in settings.attacks for name in _GROUPS.get(word, (word,))]
-    return [find_attack(name).name for name in dict.fromkeys(names)]
+    for word in settings.attacks:
+        if word not in GROUPS:
+            find_attack(word)
 
 
 def _data(settings: Settings, download: bool) -> Data:
@@ -335,52 +209,9 @@ def _data(settings: Settings, download: bool) -> Data:
     )
 
 
-def _trained(run: RunFolder, arrangements: Sequence[str], repeats: int) -> list[tuple[str, int]]:
-    """The trainings that an experiment looks at; those that the run never asked for are left out."""
-    wanted = [a for a in arrangements if a in run.settings.arrangements]
-    if not wanted:
-        raise OptionError(
-            f"{run.path} has {', '.join(run.settings.arrangements)}, not {', '.join(arrangements)}; train these too"
-        )
-    return [(a, k) for k in range(min(repeats, run.settings.repeats)) for a in wanted]
-
-
-def _is_trained(run: RunFolder, arrangements: Iterable[str], repeat: int) -> bool:
-    return all((run.run(a, repeat) / RESULT).is_file() for a in arrangements)
-
-
-def _placed(classifier: Classifier, engine: Any) -> Classifier:
-    return classifier.to(engine.device).eval()
-
-
-def _watched(items: Sequence[Any], title: str) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(items, desc=title, disable=None)
-
-
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_rows(path, [dict(row) for row in rows], list(dict.fromkeys(key for row in rows for key in row)))
-
-
-def _keep_results(run: RunFolder, stage: str) -> None:
-    """Refuse to write over a table that came of other settings (trainings and attacks know their own files)."""
-    done = run.record.get("stages", {}).get(stage)
-    current = run.settings.identity(stage)
-    if stage in ("corruptions", "explain") and done not in (None, current):
-        odd = [
-            f"{key} was {done.get(key)!r}, is {value!r}" for key, value in current.items() if done.get(key) != value
-        ]
-        if any((run.path / name).exists() for name in _TABLES[stage]):
-            raise RunFolderError(
-                f"{run.path} has results of {stage} with other settings ({'; '.join(odd)}); "
-                f"bu2td evaluate {stage} --overwrite moves them aside"
-            )
-
-
-def _move_results(path: Path, stage: str) -> None:
-    for name in _TABLES.get(stage, ()):
-        if (path / name).exists():
-            move_aside(path / name)
-    if stage == _ATTACKED and (path / _ATTACKED).exists():
-        move_aside(path / _ATTACKED)
+def _move_results(run: RunFolder, stage: Stage) -> None:
+    for name in (*(table.file for table in stage.tables), *stage.files):
+        if (run.path / name).exists():
+            move_aside(run.path / name)
+    if run.parts(stage.name).exists():
+        move_aside(run.parts(stage.name))

@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,170 +17,14 @@ from typing import Any
 import numpy as np
 
 from bu2td.errors import FileError
+from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, TABLES, WORDS, Kind, columns
 
 __all__ = ["ARRANGEMENTS", "WORDS", "Explanations", "Row", "Run", "read_explanations", "read_run", "read_table"]
 
 Row = dict[str, Any]
+Readers = Mapping[str, tuple[type, Kind]]
 
-#: Arrangements in the order of every table and figure, with the words that stand for them.
-WORDS = {"bu": "bottom-up", "td": "top-down", "uni": "top-down (uni)", "rev": "top-down (rev)"}
-ARRANGEMENTS = tuple(WORDS)
-NORMALISATIONS = ("plain", "centred")
 FORMAT = 1
-
-
-# --- what a cell may hold -----------------------------------------------------------------------------
-
-
-def _word(text: str) -> str:
-    if not text.strip():
-        raise ValueError("a name")
-    return text
-
-
-def _arrangement(text: str) -> str:
-    if text not in ARRANGEMENTS:
-        raise ValueError(f"one of {', '.join(ARRANGEMENTS)}")
-    return text
-
-
-def _normalisation(text: str) -> str:
-    if text not in NORMALISATIONS:
-        raise ValueError(f"one of {', '.join(NORMALISATIONS)}")
-    return text
-
-
-def _real(text: str, wanted: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(wanted) from None
-
-
-def _count(text: str) -> int:
-    value = _real(text, wanted := "a whole number from 0 up")
-    if not math.isfinite(value) or value < 0 or value != int(value):
-        raise ValueError(wanted)
-    return int(value)
-
-
-def _share(text: str) -> float:
-    value = _real(text, wanted := "a number from 0 to 1")
-    if not 0 <= value <= 1:
-        raise ValueError(wanted)
-    return value
-
-
-def _distance(text: str) -> float:
-    value = _real(text, wanted := "a number from 0 up, or inf")
-    if not value >= 0:
-        raise ValueError(wanted)
-    return value
-
-
-def _number(text: str) -> float:
-    """Any number; an empty cell was not measured (nan)."""
-    return _real(text, "a number, or nothing") if text.strip() else math.nan
-
-
-def _share_or_nothing(text: str) -> float:
-    value = _number(text)
-    if not (math.isnan(value) or 0 <= value <= 1):
-        raise ValueError("a number from 0 to 1, or nothing")
-    return value
-
-
-Reader = Callable[[str], Any]
-_RUN: dict[str, Reader] = {"arrangement": _arrangement, "repeat": _count}
-#: Per file: its columns with what they hold, and the columns that name a row (no two rows may share them).
-TABLES: dict[str, tuple[dict[str, Reader], tuple[str, ...]]] = {
-    "accuracy.csv": (
-        {
-            **_RUN,
-            "seed": _count,
-            "parameters": _count,
-            "macs": _number,
-            "epochs": _count,
-            "train_loss": _number,
-            "validation_accuracy": _share_or_nothing,
-            "test_accuracy": _share,
-            "seconds": _number,
-            "seconds_per_epoch": _number,
-            "peak_memory_mib": _number,
-        },
-        ("arrangement", "repeat"),
-    ),
-    "log.csv": (
-        {
-            "epoch": _count,
-            "lr": _number,
-            "train_loss": _number,
-            "train_accuracy": _share_or_nothing,
-            "validation_loss": _number,
-            "validation_accuracy": _share_or_nothing,
-            "seconds": _number,
-        },
-        ("epoch",),
-    ),
-    "robustness.csv": (
-        {
-            **_RUN,
-            "attack": _word,
-            "samples": _count,
-            "clean_accuracy": _share,
-            "success_rate": _share_or_nothing,
-            "median_l2": _number,
-            "auc": _number,
-            "limit": _number,
-        },
-        ("arrangement", "repeat", "attack"),
-    ),
-    "curves.csv": ({**_RUN, "attack": _word, "l2": _distance, "accuracy": _share}, ()),
-    "branches.csv": (
-        {
-            **_RUN,
-            "attack": _word,
-            "inputs": _word,
-            "reductions": str,
-            "samples": _count,
-            "accuracy": _share_or_nothing,
-        },
-        ("arrangement", "repeat", "attack", "inputs"),
-    ),
-    "corruptions.csv": (
-        {**_RUN, "corruption": _word, "severity": _count, "samples": _count, "accuracy": _share},
-        ("arrangement", "repeat", "corruption", "severity"),
-    ),
-    "localisation.csv": (
-        {
-            **_RUN,
-            "normalisation": _normalisation,
-            "threshold": _number,
-            "samples": _count,
-            "tp": _number,
-            "fp": _number,
-            "fn": _number,
-            "precision": _share_or_nothing,
-            "recall": _share_or_nothing,
-        },
-        ("arrangement", "repeat", "normalisation", "threshold"),
-    ),
-    "faithfulness.csv": (
-        {
-            **_RUN,
-            "normalisation": _normalisation,
-            "samples": _count,
-            "pointing": _share_or_nothing,
-            "deletion": _number,
-            "insertion": _number,
-        },
-        ("arrangement", "repeat", "normalisation"),
-    ),
-    "boxes.csv": (
-        {**_RUN, "normalisation": _normalisation, "samples": _count, "max_box_acc_v2": _share_or_nothing},
-        ("arrangement", "repeat", "normalisation"),
-    ),
-}
 
 
 # --- files --------------------------------------------------------------------------------------------
@@ -202,7 +46,8 @@ def read_table(path: Path, kind: str | None = None) -> list[Row]:
             cell that does not hold what its column holds, or two lines about the same thing. The message names the
             file and the line.
     """
-    readers, key = TABLES[kind or path.name]
+    table = TABLES[kind or path.name]
+    readers, key = columns(table), table.key
     text = _text(path)
     if not text:
         raise FileError(f"{path} is empty; expected a header with {', '.join(readers)}. {_ANEW}")
@@ -249,7 +94,7 @@ def _lines(lines: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
         raise FileError(f"{path}, line {lines.line_num}: {error}. {_ANEW}") from error
 
 
-def _check_header(header: list[str], readers: Mapping[str, Reader], path: Path) -> None:
+def _check_header(header: list[str], readers: Readers, path: Path) -> None:
     missing = [name for name in readers if name not in header]
     if missing:
         many = "s" if len(missing) > 1 else ""
@@ -261,16 +106,21 @@ def _check_header(header: list[str], readers: Mapping[str, Reader], path: Path) 
         raise FileError(f"{path}, line 1: a column appears twice in {', '.join(header)}")
 
 
-def _row(header: list[str], cells: list[str], readers: Mapping[str, Reader], path: Path, line: int) -> Row:
+def _row(header: list[str], cells: list[str], readers: Readers, path: Path, line: int) -> Row:
     if len(cells) != len(header):
         raise FileError(f"{path}, line {line}: {len(cells)} of {len(header)} cells; the line is cut off. {_ANEW}")
     found = dict(zip(header, cells, strict=True))
     row: Row = {}
-    for name, reader in readers.items():
+    for name, (cell, kind) in readers.items():
+        text = found[name]
         try:
-            row[name] = reader(found[name])
-        except ValueError as error:
-            raise FileError(f"{path}, line {line}: {name} is {found[name]!r}; expected {error}") from None
+            value = text if cell is str else float(text) if text.strip() else math.nan
+            good = kind.holds(value)
+        except ValueError:
+            good = False
+        if not good:
+            raise FileError(f"{path}, line {line}: {name} is {text!r}; expected {kind.words}")
+        row[name] = int(value) if cell is int else value
     return row
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bu2td.erf.table import write_csv
 from bu2td.errors import OptionError
+from bu2td.evaluate.schema import CurvePoint, Robustness
 
 #: Points of a curve, l2 = 0 and the limit included.
 POINTS = 101
@@ -66,7 +65,7 @@ def accuracy_curve(perturbations: Perturbations, grid: Sequence[float] | np.ndar
     return (len(ordered) - np.searchsorted(ordered, radii, side="right")) / len(ordered)
 
 
-def summarise(perturbations: Perturbations, limit: float) -> dict[str, float | int | None]:
+def summarise(perturbations: Perturbations, limit: float) -> dict[str, Any]:
     """What one row of robustness.csv says of an attack.
 
     Args:
@@ -76,7 +75,7 @@ def summarise(perturbations: Perturbations, limit: float) -> dict[str, float | i
     Returns:
         samples (N); clean_accuracy (of all N); success_rate (of the images that are classified correctly without
         perturbation); median_l2 (over the same images, those without adversarial image counted as inf); auc, the
-        area under `accuracy_curve` from 0 to limit divided by the limit; limit. success_rate and median_l2 are None
+        area under `accuracy_curve` from 0 to limit divided by the limit; limit. success_rate and median_l2 are nan
         where no image is classified correctly.
 
         The curve falls by 1/N at the distance d_i of every image, so its integral is the sum of
@@ -92,10 +91,14 @@ def summarise(perturbations: Perturbations, limit: float) -> dict[str, float | i
     return {
         "samples": len(perturbations),
         "clean_accuracy": float(perturbations.clean.mean()),
-        "success_rate": float(np.isfinite(distance).mean()) if any_right else None,
-        "median_l2": float(np.median(distance)) if any_right else None,
+        "success_rate": float(np.isfinite(distance).mean()) if any_right else math.nan,
+        "median_l2": float(np.median(distance)) if any_right else math.nan,
         "auc": float(np.minimum(perturbations.distance, limit).mean() / limit),
         "limit": float(limit),
+        "failures": int(np.isinf(distance).sum()),
+        "dropped": int(perturbations.dropped.sum()),
+        "queries": math.nan,
+        "converged": math.nan,
     }
 
 
@@ -109,7 +112,7 @@ def shared_limit(perturbations: Sequence[Perturbations]) -> float:
 Results = Mapping[tuple[str, int], Mapping[str, Perturbations]]
 
 
-def robustness_rows(results: Results, points: int = POINTS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def robustness_rows(results: Results, points: int = POINTS) -> tuple[list[Robustness], list[CurvePoint]]:
     """Rows of robustness.csv and curves.csv for several classifiers.
 
     Args:
@@ -130,21 +133,8 @@ def robustness_rows(results: Results, points: int = POINTS) -> tuple[list[dict[s
     table, curves = [], []
     for (arrangement, repeat), found in results.items():
         for name in (name for name in attacks if name in found):
-            key = {"arrangement": arrangement, "repeat": repeat, "attack": name}
-            table.append({**key, **summarise(found[name], limits[name])})
+            table.append(Robustness(arrangement, repeat, name, **summarise(found[name], limits[name])))
             grid = np.linspace(0, limits[name], points)
             for radius, accuracy in zip(grid, accuracy_curve(found[name], grid), strict=True):
-                curves.append({**key, "l2": float(radius), "accuracy": float(accuracy)})
+                curves.append(CurvePoint(arrangement, repeat, name, float(radius), float(accuracy)))
     return table, curves
-
-
-def write_robustness(results: Results, folder: str | Path, points: int = POINTS) -> None:
-    """Write robustness.csv and curves.csv; arguments as `robustness_rows`.
-
-    Raises:
-        FileError: a file cannot be written.
-        OptionError: fewer than two points.
-    """
-    table, curves = robustness_rows(results, points)
-    write_csv(table, Path(folder) / "robustness.csv")
-    write_csv(curves, Path(folder) / "curves.csv")

@@ -222,6 +222,7 @@ ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}
 PAPER: tuple[str, ...] = tuple(ATTACKS)[:10]
 #: The white-box and decision-based ones.
 GRADIENT: tuple[str, ...] = tuple(ATTACKS)[10:]
+GROUPS: Mapping[str, tuple[str, ...]] = {"paper": PAPER, "gradient": GRADIENT}
 
 
 def find_attack(name: str | Attack) -> Attack:

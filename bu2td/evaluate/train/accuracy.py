@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,18 @@ from torch import Tensor
 import bu2td
 from bu2td.errors import FileError
 from bu2td.evaluate.data.sets import Data, split
-from bu2td.evaluate.folder import RunFolder, write_json
+from bu2td.evaluate.folder import RunFolder
+from bu2td.evaluate.schema import Training, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.engine import peak_memory
-from bu2td.evaluate.train.loop import CHECKPOINT, fit, measure, read_checkpoint, write_rows
+from bu2td.evaluate.train.loop import CHECKPOINT, fit, measure, read_checkpoint
 from bu2td.evaluate.train.model import Classifier, build_classifier, normalisation_of
+from bu2td.files import write_json
 
 RESULT = "result.json"
-TABLE = "accuracy.csv"
 
 
-@dataclass(frozen=True)
-class Result:
-    """One training: accuracies are shares of images, macs those of one image, times seconds, memory MiB."""
-
-    arrangement: str
-    repeat: int
-    seed: int
-    parameters: int
-    macs: int
-    epochs: int
-    train_loss: float
-    validation_accuracy: float
-    test_accuracy: float
-    seconds: float
-    seconds_per_epoch: float
-    peak_memory_mib: float
-
-
-def run_accuracy(folder: RunFolder, data: Data, engine: Any) -> list[Result]:
+def run_accuracy(folder: RunFolder, data: Data, engine: Any) -> list[Training]:
     """Train every network as often as asked for, and measure it on the test images.
 
     What is finished is read, what was begun goes on from its checkpoint.
@@ -73,7 +57,7 @@ def run_accuracy(folder: RunFolder, data: Data, engine: Any) -> list[Result]:
                 done = _train(path, identity, data, arrangement, repeat, normalisation, settings, engine)
             results.append(done)
             if engine.is_global_zero:
-                write_rows(folder.path / TABLE, [asdict(r) for r in results], [f.name for f in fields(Result)])
+                write_table(Training, results, folder.path)
     return results
 
 
@@ -116,7 +100,7 @@ def _train(
     normalisation: tuple[Tensor | None, Tensor | None],
     settings: Settings,
     engine: Any,
-) -> Result:
+) -> Training:
     seed, own = settings.seed + repeat, settings.for_arrangement(arrangement)
     train, validation = _parts(settings, data, repeat)
     classifier = build_classifier(own, data, arrangement, seed, normalisation)
@@ -128,7 +112,7 @@ def _train(
             classifier, train, validation, own, path, engine=engine, seed=seed, identity=identity, title=title
         )
     seconds = time.perf_counter() - begin
-    result = Result(
+    result = Training(
         arrangement,
         repeat,
         seed,
@@ -138,12 +122,14 @@ def _train(
         log[-1].train_loss,
         log[-1].validation_accuracy,
         measure(classifier, data.test, own, engine)[1],
+        math.nan,
+        math.nan,
         round(max(sum(row.seconds for row in log), seconds), 2),
         sum(row.seconds for row in log) / len(log),
         round(memory[0], 1),
     )
     if engine.is_global_zero:
-        write_json(path / RESULT, {"identity": identity, "result": asdict(result)})
+        write_json({"identity": identity, "result": asdict(result)}, path / RESULT)
     engine.barrier()
     return result
 
@@ -164,13 +150,13 @@ def _macs(classifier: Classifier, data: Data) -> int:
     return counter.get_total_flops() // 2
 
 
-def _finished(path: Path, identity: dict[str, Any]) -> Result | None:
+def _finished(path: Path, identity: dict[str, Any]) -> Training | None:
     file = path / RESULT
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        result = Result(**content["result"])
+        result = Training(**content["result"])
         own = content["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(

@@ -8,12 +8,10 @@ process for itself.)
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from bu2td.errors import FileError, NonFiniteError, RunFolderError
 from bu2td.evaluate.data.augment import Augmented, mix
 from bu2td.evaluate.data.sets import Images
+from bu2td.evaluate.schema import Epoch, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.engine import synchronise_norms, training_context
 from bu2td.files import replacing
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.csv"
+CHECKPOINT = "checkpoint.pt"
 _LOOK_EVERY = 20  # steps between two looks at the loss, which make a GPU wait
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; losses are means over images, accuracies shares of them, times seconds."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    validation_loss: float
-    validation_accuracy: float
-    seconds: float
 
 
 def fit(
@@ -267,18 +253,8 @@ def _save(
         }
         with replacing(folder / CHECKPOINT) as temporary:
             torch.save(state, temporary)
-        write_rows(folder / LOG, [asdict(row) for row in log], [f.name for f in fields(Epoch)])
+        write_table(Epoch, log, folder)
     engine.barrier()
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table as CSV, whole or not at all."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(columns), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    with replacing(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 class _Board:

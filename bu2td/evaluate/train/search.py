@@ -6,34 +6,20 @@ Source: Lelekas et al. (2020), section 4.1 (learning rate, batch size and weight
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from bu2td.errors import NonFiniteError, OptionError
 from bu2td.evaluate.data.sets import Data, split
 from bu2td.evaluate.folder import RunFolder
+from bu2td.evaluate.schema import Trial, write_table
 from bu2td.evaluate.settings import Settings, check, to_yaml
 from bu2td.evaluate.train.accuracy import identity_of
-from bu2td.evaluate.train.loop import fit, write_rows
+from bu2td.evaluate.train.loop import fit
 from bu2td.evaluate.train.model import build_classifier, normalisation_of
 from bu2td.files import replacing
 
 ORDER = ("lr", "batch_size", "weight_decay")
-TABLE = "search.csv"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training of the search; its accuracy is that of the last epoch on the validation images."""
-
-    arrangement: str
-    varied: str
-    lr: float
-    batch_size: int
-    weight_decay: float
-    validation_accuracy: float
-    best: bool
 
 
 def search(
@@ -67,8 +53,7 @@ def search(
                 settings = found[winner][0]
                 trials += [_trial(arrangement, name, s, a, i == winner) for i, (s, a) in enumerate(found)]
                 if engine.is_global_zero:
-                    columns = [f.name for f in dataclasses.fields(Trial)]
-                    write_rows(folder.path / TABLE, [asdict(t) for t in trials], columns)
+                    write_table(Trial, trials, folder.path)
         best[arrangement] = settings
         if engine.is_global_zero:
             with replacing(folder.path / "search" / f"{arrangement}.yaml") as temporary:
@@ -118,4 +103,4 @@ def _accuracy(place: Path, data: Data, arrangement: str, settings: Settings, eng
 
 
 def _trial(arrangement: str, name: str, settings: Settings, accuracy: float, best: bool) -> Trial:
-    return Trial(arrangement, name, settings.lr, settings.batch_size, settings.weight_decay, accuracy, best)
+    return Trial(arrangement, name, settings.lr, settings.batch_size, settings.weight_decay, accuracy, int(best))

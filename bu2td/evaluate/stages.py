@@ -1,0 +1,102 @@
+"""What the stages of an evaluation have in common: the run that they work on, and the parts of their work."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bu2td.errors import OptionError
+from bu2td.evaluate.data.sets import Data, first_images
+from bu2td.evaluate.data.sets import Part as Some
+from bu2td.evaluate.folder import RunFolder
+from bu2td.evaluate.parts import Part
+from bu2td.evaluate.schema import Row
+from bu2td.evaluate.settings import Settings
+from bu2td.evaluate.train.accuracy import load_classifier
+from bu2td.evaluate.train.model import Classifier
+
+#: Rows to print by title.
+Answer = dict[str, list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works on: a run whose networks are trained, its data, and the engine of this process."""
+
+    run: RunFolder
+    data: Data
+    engine: Any
+
+    @property
+    def settings(self) -> Settings:
+        """Of the run."""
+        return self.run.settings
+
+    def networks(self, arrangements: Sequence[str], repeats: int) -> list[tuple[str, int]]:
+        """The trainings (arrangement, repeat) that a stage looks at; those that the run never asked for are left out.
+
+        Raises:
+            OptionError: the run has none of them.
+        """
+        wanted = [a for a in arrangements if a in self.settings.arrangements]
+        if not wanted:
+            raise OptionError(
+                f"{self.run.path} has {', '.join(self.settings.arrangements)}, not {', '.join(arrangements)}; train "
+                f"these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
+                f"{' '.join(self.settings.arrangements)} {' '.join(arrangements)}"
+            )
+        return [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]
+
+    def classifier(self, arrangement: str, repeat: int) -> Classifier:
+        """A trained network, in eval mode, on the engine's device."""
+        return load_classifier(self.run, self.data, arrangement, repeat).to(self.engine.device).eval()
+
+    def drawn(self, count: int) -> list[int]:
+        """Positions of test images, drawn at random; more of them start with the same ones."""
+        order = torch.randperm(len(self.data.test), generator=torch.Generator().manual_seed(self.settings.seed))
+        return order.tolist()[:count]
+
+    def sample(self, count: int) -> tuple[list[int], Tensor, Tensor]:
+        """Some test images: their positions, (N, C, H, W) in [0, 1], labels (N,)."""
+        positions = self.drawn(count)
+        return (positions, *first_images(Some(self.data.test, positions)))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An experiment on trained networks.
+
+    Attributes:
+        name: of the command and of the folder of its parts.
+        tables: the CSV files that `collect` writes.
+        plan: lays out the parts.
+        collect: puts all parts that are there together, writes the tables, and returns what is printed.
+        files: other files that `collect` writes.
+    """
+
+    name: str
+    tables: tuple[type[Row], ...]
+    plan: Callable[[Context], list[Part]]
+    collect: Callable[[Context], Answer]
+    files: tuple[str, ...] = ()
+
+
+def digest(tensors: Sequence[Tensor], words: str = "") -> str:
+    """A hash of tensors: their types, shapes and values."""
+    found = hashlib.sha256(words.encode())
+    for tensor in tensors:
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    return found.hexdigest()
+
+
+def digest_model(model: nn.Module) -> str:
+    """A hash of a model's weights and buffers."""
+    named: Mapping[str, Tensor] = dict((*model.named_parameters(), *model.named_buffers()))
+    return digest(list(named.values()), f"{type(model).__name__} {list(named)}")
