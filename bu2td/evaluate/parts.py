@@ -100,7 +100,7 @@ def is_done(part: Part, folder: Path) -> bool:
     if mark != wanted:
         odd = ", ".join(k for k in {**mark, **wanted} if mark.get(k) != wanted.get(k))
         raise RunFolderError(
-            f"{path} is the result of other settings: it differs in {odd}. Give the settings that it was made with, "
+            f"{path} is the result of other settings: it differs in {odd}. Give the settings of then, "
             f"name another folder with -o, or move the results of this stage aside with --overwrite"
         )
     return True
@@ -124,10 +124,10 @@ def save(part: Part, found: Found, folder: Path) -> None:
         raise FileError(f"{path.parent} cannot be made: {error.strerror}") from error
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in found.rows:
-        rows.setdefault(row.file, []).append(asdict(row))  # type: ignore[call-overload]
-    texts: dict[str, Any] = {"mark": json.dumps(dict(part.mark)), "rows": json.dumps(rows)}
+        rows.setdefault(row.file, []).append(asdict(row))
+    content: dict[str, Any] = {"mark": json.dumps(dict(part.mark)), "rows": json.dumps(rows), **found.arrays}
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **texts, **found.arrays)
+        np.savez_compressed(file, **content)
 
 
 def load(path: Path) -> Found:

@@ -416,7 +416,7 @@ R = TypeVar("R", bound=Row)
 def columns(table: type[Row]) -> dict[str, tuple[type, Kind]]:
     """The columns of a table with the type of a cell and what it may hold."""
     hints = typing.get_type_hints(table, include_extras=True)
-    return {f.name: typing.get_args(hints[f.name])[:2] for f in fields(table)}  # type: ignore[misc]
+    return {f.name: typing.get_args(hints[f.name])[:2] for f in fields(table)}
 
 
 def write_table(table: type[R], rows: Iterable[R], folder: Path) -> Path:

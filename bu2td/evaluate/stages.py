@@ -38,7 +38,7 @@ class Context:
         return self.run.settings
 
     def networks(self, arrangements: Sequence[str], repeats: int) -> list[tuple[str, int]]:
-        """The trainings (arrangement, repeat) that a stage looks at; those that the run never asked for are left out.
+        """The trainings (arrangement, repeat) that a stage looks at, of those that the run asked for.
 
         Raises:
             OptionError: the run has none of them.
@@ -46,8 +46,8 @@ class Context:
         wanted = [a for a in arrangements if a in self.settings.arrangements]
         if not wanted:
             raise OptionError(
-                f"{self.run.path} has {', '.join(self.settings.arrangements)}, not {', '.join(arrangements)}; train "
-                f"these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
+                f"{self.run.path} has {', '.join(self.settings.arrangements)}, not {', '.join(arrangements)}. "
+                f"Train these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
                 f"{' '.join(self.settings.arrangements)} {' '.join(arrangements)}"
             )
         return [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]

@@ -10,12 +10,12 @@ from bu2td.errors import DataError
 from bu2td.evaluate.explain.explanations import explain, save_explanations
 from bu2td.evaluate.parts import Found, Part, load_all
 from bu2td.evaluate.report.compare import aggregate
-from bu2td.evaluate.schema import Boxes, ExplainedImage, Faithfulness, Localisation, write_table
+from bu2td.evaluate.schema import Boxes, ExplainedImage, Faithfulness, Localisation, Row, write_table
 from bu2td.evaluate.stages import Answer, Context, Stage, digest, digest_model
 
 MAPS = "explanations.npz"
 _PICTURES = 10  # images whose heat maps are kept
-_TABLES = (Localisation, ExplainedImage, Faithfulness, Boxes)
+_TABLES: tuple[type[Row], ...] = (Localisation, ExplainedImage, Faithfulness, Boxes)
 
 
 def plan(context: Context) -> list[Part]:
@@ -46,11 +46,8 @@ def _explained(context: Context, arrangements: list[str], repeat: int) -> Found:
     except DataError:  # networks that share no image: the others are still compared
         return Found()
     made = []
-    for table, rows in (
-        (Localisation, found.localisation),
-        (Faithfulness, found.faithfulness),
-        (Boxes, found.boxes),
-    ):
+    tables = ((Localisation, found.localisation), (Faithfulness, found.faithfulness), (Boxes, found.boxes))
+    for table, rows in tables:
         names = [f.name for f in fields(table)]
         blank = {"layer": "last-level", "empty": 0, "without_prediction": 0, "dropped": 0}
         made += [table(**{k: v for k, v in {**blank, **row}.items() if k in names}) for row in rows]
@@ -61,9 +58,9 @@ def collect(context: Context) -> Answer:
     """Tables of all explanations that are there."""
     parts = [found for _, found in load_all(context.run.parts(STAGE.name))]
     for table in _TABLES:
-        rows = [row for part in parts for row in part.of(table)]
-        if rows:
-            write_table(table, rows, context.run.path)
+        found = [row for part in parts for row in part.of(table)]
+        if found:
+            write_table(table, found, context.run.path)
     shown = next((part.arrays for part in parts if part.arrays), None)
     if shown is not None:
         save_explanations(context.run.path / MAPS, shown)
