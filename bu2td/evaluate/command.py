@@ -23,22 +23,24 @@ ABOUT: dict[str, Any] = {
 }
 
 _STAGES = {
-    "all": "train, attack, corrupt, explain, and write the report",
+    "all": "train, attack, corrupt, look at frequencies, explain, and write the report",
     "train": "train every network, several times, and measure its test accuracy (experiment 1)",
     "search": "search learning rate, batch size and weight decay on the validation images, one after the other",
     "robustness": "attack trained networks, and find which pyramid branch is vulnerable (experiment 2)",
     "corruptions": "measure accuracy under noise, blur, contrast loss and pixelation",
+    "frequency": "sensitivity by spatial frequency, spectra of the attacks, accuracy on filtered images",
     "explain": "Grad-CAM, localisation, pointing game, deletion and insertion of trained networks (experiment 3)",
     "report": "write report.html, report.md and report.json of what there is",
     "presets": "list the presets, or print one as a configuration file",
 }
 _MAKES = ("all", "train", "search")  # stages that make a folder
 _GROUPS = {
-    "all": ("data", "training", "robustness", "corruptions", "explain", "machine"),
+    "all": ("data", "training", "robustness", "corruptions", "frequency", "explain", "machine"),
     "train": ("data", "training", "machine"),
     "search": ("data", "training", "machine"),
     "robustness": ("robustness", "machine"),
     "corruptions": ("corruptions", "robustness", "machine"),
+    "frequency": ("frequency", "robustness", "machine"),
     "explain": ("explain", "robustness", "machine"),
 }
 _TITLES = {
@@ -46,6 +48,7 @@ _TITLES = {
     "training": "training",
     "robustness": "robustness",
     "corruptions": "corruptions",
+    "frequency": "frequency",
     "explain": "explanation",
     "machine": "machine",
 }

@@ -24,6 +24,7 @@ from bu2td.evaluate.train.search import search
 EXPERIMENTS = {
     "robustness": "bu2td.evaluate.robustness.stage",
     "corruptions": "bu2td.evaluate.robustness.corruptions_stage",
+    "frequency": "bu2td.evaluate.robustness.frequency_stage",
     "explain": "bu2td.evaluate.explain.stage",
 }
 STAGES = ("all", "train", *EXPERIMENTS)

@@ -248,8 +248,9 @@ class CorruptedImage(Row):
 
 @dataclass(frozen=True)
 class FourierCell(Row):
-    """Error under a Fourier basis perturbation of L2 norm `norm`; vertical and horizontal are frequencies in
-    cycles per image, -side/2 to side/2.
+    """Error under a Fourier basis perturbation of L2 norm `norm` per channel.
+
+    Vertical and horizontal are frequencies in cycles per image, from -side/2 up; (-k, -l) has the error of (k, l).
     """
 
     arrangement: Arrangement
@@ -295,7 +296,10 @@ class BandImage(Row):
 
 @dataclass(frozen=True)
 class Spectrum(Row):
-    """Share of the power of an attack's perturbations (mean over the images) at a radius in cycles per image."""
+    """Share of the power of an attack's perturbations at a radius in cycles per image, which rounds to `radius`.
+
+    Mean over the `samples` images that the attack found a perturbation for; `white` is the share of white noise.
+    """
 
     arrangement: Arrangement
     repeat: Count
@@ -303,13 +307,17 @@ class Spectrum(Row):
     radius: Number
     samples: Count
     power: Share
+    white: Share
     file = "spectra.csv"
     key = ("arrangement", "repeat", "attack", "radius")
 
 
 @dataclass(frozen=True)
 class Filtered(Row):
-    """Accuracy on images that are left with the frequencies below (low) or above (high) a radius."""
+    """Accuracy on images that keep the frequencies up to a radius (low), or those above it and the mean (high).
+
+    Radius 0 of high is the clean image.
+    """
 
     arrangement: Arrangement
     repeat: Count

@@ -93,6 +93,11 @@ class Settings:
     attack_arrangements: tuple[str, ...] = _about(("bu", "td"), "networks that are attacked", "robustness")
     corruption_samples: int = _about(300, "test images that are corrupted", "corruptions")
 
+    frequency_samples: int = _about(100, "test images that are perturbed or filtered", "frequency")
+    frequency_norm: float = _about(5.0, "L2 norm of a basis perturbation in every channel of an image of 32x32; it "
+                                   "grows as sqrt(pixels), so that the contrast is the same", "frequency")  # fmt: skip
+    frequency_step: int = _about(1, "measure every k-th frequency along both axes", "frequency")
+
     explain_samples: int = _about(300, "test images that are explained", "explain")
     threshold: float = _about(0.2, "cut of objects and heat maps", "explain")
 
@@ -107,7 +112,7 @@ class Settings:
 
     def identity(self, *groups: str) -> dict[str, Any]:
         """What decides the numbers (not: where data lie, how many processes read them, the device)."""
-        wanted = groups or ("data", "training", "robustness", "corruptions", "explain")
+        wanted = groups or ("data", "training", "robustness", "corruptions", "frequency", "explain")
         return {f.name: _plain(getattr(self, f.name)) for f in FIELDS.values() if f.metadata["group"] in wanted}
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,12 +173,13 @@ def check(settings: Settings) -> Settings:
         OptionError: names the first such value.
     """
     counts = ("repeats", "epochs", "batch_size", "attack_samples", "attack_repeats", "attack_runs",
-              "attack_batch_size", "corruption_samples", "explain_samples")  # fmt: skip
+              "attack_batch_size", "corruption_samples", "explain_samples", "frequency_samples",
+              "frequency_step")  # fmt: skip
     for name in counts:
         _require(getattr(settings, name) >= 1, settings, name, "at least 1")
     for name in ("weight_decay", "momentum", "pca_color", "workers", "seed"):
         _require(getattr(settings, name) >= 0, settings, name, "at least 0")
-    for name in ("lr", "decay_rate"):
+    for name in ("lr", "decay_rate", "frequency_norm"):
         _require(getattr(settings, name) > 0, settings, name, "above 0")
     for name in ("hflip", "hshift", "vshift", "random_crop"):
         _require(0 <= getattr(settings, name) <= 1, settings, name, "between 0 and 1")
