@@ -94,8 +94,8 @@ class Settings:
     corruption_samples: int = _about(300, "test images that are corrupted", "corruptions")
 
     frequency_samples: int = _about(100, "test images that are perturbed or filtered", "frequency")
-    frequency_norm: float = _about(5.0, "L2 norm of a basis perturbation in every channel of an image of 32x32; it "
-                                   "grows as sqrt(pixels), so that the contrast is the same", "frequency")  # fmt: skip
+    frequency_norm: float = _about(5.0, "L2 norm of a basis perturbation, per channel of an image of 32x32; grows "
+                                   "as sqrt(pixels), so that its contrast stays", "frequency")  # fmt: skip
     frequency_step: int = _about(1, "measure every k-th frequency along both axes", "frequency")
 
     explain_samples: int = _about(300, "test images that are explained", "explain")

@@ -1,14 +1,14 @@
 """Which spatial frequencies a classifier is sensitive to (Yin et al., 2019, "A Fourier perspective on model
 robustness in computer vision").
 
-A frequency (k, l) is k cycles per height and l cycles per width. Its basis perturbation is the real image
+A frequency (k, m) is k cycles per height and m cycles per width. Its basis perturbation is the real image
 
-    U_kl(y, x) = (cos t + sin t) / sqrt(H W),    t = 2 pi (k y / H + l x / W),
+    U_km(y, x) = (cos t + sin t) / sqrt(H W),    t = 2 pi (k y / H + m x / W),
 
-whose Fourier transform is zero but at (k, l) and (-k, -l), and whose L2 norm is 1 (section 3 there; the phase is
-that of the authors' code). U_kl and U_-k-l differ in their phase alone, so that one of every such pair is measured
+whose Fourier transform is zero but at (k, m) and (-k, -m), and whose L2 norm is 1 (section 3 there; the phase is
+that of the authors' code). U_km and U_-k-m differ in their phase alone, so that one of every such pair is measured
 and stands for both. The radius of a frequency is in cycles per image, along the longer side where an image is not
-square: side * sqrt((k / H)^2 + (l / W)^2).
+square: side * sqrt((k / H)^2 + (m / W)^2).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _PIXELS = 256 * 32 * 32
 
 
 def frequencies(height: int, width: int, step: int = 1) -> np.ndarray:
-    """Every `step`-th frequency of the plane, one of each pair (k, l), (-k, -l).
+    """Every `step`-th frequency of the plane, one of each pair (k, m), (-k, -m).
 
     Args:
         height, width: of the images.
         step: along both axes, so that a map costs step^2 times less.
 
     Returns:
-        (F, 2), int64: k from 0 up, and -height/2 where that is whole; l on either side of 0. (0, 0) is the first.
+        (F, 2), int64: k from 0 up, and -height/2 where that is whole; m on either side of 0. (0, 0) is the first.
 
     Raises:
         OptionError: the step leaves nothing but (0, 0).
@@ -56,9 +56,9 @@ def frequencies(height: int, width: int, step: int = 1) -> np.ndarray:
         )
     found: dict[tuple[int, int], None] = {}
     for k in _axis(height, step):
-        for l in _axis(width, step):  # noqa: E741 (the name in the formula)
-            if mirrored((k, l), height, width) not in found:
-                found[k, l] = None
+        for m in _axis(width, step):
+            if mirrored((k, m), height, width) not in found:
+                found[k, m] = None
     return np.array(sorted(found, key=lambda one: (one != (0, 0), *one)), dtype=np.int64)
 
 
@@ -69,9 +69,9 @@ def _axis(size: int, step: int) -> list[int]:
 
 
 def mirrored(frequency: tuple[int, int], height: int, width: int) -> tuple[int, int]:
-    """The frequency (-k, -l), which is (k, l) itself for 0 and for half of an even side."""
-    k, l = (-int(f) % n for f, n in zip(frequency, (height, width), strict=True))  # noqa: E741
-    return k - height * (k > (height - 1) // 2), l - width * (l > (width - 1) // 2)
+    """The frequency (-k, -m), which is (k, m) itself for 0 and for half of an even side."""
+    k, m = (-int(f) % n for f, n in zip(frequency, (height, width), strict=True))
+    return k - height * (k > (height - 1) // 2), m - width * (m > (width - 1) // 2)
 
 
 def radii_of(chosen: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -98,11 +98,11 @@ def in_band(radii: np.ndarray, low: float, high: float) -> np.ndarray:
 
 def basis(chosen: np.ndarray, height: int, width: int) -> Tensor:
     """The basis perturbations of frequencies (F, 2) -> (F, H, W), float64, each of L2 norm 1."""
-    k, l = (torch.as_tensor(chosen[:, axis])[:, None, None] for axis in (0, 1))  # noqa: E741
+    k, m = (torch.as_tensor(chosen[:, axis])[:, None, None] for axis in (0, 1))
     y = torch.arange(height)[None, :, None]
     x = torch.arange(width)[None, None, :]
-    # k y and l x are reduced to one turn as whole numbers, so that no large angle is rounded
-    turns = (k * y % height).double() / height + (l * x % width).double() / width
+    # k y and m x are reduced to one turn as whole numbers, so that no large angle is rounded
+    turns = (k * y % height).double() / height + (m * x % width).double() / width
     return (torch.cos(2 * math.pi * turns) + torch.sin(2 * math.pi * turns)) / math.sqrt(height * width)
 
 
@@ -132,7 +132,7 @@ def basis_errors(
 ) -> np.ndarray:
     """Which images a model gets wrong under which basis perturbations.
 
-    An image X becomes X + r v U_kl (Yin et al., section 3), where r is 1 or -1 at random, for every channel by
+    An image X becomes X + r v U_km (Yin et al., section 3), where r is 1 or -1 at random, for every channel by
     itself. As there, v is the norm in every channel (sqrt(C) v over all of them), and the result is not clipped to
     [0, 1]: it would be another perturbation, a weaker one of more frequencies.
 
@@ -199,14 +199,14 @@ def spectrum_radii(height: int, width: int) -> np.ndarray:
 
 
 def _radius_map(height: int, width: int) -> np.ndarray:
-    k, l = (np.fft.fftfreq(n) for n in (height, width))  # noqa: E741
-    return max(height, width) * np.hypot(k[:, None], l[None, :])
+    k, m = (np.fft.fftfreq(n) for n in (height, width))
+    return max(height, width) * np.hypot(k[:, None], m[None, :])
 
 
 def radial_power(changes: np.ndarray) -> np.ndarray:
     """How the power of images is shared out among the radii.
 
-    The power at (k, l) is |F(k, l)|^2, summed over the channels; its sum is H W times the sum of squares of the
+    The power at (k, m) is |F(k, m)|^2, summed over the channels; its sum is H W times the sum of squares of the
     pixels (Parseval), so that the shares are those of the squared L2 norm.
 
     Args:

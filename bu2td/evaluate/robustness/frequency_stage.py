@@ -138,8 +138,8 @@ def _cells(network: Network, norm: float, table: _Table, height: int, width: int
     for frequency, values in zip(table.things, table.values, strict=True):
         known = values[~np.isnan(values)]
         one = (int(frequency[0]), int(frequency[1]))
-        for k, l in (one, f.mirrored(one, height, width)):  # noqa: E741
-            cells[k, l] = FourierCell(*network, k, l, norm, len(known), float(known.mean()))
+        for k, m in (one, f.mirrored(one, height, width)):
+            cells[k, m] = FourierCell(*network, k, m, norm, len(known), float(known.mean()))
     return [cells[place] for place in sorted(cells)]
 
 

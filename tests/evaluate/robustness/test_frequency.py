@@ -1,4 +1,4 @@
-"""Frequencies: the basis, against the discrete Fourier transform; errors that formulas foretell; spectra, filters."""
+"""Frequencies: the basis against the Fourier transform, errors that formulas foretell, spectra, filters."""
 
 import math
 import random
@@ -56,8 +56,8 @@ def test_half_of_the_plane_stands_for_all_of_it(size: tuple[int, int]) -> None:
     assert chosen[0] == (0, 0)
     every = set(chosen) | {mirrored(one, *size) for one in chosen}
     height, width = size
-    assert every == {(k, l) for k in range(-(height // 2), (height + 1) // 2)
-                     for l in range(-(width // 2), (width + 1) // 2)}  # fmt: skip
+    assert every == {(k, m) for k in range(-(height // 2), (height + 1) // 2)
+                     for m in range(-(width // 2), (width + 1) // 2)}  # fmt: skip
     alone = sum(mirrored(one, *size) == one for one in chosen)
     assert 2 * len(chosen) - alone == height * width  # none but those that mirror themselves stands twice
     assert all(mirrored(mirrored(one, *size), *size) == one for one in every)
@@ -78,14 +78,14 @@ def test_the_basis_is_orthonormal_and_real_and_of_one_frequency(size: tuple[int,
     assert waves.dtype == torch.float64
     flat = waves.flatten(1)
     torch.testing.assert_close(flat @ flat.T, torch.eye(len(chosen), dtype=torch.float64))
-    for (k, l), wave in zip(chosen.tolist(), np.fft.fft2(waves.numpy()), strict=True):
-        places = {(k % size[0], l % size[1]), (-k % size[0], -l % size[1])}
+    for (k, m), wave in zip(chosen.tolist(), np.fft.fft2(waves.numpy()), strict=True):
+        places = {(k % size[0], m % size[1]), (-k % size[0], -m % size[1])}
         assert {(i, j) for i, j in np.argwhere(np.abs(wave) > 1e-9)} == places
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_shift_to_either_side_is_a_factor(size: tuple[int, int]) -> None:
-    """U(x + 1) + U(x - 1) = 2 cos(2 pi l / W) U(x): an eigenfunction of every symmetric filter."""
+    """U(x + 1) + U(x - 1) = 2 cos(2 pi m / W) U(x): an eigenfunction of every symmetric filter."""
     chosen = frequencies(*size)
     waves = basis(chosen, *size)
     for axis in (0, 1):
@@ -226,7 +226,8 @@ def test_the_caller_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(("size", "frequency", "radius"), [
-    ((16, 16), (3, 4), 5), ((16, 16), (0, 0), 0), ((15, 15), (0, -7), 7), ((8, 16), (2, 3), 5), ((16, 16), (-8, -8), 11)
+    ((16, 16), (3, 4), 5), ((16, 16), (0, 0), 0), ((15, 15), (0, -7), 7), ((8, 16), (2, 3), 5),
+    ((16, 16), (-8, -8), 11),
 ])  # fmt: skip
 def test_a_wave_lies_at_its_radius(size: tuple[int, int], frequency: tuple[int, int], radius: int) -> None:
     wave = basis(np.array([frequency]), *size).numpy()[:, None]

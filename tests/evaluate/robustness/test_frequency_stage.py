@@ -50,9 +50,9 @@ def test_tables_are_what_the_functions_say(trained: Path) -> None:
         wrong = basis_errors(model, images, labels, chosen, 2.5, numbers=positions)
         own = {n: t[(t.arrangement == network[0]) & (t.repeat == network[1])] for n, t in tables.items()}
         cells = own["fourier"].set_index(["vertical", "horizontal"]).error
-        for (k, l), errors in zip(chosen.tolist(), wrong, strict=True):  # noqa: E741
-            assert cells[k, l] == pytest.approx(errors.mean(), abs=1e-5)
-            assert cells[k, l] == cells[-k if k > -8 else k, -l if l > -8 else l]
+        for (k, m), errors in zip(chosen.tolist(), wrong, strict=True):
+            assert cells[k, m] == pytest.approx(errors.mean(), abs=1e-5)
+            assert cells[k, m] == cells[-k if k > -8 else k, -m if m > -8 else m]
         bands = own["bands"].set_index("low")
         assert bands.index.tolist() == [0, 4, 8]  # 0; 4, 5.7; 8, 8.9, 11.3
         radii = np.hypot(*chosen.T)
