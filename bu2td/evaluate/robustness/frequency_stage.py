@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bu2td.evaluate.parts import Found, Part, load_all
+from bu2td.evaluate.parts import Found, Part
 from bu2td.evaluate.report.compare import aggregate
 from bu2td.evaluate.robustness import frequency as f
 from bu2td.evaluate.robustness import stage as attacks
+from bu2td.evaluate.robustness.judged import Judged, Network, by_network, joined
 from bu2td.evaluate.schema import ARRANGEMENTS, Band, BandImage, Filtered, FourierCell, Spectrum, write_table
 from bu2td.evaluate.stages import Answer, Context, Stage, digest, digest_model
 from bu2td.evaluate.train.model import Classifier
 
 #: Frequencies of a part.
 BLOCK = 64
-
-Network = tuple[str, int]
 
 
 def plan(context: Context) -> list[Part]:
@@ -82,45 +81,9 @@ def _filtered(model: Classifier, batch: _Batch) -> Found:
 # --- tables -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Table:
-    """What is known of some things and some images: 1, 0, or nan where a part is missing.
-
-    Attributes:
-        things: frequencies or filters.
-        positions: of the images.
-        values: (things, positions).
-    """
-
-    things: list[tuple[float, ...]]
-    positions: list[int]
-    values: np.ndarray
-
-
-def _joined(parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> _Table:
-    """Parts (things (T, ...), positions (N,), values (T, N)) side by side; those that overlap agree."""
-    parts = list(parts)
-    things = sorted({tuple(one) for own, _, _ in parts for one in own.tolist()})
-    positions = sorted({int(p) for _, own, _ in parts for p in own})
-    row, column = ({one: i for i, one in enumerate(all_)} for all_ in (things, positions))
-    values = np.full((len(things), len(positions)), np.nan)
-    for own, places, found in parts:
-        values[np.ix_([row[tuple(one)] for one in own.tolist()], [column[int(p)] for p in places])] = found
-    return _Table(things, positions, values)
-
-
-def _by_network(context: Context, pattern: str) -> dict[Network, list[Found]]:
-    """The parts that are there, by network in the order of a report."""
-    found: dict[Network, list[Found]] = defaultdict(list)
-    for name, part in load_all(context.run.parts(STAGE.name), f"*/{pattern}"):
-        arrangement, _, repeat = name.split("/")[0].rpartition("-")
-        found[arrangement, int(repeat)].append(part)
-    return dict(sorted(found.items(), key=lambda item: (ARRANGEMENTS.index(item[0][0]), item[0][1])))
-
-
-def _maps(context: Context) -> Iterator[tuple[Network, float, _Table]]:
+def _maps(context: Context) -> Iterator[tuple[Network, float, Judged]]:
     """For every network and norm that was measured with the step of the settings: what is wrong."""
-    for network, parts in _by_network(context, f"map-*-{context.settings.frequency_step}-*").items():
+    for network, parts in by_network(context, STAGE.name, f"map-*-{context.settings.frequency_step}-*").items():
         by_norm: dict[float, list[Found]] = defaultdict(list)
         for part in parts:
             by_norm[part.mark["norm"]].append(part)
@@ -128,15 +91,15 @@ def _maps(context: Context) -> Iterator[tuple[Network, float, _Table]]:
             yield (
                 network,
                 norm,
-                _joined((p.arrays["frequencies"], p.arrays["positions"], p.arrays["wrong"]) for p in own),
+                joined((p.arrays["frequencies"], p.arrays["positions"], p.arrays["wrong"]) for p in own),
             )
 
 
-def _cells(network: Network, norm: float, table: _Table, height: int, width: int) -> list[FourierCell]:
+def _cells(network: Network, norm: float, table: Judged, height: int, width: int) -> list[FourierCell]:
     """The map of a network; frequencies that were not measured have the error of those that they mirror."""
     cells = {}
-    for frequency, values in zip(table.things, table.values, strict=True):
-        known = values[~np.isnan(values)]
+    for index, frequency in enumerate(table.things):
+        known = table.known(index)
         one = (int(frequency[0]), int(frequency[1]))
         for k, m in (one, f.mirrored(one, height, width)):
             cells[k, m] = FourierCell(*network, k, m, norm, len(known), float(known.mean()))
@@ -144,7 +107,7 @@ def _cells(network: Network, norm: float, table: _Table, height: int, width: int
 
 
 def _bands(
-    network: Network, norm: float, table: _Table, height: int, width: int
+    network: Network, norm: float, table: Judged, height: int, width: int
 ) -> tuple[list[Band], list[BandImage]]:
     """Errors by band, each basis perturbation counted once, of the images of which the whole band is there."""
     radii = f.radii_of(np.array(table.things), height, width)
@@ -164,13 +127,13 @@ def _bands(
 
 def _filters(context: Context) -> list[Filtered]:
     rows = []
-    for network, parts in _by_network(context, "filter-*").items():
+    for network, parts in by_network(context, STAGE.name, "filter-*").items():
         for index, kept in enumerate(f.KEPT):
-            table = _joined(
+            table = joined(
                 (p.arrays["radii"][:, None], p.arrays["positions"], p.arrays["right"][index]) for p in parts
             )
-            for (radius,), values in zip(table.things, table.values, strict=True):
-                known = values[~np.isnan(values)]
+            for place, (radius,) in enumerate(table.things):
+                known = table.known(place)
                 rows.append(Filtered(*network, kept, radius, len(known), float(known.mean())))
     return rows
 

@@ -1,0 +1,75 @@
+"""The section of a report on spatial frequencies."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from bu2td.evaluate.report.frequency_figures import figures, frame, octave
+from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
+from bu2td.evaluate.report.read import ARRANGEMENTS, WORDS, Run
+
+if TYPE_CHECKING:
+    from bu2td.evaluate.report.sections import Drawer
+
+__all__ = ["frequency_section"]
+
+
+def frequency_section(run: Run, drawer: Drawer) -> list[Block]:
+    """Sensitivity maps, error by band, spectra of the attacks, accuracy on filtered images.
+
+    Args:
+        run: its tables fourier, bands, spectra and filtered are rows or DataFrames.
+        drawer: takes the figures.
+    """
+    blocks: list[Block] = [Heading("Spatial frequency")]
+    bands, spectra = frame(run.tables.get("bands")), frame(run.tables.get("spectra"))
+    if not len(bands):
+        blocks.append(_missing(run, "The sensitivity to spatial frequencies is", "frequency"))
+    else:
+        blocks.append(Text(
+            "The paper expects a network that goes from coarse to fine to depend less on high frequencies. A "
+            "frequency is a number of cycles per image along the longer side; the bands are octaves, so that the "
+            "highest one below the corner of the plane is what only the finest level of a pyramid sees."
+        ))  # fmt: skip
+    for name, figure, caption in figures(run.tables):
+        blocks += drawer.draw(name, figure, caption)
+        if name.startswith("frequency-bands"):
+            blocks.append(_band_table(bands[bands["norm"] == _norm(name, bands)]))
+    if len(bands) and not len(spectra):
+        blocks.append(_missing(run, "The spectra of the attacks need the attacks, which are", "robustness"))
+        blocks.append(_missing(run, "Then the spectra are", "frequency"))
+    return blocks
+
+
+def _norm(name: str, bands: pd.DataFrame) -> float:
+    suffix = name.removeprefix("frequency-bands").removeprefix("-")
+    return next(n for n in set(bands["norm"]) if f"{n:g}" == suffix) if suffix else float(bands["norm"].iloc[0])
+
+
+def _missing(run: Run, what: str, stage: str) -> Missing:
+    command = f"bu2td evaluate {stage} -o {shlex.quote(str(run.folder))} --resume"
+    return Missing(f"{what} not in this folder. This makes it:", command)
+
+
+def _band_table(bands: pd.DataFrame) -> Table:
+    names = [a for a in ARRANGEMENTS if (bands["arrangement"] == a).any()]
+    against = [a for a in names if a != "bu"] if "bu" in names else []
+    table: list[list[str | Cell]] = []
+    for (low, high), own in bands.groupby(["low", "high"]):
+        errors = {a: own[own["arrangement"] == a]["error"] for a in names}
+        differences = [f"{100 * (errors[a].mean() - errors['bu'].mean()):+.1f}" for a in against]
+        table.append([octave(low, high), *(_spread(errors[a]) for a in names), *differences])
+    caption = (
+        f"Error under basis perturbations of L2 norm {bands['norm'].iloc[0]:.3g} per channel by radius, in per "
+        "cent: mean ± standard deviation over the trainings; differences to bottom-up in points."
+    )
+    heads = ["radius", *(WORDS[a] for a in names), *(f"difference, {WORDS[a]}" for a in against)]
+    return Table(caption, heads, table)
+
+
+def _spread(errors: pd.Series) -> str:
+    mean = f"{100 * errors.mean():.1f}" if len(errors) else "\N{EN DASH}"
+    return f"{mean} ± {100 * errors.std(ddof=1):.1f}" if len(errors) > 1 else mean
