@@ -6,7 +6,7 @@ maps images (N, C, H, W) in [0, 1] to logits (N, K).
 
 from bu2td.evaluate.checks import logits_of
 from bu2td.evaluate.data.sets import Data, load_data
-from bu2td.evaluate.explain.explanations import explain
+from bu2td.evaluate.explain.explanations import explain_networks
 from bu2td.evaluate.explain.gradcam import grad_cam
 from bu2td.evaluate.report.writing import write_report
 from bu2td.evaluate.robustness.branches import branch_accuracy
@@ -29,7 +29,7 @@ __all__ = [
     "corrupt",
     "corruption_accuracy",
     "evaluate",
-    "explain",
+    "explain_networks",
     "find_attack",
     "grad_cam",
     "list_presets",

@@ -334,10 +334,11 @@ class Filtered(Row):
 
 @dataclass(frozen=True)
 class Localisation(Row):
-    """Heat maps of one network against the object: means over `samples` images, tp, fp, fn in pixels.
+    """Heat maps of one network against the object: of `samples` images that have one (`dropped`: those without).
 
     `empty`: images whose heat map is zero everywhere, `without_prediction`: those without a pixel above the
-    threshold. Precision is the mean over images with a prediction; neither kind is scored as 0 there.
+    threshold. tp, fp, fn (pixels) and recall are means over the images whose map is not empty, precision over those
+    with a prediction; nothing of them is scored as 0.
     """
 
     arrangement: Arrangement
@@ -360,25 +361,38 @@ class Localisation(Row):
 
 @dataclass(frozen=True)
 class ExplainedImage(Row):
-    """Measures of the heat map of one image, as in `Localisation` and `Faithfulness`."""
+    """Measures of the heat map of one image, as in `Localisation` and `Faithfulness`; nothing where not defined.
+
+    `image` is its place in the test set; every network that is compared classifies it correctly. `empty` is 1 for a
+    heat map of zeros; `boxes` is the share of overlaps at which its box is found, whose mean is MaxBoxAccV2.
+    """
 
     arrangement: Arrangement
     repeat: Count
     layer: Layer
     normalisation: Normalisation
     image: Count
+    empty: Count
+    tp: Number
+    fp: Number
+    fn: Number
     precision: ShareOrNothing
     recall: ShareOrNothing
     pointing: ShareOrNothing
     deletion: Number
     insertion: Number
+    boxes: ShareOrNothing
     file = "explained_images.csv"
     key = ("arrangement", "repeat", "layer", "normalisation", "image")
 
 
 @dataclass(frozen=True)
 class Faithfulness(Row):
-    """Pointing game, deletion and insertion: means over `samples` images."""
+    """Pointing game, deletion and insertion of `samples` images.
+
+    `empty`: images whose heat map is zero everywhere; deletion and insertion are means over the others, the
+    pointing game one over the `pointed` images that have a map and an object.
+    """
 
     arrangement: Arrangement
     repeat: Count
@@ -386,6 +400,7 @@ class Faithfulness(Row):
     normalisation: Normalisation
     samples: Count
     empty: Count
+    pointed: Count
     pointing: ShareOrNothing
     deletion: Number
     insertion: Number
@@ -395,13 +410,14 @@ class Faithfulness(Row):
 
 @dataclass(frozen=True)
 class Boxes(Row):
-    """MaxBoxAccV2 of heat maps against boxes."""
+    """MaxBoxAccV2 of heat maps against boxes: of `samples` images, but for those whose map is `empty`."""
 
     arrangement: Arrangement
     repeat: Count
     layer: Layer
     normalisation: Normalisation
     samples: Count
+    empty: Count
     max_box_acc_v2: ShareOrNothing
     file = "boxes.csv"
     key = ("arrangement", "repeat", "layer", "normalisation")

@@ -26,6 +26,7 @@ ARRANGEMENTS = ("bu", *TOP_DOWN)
 INITIALISATIONS = ("default", "glorot_uniform", "he_normal")
 NORMALISATIONS = ("none", "pixel-mean", "mean-std")
 AMP_DTYPES = ("float16", "bfloat16")
+OBJECTS = ("auto", "bright", "boxes", "none")
 
 
 _EMPTY: Mapping[str, Any] = {}
@@ -100,6 +101,12 @@ class Settings:
 
     explain_samples: int = _about(300, "test images that are explained", "explain")
     threshold: float = _about(0.2, "cut of objects and heat maps", "explain")
+    objects: str = _about("auto", "what the object in an image is: boxes of the data, bright pixels, or auto: "
+                          "boxes, else bright pixels where images are grey on black", "explain",
+                          choices=OBJECTS)  # fmt: skip
+    explain_arrangements: tuple[str, ...] = _about(
+        ("bu", "td"), "networks that are explained and compared", "explain"
+    )
 
     workers: int = _about(0, "processes that read images", "machine", flags=("-j",))
     device: str = _about("auto", "cpu, cuda, or auto: cuda where there is one", "machine")
@@ -191,7 +198,7 @@ def check(settings: Settings) -> Settings:
     )
     _require(settings.input_size is None or (len(settings.input_size) == 3 and min(settings.input_size) > 0),
              settings, "input_size", "three whole numbers C, H, W")  # fmt: skip
-    for name in ("arrangements", "attack_arrangements"):
+    for name in ("arrangements", "attack_arrangements", "explain_arrangements"):
         words = getattr(settings, name)
         _require(bool(words) and len(set(words)) == len(words), settings, name, "at least one, each once")
         for word in words:

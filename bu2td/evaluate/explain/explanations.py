@@ -1,20 +1,17 @@
 """Explaining classifiers side by side: tables of localisation and faithfulness, and heat maps to look at.
 
-Everything is measured on the samples that **all** compared networks classify correctly and that have an object,
-with the heat map of the last level: the features that the head reads. For each network there is a row per
-normalisation of the heat maps (see `gradcam`), since on some data the normalisation decides which network looks
-better.
+Networks are compared on the images that **all** of them classify correctly. For each there is a row per layer
+(`bu2td.evaluate.explain.layers`) and per normalisation of the heat maps (`bu2td.evaluate.explain.gradcam`), since
+both can decide which network looks better. What an image does not have (a prediction, an object, a heat map that is
+not zero everywhere) is left out of means and counted.
 """
 
 from __future__ import annotations
 
-import importlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +22,58 @@ from torch import Tensor, nn
 from bu2td.errors import DataError, FileError, OptionError
 from bu2td.evaluate.checks import check_count, check_images, check_labels, logits_of
 from bu2td.evaluate.explain.faithfulness import deletion, insertion, pointing_game
-from bu2td.evaluate.explain.gradcam import NORMALISATIONS, GradCam
-from bu2td.evaluate.explain.localise import box_accuracy, box_masks, check_boxes, localisation, object_masks
+from bu2td.evaluate.explain.gradcam import GradCam, HeatMaps
+from bu2td.evaluate.explain.localise import box_accuracy, box_overlaps, localisation
+from bu2td.evaluate.explain.objects import LOOKED_AT, Objects, choose_objects, find_objects
+from bu2td.evaluate.schema import LAYERS, NORMALISATIONS, Boxes, ExplainedImage, Faithfulness, Localisation
 from bu2td.files import replacing
+from bu2td.packages import imported
+
+_COLUMNS = ("arrangement", "repeat", "layer", "normalisation")
 
 
 @dataclass(frozen=True)
 class Explained:
-    """What `explain` found.
+    """What heat maps come to.
 
     Attributes:
-        localisation: rows arrangement, repeat, normalisation, threshold, samples, tp, fp, fn, precision, recall;
-            means over the samples, pixels for tp, fp and fn (`bu2td.evaluate.explain.localise`).
-        faithfulness: rows arrangement, repeat, normalisation, samples, pointing, deletion, insertion; means over
-            the samples.
-        boxes: rows arrangement, repeat, normalisation, samples, max_box_acc_v2 and its parts; only where boxes were
-            given.
-        arrays: of a few samples, as `save_explanations` writes them.
-        index: which of the images were measured (n,).
+        localisation: means by network, layer and normalisation; none where nothing is known of the objects.
+        faithfulness: the same of the pointing game, deletion and insertion.
+        boxes: the same of MaxBoxAccV2, where there are boxes.
+        images: all measures, by image.
+        arrays: of a few images, as `save_explanations` writes them.
+        index: which of the given images were measured (n,).
     """
 
-    localisation: list[dict[str, Any]]
-    faithfulness: list[dict[str, Any]]
-    boxes: list[dict[str, Any]] = field(default_factory=list)
+    localisation: list[Localisation]
+    faithfulness: list[Faithfulness]
+    boxes: list[Boxes]
+    images: list[ExplainedImage]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     index: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
-def explain(
+@dataclass(frozen=True)
+class Measured:
+    """Heat maps of one network, measured image by image.
+
+    Attributes:
+        rows: by layer, normalisation and image.
+        overlaps: by row the overlaps with the image's boxes (R, T), as `box_overlaps` has them; None without boxes.
+    """
+
+    rows: list[ExplainedImage]
+    overlaps: np.ndarray | None
+
+
+def explain_networks(
     classifiers: Mapping[str, nn.Module],
     images: Tensor,
     labels: Tensor,
     *,
     count: int | None = None,
     pictures: int = 10,
+    objects: str = "auto",
     boxes: Any = None,
     threshold: float = 0.2,
     tolerance: float = 0.0,
@@ -75,77 +90,163 @@ def explain(
             where its weights are. Weights, gradients and modes are left as found.
         images: (N, C, H, W) in [0, 1].
         labels: the true class of every image (N,).
-        count: how many of the samples that all classify correctly are measured, drawn at random; None for all.
-        pictures: how many of the measured samples the arrays show, samples of different classes first.
-        boxes: (N, 4), or (M, 4) for every image: left, top, right, bottom in pixels. They take the place of the
-            thresholded image as the object, and add MaxBoxAccV2.
+        count: how many of the images that all classify correctly are measured, drawn at random; None for all.
+        pictures: how many of the measured images the arrays show, images of different classes first.
+        objects: what the object is: "bright" pixels, "boxes", "none" or "auto" (`bu2td.evaluate.explain.objects`).
+        boxes: (N, 4), or (M, 4) for every image: left, top, right, bottom in pixels.
         threshold: of the grey value (object) and of the heat map (prediction).
         tolerance: of the pointing game, in pixels.
         steps: of deletion and insertion.
         repeat: number of the training run, for the rows.
-        seed: of the choice of samples and of the order of equally hot pixels.
+        seed: of the choice of images and of the order of equally hot pixels.
         batch_size: how many images run at once.
-        progress: show a bar on stderr, where tqdm is installed.
+        progress: show a bar on stderr.
 
     Returns:
-        The `Explained`.
+        The `Explained`; rows name an image by its place among the given ones.
 
     Raises:
         OptionError: labels, boxes or options are of the wrong kind.
-        DataError: a label is no class, or the classifiers share no correctly classified sample with an object.
+        DataError: a label is no class, or the classifiers share no correctly classified image.
         Bu2tdError: images are no images in [0, 1], or a classifier does not run on them or cannot be followed.
     """
+    from tqdm import tqdm
+
     check_images(images)
-    labels = check_labels(labels, len(images), None).cpu()
+    labels = check_labels(labels, len(images), None)
     _check_options(classifiers, count, pictures, repeat, seed, batch_size)
-    size = (images.shape[2], images.shape[3])
-    checked = None if boxes is None else check_boxes(boxes, len(images), size)
-    masks = object_masks(images, threshold).cpu() if checked is None else box_masks(checked, size)
-    index = _choose(shared_correct(classifiers, images, labels, batch_size), masks, count, seed)
-    samples = _Samples(
-        images[index.to(images.device)],
-        labels[index],
-        masks[index],
-        None if checked is None else [checked[i] for i in index.tolist()],
-    )
-    shown = pick_samples(samples.labels, pictures, seed)
-    result = Explained([], [], [], _shown_samples(samples, shown), index)
-    options = {"steps": steps, "seed": seed, "batch_size": batch_size}
-    for name, model in _watched(classifiers, progress):
-        cam = GradCam(model, images)
+    kind = choose_objects(objects, images[:LOOKED_AT], boxes is not None).kind
+    found = find_objects(kind, images, boxes, threshold)
+    index = shared_correct(classifiers, images, labels, batch_size).nonzero()[:, 0]
+    if count is not None and count < len(index):
+        drawn = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:count]
+        index = index[drawn.sort().values]
+    images, labels = images[index.to(images.device)], labels[index]
+    shown = pick_samples(labels, pictures, seed)
+    few, few_labels = images[shown.to(images.device)], labels[shown]
+    arrays = {"images": few.float().cpu().numpy(), "labels": few_labels.numpy()} if pictures else {}
+    measured = []
+    for name, model in tqdm(classifiers.items(), desc="explain", unit="network", disable=not progress):
+        cam = GradCam(model, images, levels=("levels", *LAYERS))
+        given = ((name, repeat), cam, images, labels, index.tolist(), found.take(index))
+        one = measure(
+            *given, threshold=threshold, tolerance=tolerance, steps=steps, seed=seed, batch_size=batch_size
+        )
+        measured.append(one)
         if pictures:
-            result.arrays.update(_heat_arrays(name, cam, samples, shown, batch_size))
-        maps = cam(samples.images, samples.labels, batch_size, levels=cam.levels[-1])
-        for normalisation in NORMALISATIONS:
-            heat = maps.resized(normalisation)[:, 0]
-            start = {"arrangement": name, "repeat": repeat, "normalisation": normalisation}
-            result.localisation.append(start | localisation(heat, samples.masks, threshold=threshold).row())
-            if samples.boxes is not None:
-                result.boxes.append(start | box_accuracy(heat, samples.boxes).row())
-            result.faithfulness.append(start | _faithful(model, samples, heat, tolerance, options))
-    return result
+            arrays |= heat_arrays(name, cam(few, few_labels, batch_size, levels=pictured(cam)))
+    rows = [row for one in measured for row in one.rows]
+    overlaps = None if kind != "boxes" else np.concatenate([one.overlaps for one in measured])
+    return replace(summarise(rows, threshold, overlaps), arrays=arrays, index=index)
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """The samples that are measured: all have an object."""
+def measure(
+    network: tuple[str, int],
+    cam: GradCam,
+    images: Tensor,
+    labels: Tensor,
+    positions: Sequence[int],
+    objects: Objects,
+    *,
+    threshold: float,
+    tolerance: float,
+    steps: int,
+    seed: int,
+    batch_size: int,
+) -> Measured:
+    """Measure the heat maps of one network for the true classes.
 
-    images: Tensor
-    labels: Tensor
-    masks: Tensor
-    boxes: list[np.ndarray] | None
+    Args:
+        network: arrangement and repeat, for the rows.
+        cam: Grad-CAM of all levels and of `LAYERS`.
+        images: (N, C, H, W) in [0, 1], at least one.
+        labels: (N,).
+        positions: what rows name the images by.
+        objects: of the images.
+        threshold, tolerance, steps, seed, batch_size: as for `explain_networks`.
+    """
+    maps = cam(images, labels, batch_size, levels=LAYERS)
+    known: dict[tuple[str, str], tuple[dict[str, list[float]], np.ndarray]] = {}
+    rows, overlaps = [], []
+    for layer in LAYERS:
+        for kind in NORMALISATIONS:
+            heat = maps.resized(kind, levels=layer)[:, 0]
+            at = (cam.nodes[layer], kind)
+            if at not in known:  # both layers may be one map
+                columns = _against_objects(heat, objects, threshold, tolerance)
+                for call in (deletion, insertion):
+                    curves = call(cam.model, images, labels, heat, steps=steps, seed=seed, batch_size=batch_size)
+                    columns[call.__name__] = curves.auc.tolist()
+                known[at] = columns, np.zeros(0) if objects.boxes is None else box_overlaps(heat, objects.boxes)
+            columns, own = known[at]
+            empty = (heat.flatten(1).amax(1) == 0).tolist()
+            for i, image in enumerate(positions):
+                values: Any = {name: column[i] for name, column in columns.items()}
+                start = (*network, layer, kind, int(image), int(empty[i]))
+                rows.append(ExplainedImage(*start, **values, boxes=float("nan")))
+            overlaps.append(own)
+    return Measured(rows, None if objects.boxes is None else np.concatenate(overlaps))
 
 
-def _faithful(
-    model: nn.Module, samples: _Samples, heat: Tensor, tolerance: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    given = (model, samples.images, samples.labels, heat)
-    return {
-        "samples": len(heat),
-        "pointing": float(pointing_game(heat, samples.masks, tolerance=tolerance).mean()),
-        "deletion": float(deletion(*given, **options).auc.mean()),
-        "insertion": float(insertion(*given, **options).auc.mean()),
+def _against_objects(heat: Tensor, objects: Objects, threshold: float, tolerance: float) -> dict[str, list[float]]:
+    """By measure a number per image; no numbers (nan) where nothing is known of the objects."""
+    if objects.masks is None:
+        return {n: [float("nan")] * len(heat) for n in ("tp", "fp", "fn", "precision", "recall", "pointing")}
+    columns = {
+        name: column.double().tolist()
+        for name, column in vars(localisation(heat, objects.masks, threshold=threshold)).items()
     }
+    return {**columns, "pointing": pointing_game(heat, objects.masks, tolerance=tolerance).tolist()}
+
+
+def summarise(rows: Sequence[ExplainedImage], threshold: float, overlaps: np.ndarray | None = None) -> Explained:
+    """Means over images, by network, layer and normalisation.
+
+    Args:
+        rows: of images that all compared networks classify correctly.
+        threshold: that they were measured with.
+        overlaps: by row those with the image's boxes (R, T).
+    """
+    frame = imported("pandas", why="means over images need it:").DataFrame([vars(row) for row in rows])
+    found, made = Explained([], [], [], []), list(rows)
+    groups: Any = frame.groupby(list(_COLUMNS), sort=False) if rows else ()
+    for key, own in groups:
+        start: dict[str, Any] = dict(zip(_COLUMNS, key, strict=True))
+        counts: Any = {"samples": len(own), "empty": int(own["empty"].sum())}
+        if overlaps is not None:
+            accuracy = box_accuracy(overlaps[own.index])
+            found.boxes.append(Boxes(**start, **counts, max_box_acc_v2=accuracy.mean))
+            for i, right in zip(own.index, accuracy.right, strict=True):
+                made[i] = replace(made[i], boxes=float(right))
+        means: Any = {name: float(own[name].mean()) for name in ("pointing", "deletion", "insertion")}
+        found.faithfulness.append(Faithfulness(**start, **counts, pointed=int(own["pointing"].count()), **means))
+        if own["tp"].count():
+            found.localisation.append(Localisation(**start, threshold=threshold, **_localised(own)))
+    found.images.extend(made)
+    return found
+
+
+def _localised(own: Any) -> dict[str, Any]:
+    there = own[own["tp"] + own["fn"] > 0]
+    told = there[there["empty"] == 0]
+    return {
+        "samples": len(there),
+        "empty": len(there) - len(told),
+        "without_prediction": int((there["tp"] + there["fp"] == 0).sum()),
+        "dropped": len(own) - len(there),
+        **{name: float(told[name].mean()) for name in ("tp", "fp", "fn", "precision", "recall")},
+    }
+
+
+def is_correct(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> Tensor:
+    """Which images a classifier classifies correctly: (N,), bool, on the CPU.
+
+    Raises:
+        DataError: a label is no class of it.
+        Bu2tdError: it does not run on the images.
+    """
+    logits = logits_of(model, images, batch_size)
+    return logits.argmax(1) == check_labels(labels, len(images), logits.shape[1])
 
 
 def shared_correct(
@@ -157,23 +258,19 @@ def shared_correct(
         DataError: there is none, or a label is no class of a classifier.
         Bu2tdError: a classifier does not run on the images.
     """
-    shared = torch.ones(len(images), dtype=torch.bool)
-    rates = []
-    for name, model in classifiers.items():
-        logits = logits_of(model, images, batch_size)
-        right = logits.argmax(1) == check_labels(labels, len(images), logits.shape[1]).cpu()
-        rates.append(f"{name} {float(right.double().mean()):.1%}")
-        shared &= right
+    right = {name: is_correct(model, images, labels, batch_size) for name, model in classifiers.items()}
+    shared = torch.stack(list(right.values())).all(0)
     if not bool(shared.any()):
+        rates = ", ".join(f"{name} {float(own.double().mean()):.1%}" for name, own in right.items())
         raise DataError(
-            f"no image is classified correctly by all of {', '.join(classifiers)} (accuracy: {', '.join(rates)}): "
-            f"there is nothing to compare; train the networks, give more images, or check the labels"
+            f"no image is classified correctly by all of {', '.join(classifiers)} (accuracy: {rates}): there is "
+            f"nothing to compare; train the networks, give more images, or check the labels"
         )
     return shared
 
 
 def pick_samples(labels: Tensor, count: int, seed: int = 0) -> Tensor:
-    """Positions of ``count`` samples (or of all, if there are fewer), of different classes as long as possible.
+    """Positions of ``count`` images (or of all, if there are fewer), of different classes as long as possible.
 
     Drawn with the seed; ordered by round, then by class: one of each class, then a second of each, ...
     """
@@ -187,44 +284,15 @@ def pick_samples(labels: Tensor, count: int, seed: int = 0) -> Tensor:
     return torch.tensor([place for _, _, place in sorted(keys)[:count]], dtype=torch.int64)
 
 
-def _choose(shared: Tensor, masks: Tensor, count: int | None, seed: int) -> Tensor:
-    """Samples that all classify correctly and that have an object."""
-    index = (shared & masks.flatten(1).any(1)).nonzero()[:, 0]
-    if not len(index):
-        raise DataError(
-            f"none of the {int(shared.sum())} samples that all networks classify correctly has an object pixel; "
-            f"lower the threshold, or give boxes"
-        )
-    if count is None or count >= len(index):
-        return index
-    drawn = torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))[:count]
-    return index[drawn.sort().values]
+def pictured(cam: GradCam) -> list[str]:
+    """The layers whose heat maps are kept: all levels in the network's order, and the last convolution."""
+    return [level for level in cam.levels if level != "last-level"]
 
 
-def _shown_samples(samples: _Samples, shown: Tensor) -> dict[str, np.ndarray]:
-    if not len(shown):
-        return {}
-    images = samples.images[shown.to(samples.images.device)]
-    return {"images": images.detach().float().cpu().numpy(), "labels": samples.labels[shown].numpy()}
-
-
-def _heat_arrays(
-    name: str, cam: GradCam, samples: _Samples, shown: Tensor, batch_size: int
-) -> dict[str, np.ndarray]:
-    maps = cam(samples.images[shown.to(samples.images.device)], samples.labels[shown], batch_size)
-    coarse_first = sorted(maps.levels, key=lambda level: -Fraction(level.removeprefix("r")))
-    return {
-        f"{name}_levels": np.array(coarse_first),
-        **{f"{name}_{kind}": maps.resized(kind, levels=coarse_first).numpy() for kind in NORMALISATIONS},
-    }
-
-
-def _watched(classifiers: Mapping[str, nn.Module], progress: bool) -> Iterator[tuple[str, nn.Module]]:
-    items: Any = classifiers.items()
-    if progress:
-        with suppress(ImportError):
-            items = importlib.import_module("tqdm").tqdm(items, total=len(items), desc="explain", unit="network")
-    yield from items
+def heat_arrays(name: str, maps: HeatMaps) -> dict[str, np.ndarray]:
+    """Heat maps of a network as `save_explanations` writes them."""
+    made = {f"{name}_{kind}": maps.resized(kind).numpy() for kind in NORMALISATIONS}
+    return {f"{name}_levels": np.array(maps.levels), **made}
 
 
 def _check_options(classifiers: Any, count: Any, pictures: Any, repeat: Any, seed: Any, batch_size: Any) -> None:
@@ -248,8 +316,9 @@ def save_explanations(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
 
     Args:
         path: the file; its folder exists.
-        arrays: ``images`` (N, C, H, W), ``labels`` (N,), and for every network ``a``: ``a_levels`` (L names, coarse
-            to fine), ``a_plain`` and ``a_centred`` (N, L, H, W).
+        arrays: ``images`` (N, C, H, W), ``labels`` (N,), and for every network ``a``: ``a_levels`` (L names, in the
+            order in which the network computes them, "last-convolution" last), ``a_plain`` and ``a_centred``
+            (N, L, H, W).
 
     Raises:
         OptionError: arrays are missing or do not fit together.
@@ -257,9 +326,7 @@ def save_explanations(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
     """
     wrong = _misfit(arrays)
     if wrong:
-        raise OptionError(
-            f"these are no explanations: {wrong}; give the arrays of bu2td.evaluate.explain.explanations.explain"
-        )
+        raise OptionError(f"these are no explanations: {wrong}; give the arrays of bu2td.evaluate.explain_networks")
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
         whole: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
         np.savez_compressed(file, **whole)

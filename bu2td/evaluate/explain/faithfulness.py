@@ -1,9 +1,9 @@
 """How faithful a heat map is to the object and to the network: pointing game, deletion and insertion.
 
 * **Pointing game** (Zhang et al., 2018): does the hottest pixel lie on the object? If several pixels are equally
-  hot, the share of them that does counts (what drawing one at random gives on average). A heat map of zeros points
-  nowhere and scores 0. With a tolerance a pixel also lies on the object if one of the object's pixels is at most so
-  many pixels away.
+  hot, the share of them that does counts (what drawing one at random gives on average). With a tolerance a pixel
+  also lies on the object if one of the object's pixels is at most so many pixels away. It is played with maps that
+  point somewhere at images that have an object.
 * **Deletion** (Petsiuk et al., 2018): pixels are replaced, hottest first, by a baseline (0: black); the probability
   (softmax) of the class is drawn over the share of replaced pixels, and the area below is the score: the lower, the
   better the map names what the network looks at.
@@ -13,7 +13,8 @@
   a small image and leave it as readable as it was.
 
 Curves have ``steps + 1`` points, the first for no pixel and the last for all; areas are by the trapezoid rule over
-shares from 0 to 1. Equally hot pixels come in a random order, the same for every image and network of a seed.
+shares from 0 to 1. Equally hot pixels come in a random order, the same for every image and network of a seed. A
+heat map of zeros points nowhere and orders no pixels: it has no score (nan).
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bu2td.errors import OptionError
+from bu2td.evaluate.blur import gaussian_blur
 from bu2td.evaluate.checks import check_count, check_images, check_labels, check_number, logits_of, place_of
-from bu2td.evaluate.explain.localise import check_heat, check_keep, check_masks
+from bu2td.evaluate.explain.localise import check_heat, check_masks
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Curves:
 
     Attributes:
         shares: of replaced pixels (S + 1,), from 0 to 1, float64.
-        probability: by sample (N, S + 1), float64.
-        auc: the area below each sample's curve (N,), float64.
+        probability: by image (N, S + 1), float64; nan for a heat map of zeros.
+        auc: the area below each image's curve (N,), float64.
     """
 
     shares: Tensor
@@ -45,30 +47,31 @@ class Curves:
     auc: Tensor
 
 
-def pointing_game(heat: Tensor, masks: Tensor, *, keep: Tensor | None = None, tolerance: float = 0.0) -> Tensor:
+def pointing_game(heat: Tensor, masks: Tensor, *, tolerance: float = 0.0) -> Tensor:
     """Whether the maximum of each heat map lies on the object.
 
     Args:
         heat: (N, H, W) in [0, 1].
-        masks: (N, H, W), bool: the object. Where it is empty nothing is hit.
-        keep: (N,), bool: which samples count.
+        masks: (N, H, W), bool: the object.
         tolerance: pixels around the object that count as object (Euclidean distance between pixel centres).
 
     Returns:
-        (n,), float64: 1 for a hit, 0 for a miss, the share of hits where several pixels are equally hot.
+        (N,), float64: 1 for a hit, 0 for a miss, the share of hits where several pixels are equally hot; nan for a
+        heat map of zeros or an image without an object.
 
     Raises:
         OptionError: shapes or values are wrong.
     """
-    heat, masks, keep = check_heat(heat), check_masks(masks, heat), check_keep(keep, len(heat))
+    heat = check_heat(heat)
+    masks = check_masks(masks, heat)
     check_number("tolerance", tolerance, 0, sum(heat.shape[1:]), "a number of pixels from 0 to height plus width")
-    heat, masks = heat[keep], masks[keep]
+    flat, there = heat.flatten(1), masks.flatten(1).any(1)
     if tolerance:
-        masks = torch.stack([_grown(mask, tolerance) for mask in masks])
-    flat, there = heat.flatten(1), masks.flatten(1)
-    top = flat.amax(1, keepdim=True)
-    hottest = (flat == top) & (top > 0)
-    return (hottest & there).sum(1).double() / hottest.sum(1).clamp(min=1)
+        near = [ndimage.distance_transform_edt(~mask.numpy()) <= tolerance for mask in masks]
+        masks = torch.stack([torch.from_numpy(mask) for mask in near])
+    hottest = flat == flat.amax(1, keepdim=True)
+    hits = (hottest & masks.flatten(1)).sum(1).double() / hottest.sum(1)
+    return hits.masked_fill(~there | (flat.amax(1) == 0), torch.nan)
 
 
 def deletion(
@@ -102,16 +105,8 @@ def deletion(
     """
     check_number("baseline", baseline, 0, 1, "a pixel value in [0, 1]")
     check_images(images)
-    return _curves(
-        model,
-        images,
-        torch.full_like(images, baseline),
-        targets,
-        heat,
-        steps=steps,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    end = torch.full_like(images, baseline)
+    return _curves(model, images, end, targets, heat, steps=steps, seed=seed, batch_size=batch_size)
 
 
 def insertion(
@@ -128,36 +123,20 @@ def insertion(
     """Put pixels into a blurred image, hottest first; higher areas are better.
 
     Args:
-        model: maps images in [0, 1] to logits (N, K); runs in eval mode where its weights are.
-        images: (N, C, H, W) in [0, 1].
-        targets: the class whose probability is followed (N,).
-        heat: (N, H, W) in [0, 1].
-        steps: in how many parts of equal size the pixels are put in, at most H * W.
+        model, images, targets, heat, steps, seed, batch_size: as for `deletion`.
         blur: standard deviation in pixels; by default an eighth of the shorter side.
-        seed: of the order of equally hot pixels.
-        batch_size: how many images run at once.
 
     Returns:
         The `Curves`.
 
     Raises:
-        Bu2tdError: images, targets or heat maps do not fit, or the model does not run on the images.
+        Bu2tdError: as `deletion`, or the blur is no positive number.
     """
     check_images(images)
-    blurred = blur_images(images, blur)
-    return _curves(model, blurred, images, targets, heat, steps=steps, seed=seed, batch_size=batch_size)
-
-
-def blur_images(images: Tensor, blur: float | None = None) -> Tensor:
-    """Gaussian blur of images (N, C, H, W); ``blur`` is the standard deviation in pixels, as for `insertion`.
-
-    Raises:
-        OptionError: the blur is no positive number.
-    """
     sigma = min(images.shape[2:]) / 8 if blur is None else blur
     check_number("blur", sigma, 1e-3, max(images.shape[2:]), "a number of pixels up to the image's side, above 0")
-    values = ndimage.gaussian_filter(images.detach().cpu().double().numpy(), (0, 0, sigma, sigma), mode="reflect")
-    return torch.from_numpy(values).to(images).clamp(0, 1)
+    start = gaussian_blur(images.detach(), sigma)
+    return _curves(model, start, images, targets, heat, steps=steps, seed=seed, batch_size=batch_size)
 
 
 def _curves(
@@ -191,7 +170,7 @@ def _curves(
         ranks = ranking(heat[part], seed).to(place)[:, None]
         points = [_probability(model, torch.where(ranks < bound, b, a), targets[part]) for bound in bounds]
         found.append(torch.stack(points, 1))
-    probability = torch.cat(found)
+    probability = torch.cat(found).masked_fill(heat.flatten(1).amax(1, keepdim=True) == 0, torch.nan)
     shares = torch.tensor(bounds, dtype=torch.float64) / (height * width)
     return Curves(shares, probability, torch.trapezoid(probability, shares, dim=1))
 
@@ -209,10 +188,3 @@ def ranking(heat: Tensor, seed: int = 0) -> Tensor:
     order = shuffled[heat.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(height * width).expand(n, -1)
     return torch.empty_like(order).scatter_(1, order, places).view(n, height, width)
-
-
-def _grown(mask: Tensor, distance: float) -> Tensor:
-    """The mask and what is at most so far from it."""
-    if not bool(mask.any()):
-        return mask
-    return torch.from_numpy(ndimage.distance_transform_edt(~mask.numpy()) <= distance)

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., 2017) of every level of a bottom-up or top-down network.
+"""Grad-CAM (Selvaraju et al., 2017) of the levels and the last convolution of a bottom-up or top-down network.
 
 For a map A (C, h, w) inside the network and the logit y of a class, the weight of channel c is the spatial mean of
 the gradient dy / dA_c, and the *raw map* is the weighted sum over the channels (equations 1 and 2 there, before the
@@ -16,9 +16,10 @@ Plain maps keep every position that speaks for the class; centred maps keep thos
 position. Which of the two is used can decide a comparison, so everything here is given for both. A raw map without
 positive values (centred: a constant one) gives a heat map of zeros.
 
-The network runs as the flat graph of `bu2td.erf.subject`, node by node, so that no hook is needed: inside an
-``fx.GraphModule`` only leaf modules fire hooks. Weights, gradients, modes and hooks of the network are left as they
-were.
+By hand on purpose, and not captum: inside an ``fx.GraphModule`` only leaf modules fire hooks. The network runs as
+    the
+flat graph of `bu2td.erf.subject`, node by node. Weights, gradients, modes and hooks of the network are left as
+found.
 """
 
 from __future__ import annotations
@@ -44,10 +45,9 @@ from bu2td.evaluate.checks import (
     place_of,
     running,
 )
+from bu2td.evaluate.explain.layers import find_layer
+from bu2td.evaluate.schema import LAYERS, NORMALISATIONS
 from bu2td.options import as_device
-
-#: How a heat map is made of a raw map.
-NORMALISATIONS = ("plain", "centred")
 
 #: A spread below this share of the largest value is rounding: such a map is constant.
 _CONSTANT = 1e-6
@@ -55,11 +55,11 @@ _CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Grad-CAM of some levels for some images.
+    """Grad-CAM of some layers for some images.
 
     Attributes:
-        levels: names of the levels in the order in which the network computes them: bottom-up networks fine to
-            coarse, top-down networks coarse to fine. The head reads the last one.
+        levels: names of the layers, in the order asked for. All levels come in the order in which the network
+            computes them: bottom-up networks fine to coarse, top-down networks coarse to fine.
         maps: by level the raw maps (N, h, w), float32, on the CPU, before any ReLU.
         targets: the class of every image that is explained (N,), on the CPU.
         logits: (N, K), float32, on the CPU.
@@ -102,7 +102,7 @@ class HeatMaps:
                 f"{', '.join(map(repr, NORMALISATIONS))}.{nearest(str(normalisation), NORMALISATIONS)}"
             )
         height, width = _size(self.size if size is None else size)
-        names = self.levels if levels is None else (levels,) if isinstance(levels, str) else tuple(levels)
+        names = self.levels if levels is None else _names(levels)
         for name in names:
             if name not in self.maps:
                 raise OptionError(
@@ -142,8 +142,13 @@ class GradCam:
             ``prepare``, which maps images in [0, 1] to what the network reads).
         example_inputs: images (N, C, H, W) as they will be given to the call, which fix channels and size; by
             default the network's own.
-        levels: level names (``r4``), or layers by name: modules or nodes of the graph; by default all levels.
+        levels: one or several of: a level (``r4``), "levels" for all of them (the default), "last-convolution" and
+            "last-level" (`bu2td.evaluate.explain.layers`), modules or nodes of the graph by name.
         device: where it runs; by default where the weights are.
+
+    Attributes:
+        levels: the names, all levels spelled out.
+        nodes: by name the node of the graph.
 
     Raises:
         OptionError: an unknown level or device, or one without feature maps.
@@ -165,13 +170,8 @@ class GradCam:
             check_weights(network)
         example = None if example_inputs is None else self._prepared(self._checked(example_inputs)[:2])
         looked_at = subject(network, example)
-        nodes = looked_at.nodes_of("levels" if levels is None else levels)
-        if levels is None:
-            place = {node.name: i for i, node in enumerate(looked_at.graph_module.graph.nodes)}
-            nodes = dict(sorted(nodes.items(), key=lambda item: place[item[1]]))
-        if not nodes:
-            raise OptionError(f"the {looked_at.title} has no level to explain; name layers with levels=[...]")
-        self._nodes = nodes
+        nodes = _nodes(looked_at, ("levels",) if levels is None else _names(levels))
+        self.nodes = nodes
         self._axes = {node: _axes(looked_at, node, level) for level, node in nodes.items()}
         self.levels = tuple(nodes)
         with torch.inference_mode(False):  # tensors of that mode have no gradients
@@ -225,14 +225,14 @@ class GradCam:
 
     def _chosen(self, levels: str | Sequence[str] | None) -> dict[str, str]:
         """The nodes of some levels."""
-        names = self.levels if levels is None else (levels,) if isinstance(levels, str) else tuple(levels)
+        names = self.levels if levels is None else _names(levels)
         for name in names:
-            if name not in self._nodes:
+            if name not in self.nodes:
                 raise OptionError(
                     f"level {name!r} is none of those that were asked for: {', '.join(self.levels)}."
                     f"{nearest(str(name), self.levels)}"
                 )
-        return {name: self._nodes[name] for name in names}
+        return {name: self.nodes[name] for name in names}
 
     def _batch(
         self, images: Tensor, targets: Tensor | None, nodes: Mapping[str, str]
@@ -308,13 +308,13 @@ def grad_cam(
     batch_size: int = 64,
     device: str | torch.device | None = None,
 ) -> HeatMaps:
-    """Grad-CAM of the levels of a network; `GradCam` does the same for several calls.
+    """Grad-CAM of layers of a network; `GradCam` does the same for several calls.
 
     Args:
         model: a bottom-up or top-down network, or a classifier around one.
         images: (N, C, H, W); in [0, 1] for a classifier, else what the network reads.
         targets: the class to explain for every image (N,); by default the predicted one.
-        levels: levels or layers by name; by default all levels, in the network's order.
+        levels: as for `GradCam`; by default all levels, in the network's order.
         example_inputs: images that fix channels and nominal size; by default the images.
         batch_size: how many images run at once.
         device: where it runs; by default where the weights are.
@@ -353,6 +353,24 @@ class _Taps(fx.Interpreter):
 
 
 # --- arguments -------------------------------------------------------------------------------------------
+
+
+def _names(levels: str | Sequence[str]) -> tuple[str, ...]:
+    return (levels,) if isinstance(levels, str) else tuple(levels)
+
+
+def _nodes(looked_at: Subject, names: Sequence[str]) -> dict[str, str]:
+    """Nodes by the names under which they were asked for; "levels" are all levels in the network's order."""
+    place = {node.name: i for i, node in enumerate(looked_at.graph_module.graph.nodes)}
+    nodes: dict[str, str] = {}
+    for name in names:
+        if name == "levels":
+            nodes |= sorted(looked_at.levels.items(), key=lambda item: place[item[1]])
+        else:
+            nodes |= {name: find_layer(looked_at, name)} if name in LAYERS else looked_at.nodes_of([name])
+    if not nodes:
+        raise OptionError(f"the {looked_at.title} has no level to explain; name layers with levels=[...]")
+    return nodes
 
 
 def _axes(looked_at: Subject, node: str, level: str) -> tuple[int, int, int, int]:
