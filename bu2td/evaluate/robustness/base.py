@@ -1,7 +1,7 @@
 """What our own Foolbox attack classes share: attacks that it lacks, or whose own cannot be used as they are.
 
-Unless they say so, they minimise the L2 distance, image by image: what one image of a batch yields does not depend on the others
-(the random numbers that it gets do). Images for which nothing was found come back as they were.
+They minimise the L2 distance (AutoAttack does not), image by image: what one image of a batch yields does not
+depend on the others (the random numbers that it gets do). Images without success come back as they were.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from bu2td.errors import MissingPackageError, OptionError
-from bu2td.evaluate.robustness.candidates import Search, norms, spread
+from bu2td.evaluate.robustness.candidates import Search
 
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Foolbox imports scipy's functions by their old names
         import eagerpy as ep
-        import foolbox.attacks as fa
-        from foolbox import PyTorchModel
+        import foolbox.attacks as fa  # noqa: F401
+        from foolbox import PyTorchModel  # noqa: F401
         from foolbox.attacks.base import (
             FixedEpsilonAttack,
             MinimizationAttack,
@@ -29,7 +29,7 @@ try:
             raise_if_kwargs,
             verify_input_bounds,
         )
-        from foolbox.attacks.gradient_descent_base import GDOptimizer
+        from foolbox.attacks.gradient_descent_base import GDOptimizer  # noqa: F401 (as fa and PyTorchModel: imported from here, where a missing package is named)
         from foolbox.criteria import Misclassification
         from foolbox.distances import l2
 except ImportError as error:

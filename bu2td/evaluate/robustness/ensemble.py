@@ -20,7 +20,8 @@ _DLR_CLASSES = 4
 class AutoAttack(SearchAttack):
     """The standard version at growing radii, each on the images that withstood the one before.
 
-    APGD on cross-entropy, targeted APGD on DLR (left out for fewer than four classes), targeted FAB, Square.
+    APGD on cross-entropy, targeted APGD on DLR (left out for fewer than four classes), targeted FAB, Square (left
+    out in L2 for images whose sides its first tiles do not fit, such as 12 px; 16, 28, 32 and 224 px fit).
     What is found at a radius is on or inside it, not the smallest: the distances say at which radii an image holds.
     The code is that of the authors (package pyautoattack, which RobustBench uses).
 
@@ -41,6 +42,7 @@ class AutoAttack(SearchAttack):
 
     def improve(self, search: Search) -> None:
         """Go through the radii."""
+        search.converged[:] = False
         for radius in self.radii:
             rows = search.open_rows()
             if not len(rows):
@@ -59,11 +61,20 @@ class AutoAttack(SearchAttack):
             classes = model(images[:1]).shape[-1]
         if classes < _DLR_CLASSES:
             attack.attacks_to_run.remove("apgd-t")
+        if self.norm == "L2" and not _tiled(*images.shape[2:]):
+            attack.attacks_to_run.remove("square")
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(_TARGETS, classes - 1)
         attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = self.iterations
         attack.square.n_queries = self.queries
         found: Tensor = attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
         return found.detach().clamp(0, 1)
+
+
+def _tiled(height: int, width: int) -> bool:
+    """Whether the tiles of Square's first step in L2 lie inside the image: squares of a fifth of its height."""
+    side = height // 5
+    edge = (height - 5 * side) // 2
+    return side > 0 and all(edge + size // side * side <= size for size in (height, width))
 
 
 class AutoAttackL2(AutoAttack):

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from bu2td.evaluate.robustness.base import GDOptimizer, Misclassification, SearchAttack, SmallestEpsilon, ep, fa
 from bu2td.evaluate.robustness.candidates import Search, norms, spread
 
-#: Logits of an image that differ by more are brought nearer for cross-entropy, whose gradient would be rounded to 0.
+#: Logits that span more are brought nearer for cross-entropy, whose gradient would be rounded to 0.
 _SPAN = 15.0
 
 
@@ -109,11 +108,16 @@ class DDNAttack(SearchAttack):
 
 
 class _FastMinimumNorm(fa.L2FMNAttack):
-    """Foolbox's attack with the projection of the paper; its own (3.3.4) multiplies by norm / norm, which is 1."""
+    """Foolbox's attack with the projection of the paper; its own (3.3.4) multiplies by norm / norm, which is 1.
+
+    The ball is a ten-thousandth larger, for where a model is linear the first step ends right on the border, and
+    rounding decides whether the attack ever finds anything.
+    """
 
     def project(self, x: Any, x0: Any, epsilon: Any) -> Any:
         change = (x - x0).raw
-        return x0 + ep.astensor(change * spread((epsilon.raw / norms(change).clamp_min(1e-12)).clamp_max(1), change))
+        factor = (1.0001 * epsilon.raw / norms(change).clamp_min(1e-12)).clamp_max(1)
+        return x0 + ep.astensor(change * spread(factor, change))
 
 
 class FMNAttack(SearchAttack):

@@ -211,7 +211,7 @@ _ALL = (
         "white-box",
         True,
         "gradient.DDNAttack",
-        {"steps": 50, "init_epsilon": 1.0, "gamma": 0.05},
+        {"steps": 50, "init_epsilon": 1.0, "gamma": 0.1},
         {"steps": 300, "init_epsilon": 1.0, "gamma": 0.05},
         steps="steps",
     ),

@@ -143,7 +143,11 @@ class _Batch:
 
     @torch.no_grad()
     def _keep(self, proposed: Tensor, claimed: Tensor) -> Tensor:
-        """Look again at what is claimed to be adversarial, in the batch as a whole; keep what is nearer, say where."""
+        """Look again at what is claimed to be adversarial, in the batch as a whole; keep what is nearer.
+
+        Returns:
+            (N,) of bool, what was kept.
+        """
         sound = proposed.flatten(1).isfinite().all(1)
         pending = claimed & sound
         change = torch.where(_column(pending), proposed - self.images, 0)

@@ -11,19 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bu2td.evaluate.robustness.base import (
-    Misclassification,
-    SearchAttack,
-    draw_until_adversarial,
-    ep,
-    fa,
-)
+from bu2td.evaluate.robustness.base import Misclassification, SearchAttack, draw_until_adversarial, ep, fa
 from bu2td.evaluate.robustness.candidates import Search, norms, spread
 
 #: Random images that are tried as a start where salt and pepper has found none.
 _DRAWS = 50
 #: A walk has come to rest if the second half of its questions brought it nearer by less than this share.
 _REST = 0.01
+#: Steps of the boundary attack below which nothing is said of that.
+_SETTLED = 2000
 
 
 def find_starts(search: Search, steps: int) -> Tensor:
@@ -133,7 +129,7 @@ def _push_halves(stack: list[tuple[Tensor, bool]], values: Tensor) -> None:
         stack.append((values[:half], True))
 
 
-class _Watched(Misclassification):  # type: ignore[misc]
+class _Watched(Misclassification):
     """Writes down, question by question, how near the nearest adversarial image so far is."""
 
     def __init__(self, labels: Tensor, images: Tensor) -> None:
@@ -157,6 +153,7 @@ class _Inward(SearchAttack):
 
     inner: Any
     start_steps: int
+    settled = True
 
     def improve(self, search: Search) -> None:
         """Find starts, then let the attack go on from them."""
@@ -178,11 +175,14 @@ class _Inward(SearchAttack):
                 search.converged[rows] = False
             return
         search.offer(found.clamp(0, 1), rows)
-        search.converged[rows] = criterion.at_rest()
+        search.converged[rows] = criterion.at_rest() & self.settled
 
 
 class BoundaryAttack(_Inward):
     """Foolbox's boundary attack (Brendel et al., 2018) from starts that are there.
+
+    The lengths of its steps follow from the last 1000 steps, so that a walk of less than twice as many may stand
+    still far from the border: it never counts as converged.
 
     Args:
         steps: of the walk (Foolbox: 25,000).
@@ -191,7 +191,7 @@ class BoundaryAttack(_Inward):
 
     def __init__(self, steps: int = 5000, start_steps: int = 200) -> None:
         self.steps, self.start_steps = steps, start_steps
-        self.inner = fa.BoundaryAttack(steps=steps)
+        self.inner, self.settled = fa.BoundaryAttack(steps=steps), steps >= _SETTLED
 
     def _go_on(self, search: Search, rows: Tensor) -> None:
         with warnings.catch_warnings():  # averages over queues that have just been emptied
