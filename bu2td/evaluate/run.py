@@ -124,14 +124,15 @@ def _stages(stage: str, context: Context) -> dict[str, Any]:
 def _experiment(context: Context, stage: Stage) -> Answer:
     """Do the parts of an experiment, shared among the processes; the first puts them together."""
     engine = context.engine
-    complete(
-        stage.plan(context),
-        context.run.parts(stage.name),
-        shard=(engine.global_rank, engine.world_size),
-        title=stage.name,
-        progress=engine.is_global_zero,
-    )
-    engine.barrier()
+    for plan in (stage.plan, *([stage.then] if stage.then else [])):
+        complete(
+            plan(context),
+            context.run.parts(stage.name),
+            shard=(engine.global_rank, engine.world_size),
+            title=stage.name,
+            progress=engine.is_global_zero,
+        )
+        engine.barrier()
     return stage.collect(context) if engine.is_global_zero else {}
 
 

@@ -148,7 +148,9 @@ class Robustness(Row):
     """One attack on one trained network.
 
     Of `samples` images; `clean_accuracy`, `auc` (area under accuracy against L2 from 0 to `limit`, over it) of all,
-    `success_rate` and `median_l2` of those that are right. `failures`: right images for which nothing was found;
+    `success_rate` and `median_l2` of those that are right. "strongest", "strongest-white-box" and
+    "strongest-black-box" stand for the smallest perturbation of every image under all attacks (of a kind) in L2.
+    `failures`: right images for which nothing was found;
     `dropped`: claims of success that a second look did not confirm; `queries`: per right image, on average.
     `converged`: share of the images whose search had come to rest (1 for attacks without a walk); below it the
     distances are upper bounds only.
@@ -200,7 +202,8 @@ class CurvePoint(Row):
 class Branch(Row):
     """Accuracy when perturbations, `scale` times as large as the smallest, enter some inputs of the pyramid.
 
-    Of the `samples` images that the attack found a perturbation for.
+    Of the `samples` images that the attack found a perturbation for; `failures`: right images for which it found
+    none, which are left out, as those that are wrong without any.
     """
 
     arrangement: Arrangement
@@ -210,9 +213,49 @@ class Branch(Row):
     reductions: Word
     scale: Number
     samples: Count
+    failures: Count
     accuracy: ShareOrNothing
     file = "branches.csv"
     key = ("arrangement", "repeat", "attack", "inputs", "scale")
+
+
+@dataclass(frozen=True)
+class RobustAccuracy(Row):
+    """Share of the images that stay right under AutoAttack within a radius in L2 or Linf (`norm`)."""
+
+    arrangement: Arrangement
+    repeat: Count
+    attack: Name
+    norm: Name
+    radius: Distance
+    samples: Count
+    accuracy: Share
+    file = "robust_accuracy.csv"
+    key = ("arrangement", "repeat", "attack", "radius")
+
+
+@dataclass(frozen=True)
+class Masking(Row):
+    """Whether gradients may be masked, so that white-box attacks look weaker than they are (Athalye et al., 2018).
+
+    Of `images` that are right. `check`: "more-steps:ATTACK": twice as many steps along the gradient must not find
+    farther perturbations (`median_change`: of the median distance, as a share of it); "black-box": the best
+    black-box perturbation must not be nearer than the best white-box one; "unbounded": white-box attacks without a
+    bound must fool the network on every image. `violations`: images on which the stronger side is behind by more
+    than 5 %, `largest`: by how much at most, as a share. `holds`: 1 if nothing points to masking: a median that
+    grew by at most 5 % (more steps), no violation (the others).
+    """
+
+    arrangement: Arrangement
+    repeat: Count
+    check: Name
+    images: Count
+    violations: Count
+    largest: Number
+    median_change: Number
+    holds: Count
+    file = "masking.csv"
+    key = ("arrangement", "repeat", "check")
 
 
 @dataclass(frozen=True)
@@ -428,7 +471,7 @@ TABLES: dict[str, type[Row]] = {
     table.file: table
     for table in (
         *(Training, Epoch, Prediction, Trial),
-        *(Robustness, ImageDistance, CurvePoint, Branch, Corruption, CorruptedImage),
+        *(Robustness, ImageDistance, CurvePoint, Branch, RobustAccuracy, Masking, Corruption, CorruptedImage),
         *(FourierCell, Band, BandImage, Spectrum, Filtered),
         *(Localisation, ExplainedImage, Faithfulness, Boxes),
     )

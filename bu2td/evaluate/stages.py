@@ -77,6 +77,7 @@ class Stage:
         plan: lays out the parts.
         collect: puts all parts that are there together, writes the tables, and returns what is printed.
         files: other files that `collect` writes.
+        then: lays out parts that need the files of the first ones.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Stage:
     plan: Callable[[Context], list[Part]]
     collect: Callable[[Context], Answer]
     files: tuple[str, ...] = ()
+    then: Callable[[Context], list[Part]] | None = None
 
 
 def digest(tensors: Sequence[Tensor], words: str = "") -> str:

@@ -36,6 +36,7 @@ class Search:
     Attributes:
         best: (N, C, H, W), the nearest adversarial image found, the image itself where there is none.
         distance: (N,), its L2 distance; inf where there is none, 0 where the image itself is misclassified.
+        converged: (N,) of bool, see `bu2td.evaluate.robustness.base.SearchAttack`.
         chunk: how many candidates one forward pass takes.
     """
 
@@ -43,6 +44,7 @@ class Search:
         self.model, self.images, self.labels = model, images, labels
         self.best = images.clone()
         self.distance = torch.full((len(images),), torch.inf, device=images.device)
+        self.converged = torch.ones(len(images), dtype=torch.bool, device=images.device)
         values = _VALUES.get(images.device.type, _VALUES["cpu"])
         self.chunk = max(len(images), values // max(images[0].numel(), 1), 1)
         rows = torch.arange(len(images), device=images.device)
@@ -122,14 +124,3 @@ class Search:
             upper[rows] = torch.where(hits, middle, upper[rows])
             lower[rows] = torch.where(hits, lower[rows], middle)
         self.offer(path(rows, upper[rows]), rows)
-
-    def approach(self, bisections: int) -> None:
-        """Move what was found towards the image in a straight line, as far as it stays adversarial."""
-        rows, found = self.hit_rows(), self.best.clone()
-        lower, upper = self.distance.new_zeros(len(rows)), self.distance.new_ones(len(rows))
-        for _ in range(bisections):
-            middle = (lower + upper) / 2
-            candidates = self.images[rows] + spread(middle, found) * (found - self.images)[rows]
-            hits = self.adversarial(candidates, rows)
-            self.record(candidates, rows, hits)
-            upper, lower = torch.where(hits, middle, upper), torch.where(hits, lower, middle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from bu2td.evaluate.schema import CurvePoint, Robustness
 
 #: Points of a curve, l2 = 0 and the limit included.
 POINTS = 101
+#: Share of the distances that lie below the limit (`shared_limit`).
+LIMIT_SHARE = 0.95
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,17 @@ class Perturbations:
         images: (N, C, H, W) float32, the perturbed images; the image itself where there is none.
         dropped: (N,) int64, how often the attack claimed success (over the repeats) and a second look did not
             confirm it.
+        queries: (N,) float64, for how many images the attack (all repeats) asked the network per image that it is
+            right about, gradients counted as well; a mean over the batch, 0 for the other images.
+        converged: (N,) bool, False: the attack was still on its way, so that the distance is an upper bound.
     """
 
     distance: np.ndarray
     clean: np.ndarray
     images: np.ndarray
     dropped: np.ndarray
+    queries: np.ndarray
+    converged: np.ndarray
 
     def __len__(self) -> int:
         return len(self.distance)
@@ -40,8 +47,29 @@ class Perturbations:
 
 def join(parts: Sequence[Perturbations]) -> Perturbations:
     """Perturbations of several batches, one after the other."""
-    names = ("distance", "clean", "images", "dropped")
-    return Perturbations(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return Perturbations(*(np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS))
+
+
+#: The arrays of `Perturbations`, as files name them.
+ARRAYS = tuple(field.name for field in fields(Perturbations))
+
+
+def strongest(attacks: Mapping[str, Perturbations]) -> Perturbations:
+    """The smallest perturbation of every image under any of some attacks.
+
+    Args:
+        attacks: at least one, all in one norm, of the same images; of those that are not there for all attacks
+            (the last ones) nothing is said.
+
+    Returns:
+        Queries and dropped claims are those of all attacks together.
+    """
+    count = min(map(len, attacks.values()))
+    stacked = {name: np.stack([getattr(one, name)[:count] for one in attacks.values()]) for name in ARRAYS}
+    nearest, every = stacked["distance"].argmin(0), np.arange(count)
+    found = {name: array[nearest, every] for name, array in stacked.items()}
+    totals = {name: stacked[name].sum(0) for name in ("dropped", "queries")}
+    return Perturbations(**{**found, **totals, "clean": stacked["clean"].all(0)})
 
 
 def accuracy_curve(perturbations: Perturbations, grid: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -88,6 +116,7 @@ def summarise(perturbations: Perturbations, limit: float) -> dict[str, Any]:
         raise OptionError(f"limit must be a positive L2 norm, found {limit!r}")
     distance = perturbations.distance[perturbations.clean]
     any_right = bool(len(distance))
+    found = perturbations.clean & np.isfinite(perturbations.distance)
     return {
         "samples": len(perturbations),
         "clean_accuracy": float(perturbations.clean.mean()),
@@ -97,16 +126,20 @@ def summarise(perturbations: Perturbations, limit: float) -> dict[str, Any]:
         "limit": float(limit),
         "failures": int(np.isinf(distance).sum()),
         "dropped": int(perturbations.dropped.sum()),
-        "queries": math.nan,
-        "converged": math.nan,
+        "queries": float(perturbations.queries[perturbations.clean].mean()) if any_right else math.nan,
+        "converged": float(perturbations.converged[found].mean()) if found.any() else math.nan,
     }
 
 
 def shared_limit(perturbations: Sequence[Perturbations]) -> float:
-    """The greatest finite distance of several classifiers under one attack; 1 where nothing was found at all."""
-    finite = [p.distance[np.isfinite(p.distance)] for p in perturbations]
-    greatest = max((float(d.max()) for d in finite if len(d)), default=0.0)
-    return greatest or 1.0
+    """Up to which L2 norm the curves of several classifiers under one attack go, and their areas.
+
+    The 95th percentile of all finite distances of all these classifiers, of images that are right: a few outliers,
+    which may be ten times as far as the rest, would squeeze all differences into the first tenth of the area. All
+    classifiers share one limit, so that their areas can be compared; it is 1 where nothing was found at all.
+    """
+    distance = np.concatenate([p.distance[p.clean & np.isfinite(p.distance)] for p in perturbations])
+    return float(np.quantile(distance, LIMIT_SHARE)) if len(distance) else 1.0
 
 
 Results = Mapping[tuple[str, int], Mapping[str, Perturbations]]
@@ -120,8 +153,8 @@ def robustness_rows(results: Results, points: int = POINTS) -> tuple[list[Robust
         points: of a curve.
 
     Returns:
-        (rows of the table, rows of the curves). All classifiers share one limit and one grid per attack, from 0 to
-        the greatest finite distance of any of them, so that their areas can be compared.
+        (rows of the table, rows of the curves). All classifiers share one limit (`shared_limit`) and one grid per
+        attack, so that their areas can be compared.
 
     Raises:
         OptionError: fewer than two points.

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from bu2td.errors import OptionError, nearest
 
 #: How thoroughly an attack searches. "full" has Foolbox 2's ranges and about as many queries as its defaults (a
-#: line of 1000 steps, about 1000 noise images, 10 x 10 x 10 rotations and shifts of up to 5 degrees and pixels),
-#: with fewer steps where those take minutes: boundary (25,000), HopSkipJump (64), Carlini-Wagner (9 x 10,000).
-#: "quick" takes about a minute for LeNetFC, 100 digits of 32 x 32 px, all attacks and three runs on one core.
+#: line of 1000 steps, about 1000 noise images, 11 x 11 x 11 rotations and shifts of up to 5 degrees and pixels),
+#: with fewer steps where those take minutes: boundary (25,000), HopSkipJump (64). "quick" takes about a minute for
+#: LeNetFC, 100 digits of 32 x 32 px, all attacks and three runs on one core.
 BUDGETS = ("quick", "full")
+#: Kinds of attacks: the paper's, those that use gradients, those that ask for classes only.
+KINDS = ("pixels", "geometry", "filter", "noise", "white-box", "decision")
+NORMS = ("l2", "linf")
 
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack and its settings. All of them minimise the L2 distance in pixel values from 0 to 1.
+    """An attack and its settings, for pixel values from 0 to 1.
 
     Attributes:
         name: the word that names it in commands and files.
         title: for figures and tables.
-        group: "pixels", "geometry", "filter", "noise" (the paper's), "white-box" (uses gradients), "decision" (asks
-            for classes only).
+        group: one of `KINDS`.
         deterministic: whether a second run would give the same again.
-        builder: module and class of the Foolbox attack.
+        builder: module (of this package, or "foolbox") and class of the Foolbox attack.
         quick, full: arguments of that class under the two budgets.
+        norm: in which distances are measured, one of `NORMS`.
+        steps: the argument that counts the steps along the gradient, where more of them should only help.
+        more: by what factor these steps are more than the budget's (`longer`).
+        once: one run is enough, for the attack draws anew by itself.
     """
 
     name: str
@@ -37,6 +44,10 @@ class Attack:
     builder: str
     quick: Mapping[str, int | float]
     full: Mapping[str, int | float]
+    norm: str = "l2"
+    steps: str = ""
+    more: int = 1
+    once: bool = False
 
     def settings(self, budget: str = "full") -> dict[str, int | float]:
         """Arguments of the attack's class under a budget, as they go into JSON.
@@ -48,61 +59,67 @@ class Attack:
             raise OptionError(
                 f"unknown budget {budget!r}, expected one of {', '.join(BUDGETS)}.{nearest(str(budget), BUDGETS)}"
             )
-        return dict(self.quick if budget == "quick" else self.full)
+        found = dict(self.quick if budget == "quick" else self.full)
+        if self.steps:
+            found[self.steps] *= self.more
+        return found
 
     def build(self, budget: str = "full") -> Any:
         """The Foolbox attack (`foolbox.attacks.base.MinimizationAttack`).
 
         Raises:
             OptionError: there is no such budget.
-            MissingPackageError: Foolbox is not installed.
+            MissingPackageError: Foolbox (for AutoAttack: pyautoattack) is not installed.
         """
         settings = self.settings(budget)
-        module, _, name = self.builder.rpartition(".")
-        return getattr(_module(module), name)(**settings)
+        module, _, name = self.builder.partition(".")
+        home = importlib.import_module("bu2td.evaluate.robustness.base")  # says what to install without Foolbox
+        if module == "foolbox":
+            return getattr(home.fa, name)(**settings)
+        return getattr(importlib.import_module(f"bu2td.evaluate.robustness.{module}"), name)(**settings)
+
+    def runs(self, repeats: int) -> int:
+        """How often it is run where one wants `repeats`."""
+        return 1 if self.deterministic or self.once else repeats
+
+    def longer(self, factor: int) -> Attack:
+        """The same attack with more steps along the gradient."""
+        return dataclasses.replace(self, more=factor)
 
     def describe(self, budget: str = "full") -> dict[str, Any]:
         """Everything that determines the attack, for JSON."""
         return {"name": self.name, "class": self.builder, "budget": budget, "settings": self.settings(budget)}
 
 
-def _module(name: str) -> Any:
-    home = importlib.import_module(
-        "bu2td.evaluate.robustness.foolbox_attacks"
-    )  # says what to install where Foolbox is missing
-    return home.fa if name == "foolbox.attacks" else importlib.import_module(name)
-
-
-_OWN, _INWARD = "bu2td.evaluate.robustness.foolbox_attacks", "bu2td.evaluate.robustness.inward"
 _GRADIENT = {"smallest": 0.003, "largest": 1.0}
 _NOISE = {"smallest": 0.02, "largest": 1.0}
 
 _ALL = (
-    Attack("single-pixel", "Single pixel", "pixels", True, f"{_OWN}.SinglePixelAttack", {"side": 12}, {"side": 32}),
+    Attack("single-pixel", "Single pixel", "pixels", True, "pixels.SinglePixelAttack", {"side": 12}, {"side": 32}),
     Attack(
         "spatial",
         "Rotation and shift",
         "geometry",
         True,
-        f"{_OWN}.SpatialAttack",
-        {"shift": 5.0, "angle": 5.0, "shift_steps": 6, "angle_steps": 4},
-        {"shift": 5.0, "angle": 5.0, "shift_steps": 10, "angle_steps": 10},
+        "geometry.SpatialAttack",
+        {"shift": 5.0, "angle": 5.0, "shift_steps": 6, "angle_steps": 3},
+        {"shift": 5.0, "angle": 5.0, "shift_steps": 11, "angle_steps": 11},
     ),
     Attack(
         "shifts",
         "Shifts",
         "geometry",
         True,
-        f"{_OWN}.SpatialAttack",
-        {"shift": 5.0, "angle": 0.0, "shift_steps": 10, "angle_steps": 1},
-        {"shift": 5.0, "angle": 0.0, "shift_steps": 10, "angle_steps": 1},
+        "geometry.SpatialAttack",
+        {"shift": 5.0, "angle": 0.0, "shift_steps": 11, "angle_steps": 1},
+        {"shift": 5.0, "angle": 0.0, "shift_steps": 11, "angle_steps": 1},
     ),
     Attack(
         "pointwise",
         "Pointwise",
         "pixels",
         False,
-        f"{_INWARD}.PointwiseAttack",
+        "walks.PointwiseAttack",
         {"start_steps": 50, "passes": 1, "bisections": 4},
         {"start_steps": 200, "passes": 3, "bisections": 10},
     ),
@@ -111,7 +128,7 @@ _ALL = (
         "Gaussian blur",
         "filter",
         True,
-        f"{_OWN}.GaussianBlurAttack",
+        "filters.GaussianBlurAttack",
         {"steps": 40, "bisections": 6, "extent": 0.5},
         {"steps": 1000, "bisections": 4, "extent": 1.0},
     ),
@@ -120,7 +137,7 @@ _ALL = (
         "Contrast reduction",
         "filter",
         True,
-        f"{_OWN}.ContrastReductionAttack",
+        "filters.ContrastReductionAttack",
         {"steps": 40, "bisections": 6},
         {"steps": 1000, "bisections": 4},
     ),
@@ -129,7 +146,7 @@ _ALL = (
         "Additive uniform noise",
         "noise",
         False,
-        f"{_OWN}.AdditiveUniformNoiseAttack",
+        "noise.AdditiveUniformNoiseAttack",
         {**_NOISE, "steps": 16, "bisections": 4, "draws": 4},
         {**_NOISE, "steps": 60, "bisections": 8, "draws": 20},
     ),
@@ -138,7 +155,7 @@ _ALL = (
         "Additive Gaussian noise",
         "noise",
         False,
-        f"{_OWN}.AdditiveGaussianNoiseAttack",
+        "noise.AdditiveGaussianNoiseAttack",
         {**_NOISE, "steps": 16, "bisections": 4, "draws": 4},
         {**_NOISE, "steps": 60, "bisections": 8, "draws": 20},
     ),
@@ -147,7 +164,7 @@ _ALL = (
         "Salt and pepper",
         "pixels",
         False,
-        "foolbox.attacks.SaltAndPepperNoiseAttack",
+        "foolbox.SaltAndPepperNoiseAttack",
         {"steps": 100},
         {"steps": 1000},
     ),
@@ -156,7 +173,7 @@ _ALL = (
         "Blended uniform noise",
         "noise",
         False,
-        f"{_OWN}.BlendedUniformNoiseAttack",
+        "noise.BlendedUniformNoiseAttack",
         {"steps": 40, "bisections": 6, "directions": 50},
         {"steps": 1000, "bisections": 4, "directions": 1000},
     ),
@@ -165,7 +182,7 @@ _ALL = (
         "Fast gradient (L2)",
         "white-box",
         True,
-        f"{_OWN}.FastGradientAttack",
+        "gradient.FastGradientAttack",
         {**_GRADIENT, "steps": 30, "bisections": 8},
         {**_GRADIENT, "steps": 200, "bisections": 8},
     ),
@@ -174,34 +191,46 @@ _ALL = (
         "PGD (L2)",
         "white-box",
         False,
-        f"{_OWN}.ProjectedGradientAttack",
+        "gradient.ProjectedGradientAttack",
         {**_GRADIENT, "steps": 12, "bisections": 5, "iterations": 10, "stepsize": 0.25},
         {**_GRADIENT, "steps": 12, "bisections": 6, "iterations": 40, "stepsize": 0.1},
+        steps="iterations",
     ),
     Attack(
         "deepfool",
         "DeepFool",
         "white-box",
         True,
-        "foolbox.attacks.L2DeepFoolAttack",
+        "foolbox.L2DeepFoolAttack",
         {"steps": 20, "candidates": 4, "overshoot": 0.02},
         {"steps": 50, "candidates": 10, "overshoot": 0.02},
     ),
     Attack(
-        "carlini-wagner",
-        "Carlini-Wagner",
+        "ddn",
+        "Decoupled direction and norm",
         "white-box",
         True,
-        f"{_OWN}.CarliniWagnerAttack",
-        {"searches": 4, "steps": 30, "stepsize": 0.02, "initial_const": 1.0, "bisections": 8},
-        {"searches": 6, "steps": 100, "stepsize": 0.02, "initial_const": 1.0, "bisections": 10},
+        "gradient.DDNAttack",
+        {"steps": 50, "init_epsilon": 1.0, "gamma": 0.1},
+        {"steps": 300, "init_epsilon": 1.0, "gamma": 0.05},
+        steps="steps",
+    ),
+    Attack(
+        "fmn",
+        "Fast minimum norm",
+        "white-box",
+        True,
+        "gradient.FMNAttack",
+        {"steps": 50, "max_stepsize": 1.0, "gamma": 0.05},
+        {"steps": 300, "max_stepsize": 1.0, "gamma": 0.05},
+        steps="steps",
     ),
     Attack(
         "hop-skip-jump",
         "HopSkipJump",
         "decision",
         False,
-        f"{_INWARD}.HopSkipJumpAttack",
+        "walks.HopSkipJumpAttack",
         {"steps": 3, "queries": 30, "start_steps": 50},
         {"steps": 20, "queries": 100, "start_steps": 200},
     ),
@@ -210,9 +239,30 @@ _ALL = (
         "Boundary",
         "decision",
         False,
-        f"{_INWARD}.BoundaryAttack",
+        "walks.BoundaryAttack",
         {"steps": 200, "start_steps": 50},
         {"steps": 5000, "start_steps": 200},
+    ),
+    Attack(
+        "autoattack-l2",
+        "AutoAttack (L2)",
+        "white-box",
+        False,
+        "ensemble.AutoAttackL2",
+        {"radii": 5, "smallest": 0.25, "iterations": 20, "queries": 200},
+        {"radii": 5, "smallest": 0.25, "iterations": 100, "queries": 5000},
+        once=True,
+    ),
+    Attack(
+        "autoattack-linf",
+        "AutoAttack (Linf)",
+        "white-box",
+        False,
+        "ensemble.AutoAttackLinf",
+        {"radii": 7, "smallest": 2 / 255, "iterations": 20, "queries": 200},
+        {"radii": 7, "smallest": 2 / 255, "iterations": 100, "queries": 5000},
+        norm="linf",
+        once=True,
     ),
 )
 
@@ -221,8 +271,23 @@ ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}
 #: The paper's ten.
 PAPER: tuple[str, ...] = tuple(ATTACKS)[:10]
 #: The white-box and decision-based ones.
-GRADIENT: tuple[str, ...] = tuple(ATTACKS)[10:]
-GROUPS: Mapping[str, tuple[str, ...]] = {"paper": PAPER, "gradient": GRADIENT}
+GRADIENT: tuple[str, ...] = tuple(ATTACKS)[10:17]
+#: AutoAttack, at fixed radii: an extra that needs a package of its own (pip install pyautoattack).
+AUTOATTACK: tuple[str, ...] = tuple(ATTACKS)[17:]
+GROUPS: Mapping[str, tuple[str, ...]] = {"paper": PAPER, "gradient": GRADIENT, "autoattack": AUTOATTACK}
+#: The smallest perturbation that any attack in L2 found: kinds of attacks that are looked at, by name.
+STRONGEST: Mapping[str, tuple[str, ...]] = {
+    "strongest": KINDS,
+    "strongest-white-box": ("white-box",),
+    "strongest-black-box": tuple(kind for kind in KINDS if kind != "white-box"),
+}
+#: What tables and figures write for a name.
+TITLES: Mapping[str, str] = {
+    **{name: attack.title for name, attack in ATTACKS.items()},
+    "strongest": "Strongest attack per image",
+    "strongest-white-box": "Strongest white-box attack",
+    "strongest-black-box": "Strongest black-box attack",
+}
 
 
 def find_attack(name: str | Attack) -> Attack:
@@ -238,4 +303,11 @@ def find_attack(name: str | Attack) -> Attack:
     return ATTACKS[name]
 
 
-__all__ = ["ATTACKS", "BUDGETS", "GRADIENT", "PAPER", "Attack", "find_attack"]
+def attack_names(words: Iterable[str]) -> list[str]:
+    """Attacks by name, groups spelled out.
+
+    Raises:
+        OptionError: there is no such attack or group.
+    """
+    names = [name for word in words for name in GROUPS.get(word, (word,))]
+    return [find_attack(name).name for name in dict.fromkeys(names)]

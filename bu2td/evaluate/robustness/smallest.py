@@ -54,7 +54,9 @@ def smallest_perturbations(
         size as the clean ones.
 
     Raises:
-        OptionError: bad images, labels, attack, budget or numbers, or a device that is not there.
+        ExampleInputError: bad images.
+        OptionError: bad labels, attack, budget or numbers, or a device that is not there.
+        DataError: labels that the model has no logit for.
         ModelOutputError, NonFiniteError: the model does not return finite logits (N, K).
         MissingPackageError: Foolbox is not installed.
     """
@@ -66,33 +68,50 @@ def smallest_perturbations(
     check_count("start_batch", start_batch, 0)
     check_count("seed", seed, 0)
     runner = attack.build(budget)
-    runs = 1 if attack.deterministic else repeats
     parts = []
     with frozen(model, device) as place:
-        target = _foolbox_model(model, place)
+        counted = _Counted(model)
+        target = _foolbox_model(counted, place)
         for offset in range(0, len(images), batch_size):
             part = slice(offset, offset + batch_size)
-            batch = _Batch(target, images[part].to(place, torch.float32), labels[part].to(place, torch.int64))
-            for run in range(runs):
+            pair = images[part].to(place, torch.float32), labels[part].to(place, torch.int64)
+            batch = _Batch(target, *pair, counted, attack.norm)
+            for run in range(attack.runs(repeats)):
                 with _seeded(seed, attack.name, run, start_batch + offset // batch_size):
                     batch.attack(runner)
             parts.append(batch.result())
     return join(parts)
 
 
-def _foolbox_model(model: nn.Module, device: torch.device) -> Any:
-    from bu2td.evaluate.robustness.foolbox_attacks import (
-        PyTorchModel,  # says what to install where Foolbox is missing
-    )
+class _Counted(Checked):
+    """Counts for how many images the model is asked, for a class or for a gradient."""
 
-    return PyTorchModel(Checked(model).eval(), bounds=(0, 1), device=device)
+    count = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) -> logits (N, K)."""
+        logits = super().forward(images)
+        self.count += len(images)
+        if logits.requires_grad:
+            logits.register_hook(lambda _: self._gradient(len(images)))
+        return logits
+
+    def _gradient(self, images: int) -> None:
+        self.count += images
+
+
+def _foolbox_model(model: nn.Module, device: torch.device) -> Any:
+    from bu2td.evaluate.robustness.base import PyTorchModel  # says what to install where Foolbox is missing
+
+    return PyTorchModel(model.eval(), bounds=(0, 1), device=device)
 
 
 class _Batch:
     """One batch of images: which are right, and the smallest perturbation of each so far."""
 
-    def __init__(self, model: Any, images: Tensor, labels: Tensor) -> None:
-        self.model, self.images, self.labels = model, images, labels
+    def __init__(self, model: Any, images: Tensor, labels: Tensor, counted: _Counted, norm: str) -> None:
+        self.model, self.images, self.labels, self.counted = model, images, labels, counted
+        self.order = {"l2": 2.0, "linf": torch.inf}[norm]
         with torch.no_grad():
             logits = model(images)
         check_labels(labels, len(labels), logits.shape[1])
@@ -100,42 +119,63 @@ class _Batch:
         self.best = images.clone()
         self.distance = torch.where(self.clean, torch.inf, 0.0).double()
         self.dropped = torch.zeros_like(labels)
+        self.queries = torch.zeros_like(self.distance)
+        self.converged = torch.ones_like(self.clean)
 
     def attack(self, runner: Any) -> None:
         """Run an attack once on the images that are classified correctly."""
         rows = self.clean.nonzero()[:, 0]
         if not len(rows):
             return
+        before = self.counted.count
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(foolbox|eagerpy)\b")
+            warnings.filterwarnings("ignore", module=r"(foolbox|eagerpy|pyautoattack)\b")
             found, _, claims = runner(self.model, self.images[rows], self.labels[rows], epsilons=None)
+        self.queries[rows] += (self.counted.count - before) / len(rows)
         proposed = self.images.clone()
         proposed[rows] = found.detach().to(self.images.dtype)
         claimed = torch.zeros_like(self.clean)
         claimed[rows] = claims
-        self._keep(proposed, claimed)
+        converged = torch.ones_like(self.clean)
+        converged[rows] = getattr(runner, "converged", converged[rows])  # Foolbox's own take no walk
+        nearer = self._keep(proposed, claimed)
+        self.converged[nearer] = converged[nearer]
 
     @torch.no_grad()
-    def _keep(self, proposed: Tensor, claimed: Tensor) -> None:
-        """Look again at what is claimed to be adversarial, in the batch as a whole, and keep what is nearer."""
+    def _keep(self, proposed: Tensor, claimed: Tensor) -> Tensor:
+        """Look again at what is claimed to be adversarial, in the batch as a whole; keep what is nearer.
+
+        Returns:
+            (N,) of bool, what was kept.
+        """
         sound = proposed.flatten(1).isfinite().all(1)
         pending = claimed & sound
         change = torch.where(_column(pending), proposed - self.images, 0)
+        kept = torch.zeros_like(claimed)
         for factor in _NUDGES:
             trial = torch.where(_column(pending), (self.images + factor * change).clamp(0, 1), self.images)
             holds = pending & (self.model(trial).argmax(-1) != self.labels)
-            distance = (trial.double() - self.images.double()).flatten(1).norm(dim=1)
+            distance = (trial.double() - self.images.double()).flatten(1).norm(self.order, dim=1)
             nearer = holds & (distance < self.distance)
             self.best[nearer], self.distance[nearer] = trial[nearer], distance[nearer]
+            kept |= nearer
             pending = pending & ~holds
             if not bool(pending.any()):
                 break
         self.dropped += pending | (claimed & ~sound)
+        return kept
 
     def result(self) -> Perturbations:
         """What was found, as arrays."""
-        arrays = (self.distance, self.clean, self.best, self.dropped)
-        return Perturbations(*(array.cpu().numpy() for array in arrays))
+        arrays = {
+            "distance": self.distance,
+            "clean": self.clean,
+            "images": self.best,
+            "dropped": self.dropped,
+            "queries": self.queries,
+            "converged": self.converged,
+        }
+        return Perturbations(**{name: array.cpu().numpy() for name, array in arrays.items()})
 
 
 def _column(mask: Tensor) -> Tensor:

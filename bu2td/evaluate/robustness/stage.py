@@ -3,71 +3,93 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bu2td.evaluate.parts import Found, Part, load_all
-from bu2td.evaluate.robustness.branches import branch_accuracy
-from bu2td.evaluate.robustness.curves import Perturbations, join, robustness_rows, summarise
-from bu2td.evaluate.robustness.registry import ATTACKS, GROUPS, Attack, find_attack
+from bu2td.evaluate.parts import Found, Part, load, path_of
+from bu2td.evaluate.robustness.branches import SCALES, branch_accuracy
+from bu2td.evaluate.robustness.curves import Perturbations, robustness_rows, strongest, summarise
+from bu2td.evaluate.robustness.gather import (
+    BRANCHES,
+    MORE,
+    Attacked,
+    Gathered,
+    Network,
+    check_planned,
+    cuts,
+    gather,
+    part_name,
+)
+from bu2td.evaluate.robustness.masking import FACTOR, IMAGES, black_box, more_steps, unbounded
+from bu2td.evaluate.robustness.registry import (
+    ATTACKS,
+    AUTOATTACK,
+    STRONGEST,
+    TITLES,
+    Attack,
+    attack_names,
+    find_attack,
+)
 from bu2td.evaluate.robustness.smallest import smallest_perturbations
-from bu2td.evaluate.schema import Branch, CurvePoint, ImageDistance, Robustness, write_table
+from bu2td.evaluate.schema import (
+    Branch,
+    CurvePoint,
+    ImageDistance,
+    Masking,
+    RobustAccuracy,
+    Robustness,
+    write_table,
+)
 from bu2td.evaluate.stages import Answer, Context, Stage, digest, digest_model
 from bu2td.evaluate.train.model import Classifier
 from bu2td.runtime import TopDownNetwork
 
-_ARRAYS = ("distance", "clean", "images", "dropped")
-_NAME = re.compile(r"(\w+)-(\d+)/(.+)-(\d+)-(\d+)")
-
-
-def attack_names(words: Iterable[str]) -> list[str]:
-    """Attacks by name, groups spelled out.
-
-    Raises:
-        OptionError: there is no such attack or group.
-    """
-    names = [name for word in words for name in GROUPS.get(word, (word,))]
-    return [find_attack(name).name for name in dict.fromkeys(names)]
+#: A perturbation on a radius may be this share larger: rounding, and the factor of a second look.
+_ON_RADIUS = 1.002
 
 
 def plan(context: Context) -> list[Part]:
-    """A part per network, attack and batch of images."""
-    settings = context.settings
-    positions, images, labels = context.sample(settings.attack_samples)
-    size, parts = settings.attack_batch_size, []
-    for arrangement, repeat in context.networks(settings.attack_arrangements, settings.attack_runs):
-        model = context.classifier(arrangement, repeat)
-        weights, seed = digest_model(model), settings.seed + repeat
-        for attack in map(find_attack, attack_names(settings.attacks)):
-            for start in range(0, len(positions), size):
-                chosen = slice(start, start + size)
-                batch = (images[chosen], labels[chosen])
-                mark = {
-                    "weights": weights,
-                    "images": digest(batch),
-                    "attack": attack.describe(settings.attack_budget),
-                    "repeats": 1 if attack.deterministic else settings.attack_repeats,
-                    "seed": seed,
-                }
-                name = f"{arrangement}-{repeat}/{attack.name}-{start:06d}-{start + len(batch[0]):06d}"
-                work = partial(_attacked, model, batch, positions[chosen], attack, settings, seed, start // size)
-                parts.append(Part(name, mark, work))
+    """A part per network, attack and batch of images; some attacks once more with more steps, on a few images."""
+    settings, folder = context.settings, context.run.parts(STAGE.name)
+    works = [(name, find_attack(name), settings.attack_samples) for name in attack_names(settings.attacks)]
+    works += [
+        (f"{MORE}{name}", attack.longer(FACTOR), min(count, IMAGES))
+        for name, attack, count in works
+        if attack.steps
+    ]
+    check_planned(folder, {name: _settings(attack, settings) for name, attack, _ in works})
+    parts = []
+    for network in context.networks(settings.attack_arrangements, settings.attack_runs):
+        model = context.classifier(*network)
+        weights, seed = digest_model(model), settings.seed + network[1]
+        for name, attack, count in works:
+            batches = cuts(folder, network, name, count, settings.attack_batch_size)
+            positions, images, labels = context.sample(batches[-1][1])
+            for start, end in batches:
+                batch = (images[start:end], labels[start:end])
+                mark = {"weights": weights, "images": digest(batch), **_settings(attack, settings), "seed": seed}
+                work = partial(_attacked, model, batch, positions[start:end], attack, settings, seed, start)
+                parts.append(Part(part_name(network, name, start, end), mark, work))
     return parts
+
+
+def _settings(attack: Attack, settings: Any) -> dict[str, Any]:
+    return {"attack": attack.describe(settings.attack_budget), "repeats": attack.runs(settings.attack_repeats)}
 
 
 def _attacked(
     model: Classifier,
     batch: tuple[Tensor, Tensor],
-    positions: Sequence[int],
+    positions: list[int],
     attack: Attack,
     settings: Any,
     seed: int,
-    number: int,
+    start: int,
 ) -> Found:
     found = smallest_perturbations(
         model,
@@ -76,76 +98,142 @@ def _attacked(
         repeats=settings.attack_repeats,
         budget=settings.attack_budget,
         seed=seed,
-        batch_size=settings.attack_batch_size,
-        start_batch=number,
+        batch_size=len(batch[0]),
+        start_batch=start,  # any number that no other batch has
     )
-    return Found(arrays={**vars(found), "positions": torch.tensor(positions).numpy()})
+    return Found(arrays={**vars(found), "positions": np.array(positions)})
+
+
+def plan_branches(context: Context) -> list[Part]:
+    """A part per batch of perturbations in L2 of a top-down network."""
+    settings, folder, parts = context.settings, context.run.parts(STAGE.name), []
+    attacks = [name for name in attack_names(settings.attacks) if find_attack(name).norm == "l2"]
+    for network in context.networks(settings.attack_arrangements, settings.attack_runs):
+        model = context.classifier(*network)
+        if not isinstance(model.network, TopDownNetwork):
+            continue
+        weights = digest_model(model)
+        for name in attacks:
+            batches = cuts(folder, network, name, settings.attack_samples, settings.attack_batch_size)
+            _, images, labels = context.sample(batches[-1][1])
+            for start, end in batches:
+                path = path_of(part_name(network, name, start, end), folder)
+                perturbed = torch.as_tensor(load(path).arrays["images"])
+                mark = {
+                    "weights": weights,
+                    "perturbations": digest([images[start:end], labels[start:end], perturbed]),
+                    "scales": SCALES,
+                }
+                work = partial(_branches, model, network, name, path, images[start:end], labels[start:end])
+                parts.append(Part(part_name(network, f"{BRANCHES}{name}", start, end), mark, work))
+    return parts
+
+
+def _branches(model: Classifier, network: Network, attack: str, path: Any, images: Tensor, labels: Tensor) -> Found:
+    arrays = load(path).arrays
+    failures = int((arrays["clean"] & np.isinf(arrays["distance"])).sum())
+    perturbed = torch.as_tensor(arrays["images"])
+    rows = branch_accuracy(model, images, perturbed, labels, scales=SCALES, batch_size=len(images))
+    return Found(tuple(Branch(*network, attack, failures=failures, **row) for row in rows))
 
 
 def collect(context: Context) -> Answer:
     """Tables of all attacks that are there."""
-    found = _found(context)
-    results = {network: {a: p for a, (p, _) in own.items()} for network, own in found.items()}
+    there, folder = gather(context.run.parts(STAGE.name)), context.run.path
+    results = {network: _in_l2(there.attacks[network]) for network in there.attacks}
+    shared = [name for name in ATTACKS if all(name in own for own in results.values())]
+    for own in results.values():
+        own |= _strongest({name: own[name] for name in shared})
     table, curves = robustness_rows(results)
-    write_table(Robustness, table, context.run.path)
-    write_table(CurvePoint, curves, context.run.path)
+    write_table(Robustness, table, folder)
+    write_table(CurvePoint, curves, folder)
     distances = [
-        ImageDistance(*network, attack, int(image), float(distance))
-        for network, own in found.items()
-        for attack, (one, images) in own.items()
-        for image, distance in zip(images, one.distance, strict=True)
+        ImageDistance(*network, name, image, float(distance))
+        for network, own in results.items()
+        for name, one in own.items()
+        for image, distance in zip(_positions(there, network), one.distance, strict=False)
     ]
-    write_table(ImageDistance, distances, context.run.path)
-    write_table(Branch, _branches(context, results), context.run.path)
-    used = [name for name in ATTACKS if any(name in own for own in found.values())]
-    context.run.note(attacks=[find_attack(name).describe(context.settings.attack_budget) for name in used])
-    arrangements = list(dict.fromkeys(a for a, _ in results))
-    rows = [{"attack": name, **{a: _median(results, a, name) for a in arrangements}} for name in used]
-    return {"median L2 of the smallest perturbation": rows}
+    write_table(ImageDistance, distances, folder)
+    branches = [row for own in there.branches.values() for rows in own.values() for row in rows]
+    write_table(Branch, branches, folder)
+    write_table(RobustAccuracy, _robust_accuracy(there), folder)
+    write_table(Masking, _masking(there, results), folder)
+    used = {name: one.attack for own in there.attacks.values() for name, one in own.items()}
+    context.run.note(attacks=[used[name] for name in ATTACKS if name in used], strongest=shared)
+    return {"median L2 of the smallest perturbation": _medians(results)}
 
 
-def _found(context: Context) -> dict[tuple[str, int], dict[str, tuple[Perturbations, list[int]]]]:
-    """What is there, by network and attack: batches in their order, as far as they follow upon one another."""
-    batches: dict[tuple[str, int], dict[str, list[tuple[int, int, Found]]]] = {}
-    for name, part in load_all(context.run.parts(STAGE.name)):
-        match = _NAME.fullmatch(name)
-        if match is not None:
-            own = batches.setdefault((match[1], int(match[2])), {}).setdefault(match[3], [])
-            own.append((int(match[4]), -int(match[5]), part))
-    found: dict[tuple[str, int], dict[str, tuple[Perturbations, list[int]]]] = {}
-    for network, attacks in sorted(batches.items()):
-        for attack in (name for name in ATTACKS if name in attacks):
-            end, chosen = 0, []
-            for start, last, part in sorted(attacks[attack], key=lambda batch: batch[:2]):
-                if start == end:
-                    chosen.append(part)
-                    end = -last
-            if chosen:
-                joined = join([Perturbations(*(part.arrays[name] for name in _ARRAYS)) for part in chosen])
-                positions = [int(p) for part in chosen for p in part.arrays["positions"]]
-                found.setdefault(network, {})[attack] = (joined, positions)
+def _in_l2(own: Mapping[str, Attacked]) -> dict[str, Perturbations]:
+    return {name: one.perturbations for name, one in own.items() if find_attack(name).norm == "l2"}
+
+
+def _positions(there: Gathered, network: Network) -> tuple[int, ...]:
+    """Of all images that any attack has seen; every attack has seen the first ones of these."""
+    return max((one.positions for one in there.attacks[network].values()), key=len)
+
+
+def _strongest(own: Mapping[str, Perturbations]) -> dict[str, Perturbations]:
+    """The smallest perturbations under all attacks, the white-box and the black-box ones.
+
+    Args:
+        own: attacks in L2 that every network went through, so that none is at a disadvantage.
+
+    Returns:
+        By name; nothing where there is one attack.
+    """
+    found = {}
+    for name, kinds in STRONGEST.items():
+        some = {attack: one for attack, one in own.items() if find_attack(attack).group in kinds}
+        if some and len(own) > 1:
+            found[name] = strongest(some)
     return found
 
 
-def _branches(context: Context, results: Mapping[tuple[str, int], Mapping[str, Perturbations]]) -> list[Branch]:
+def _robust_accuracy(there: Gathered) -> list[RobustAccuracy]:
     rows = []
-    for (arrangement, repeat), perturbations in results.items():
-        classifier = context.classifier(arrangement, repeat)
-        if isinstance(classifier.network, TopDownNetwork):
-            for name, one in perturbations.items():
-                _, images, labels = context.sample(len(one))
-                size = context.settings.attack_batch_size
-                found = branch_accuracy(classifier, images, torch.as_tensor(one.images), labels, batch_size=size)
-                rows += [Branch(arrangement, repeat, name, scale=1.0, **row) for row in found]
+    for network, own in there.attacks.items():
+        for name in (name for name in AUTOATTACK if name in own):
+            settings, distance = own[name].attack["settings"], own[name].perturbations.distance
+            for radius in (settings["smallest"] * 2**k for k in range(settings["radii"])):
+                share = float((distance > radius * _ON_RADIUS).mean())
+                rows.append(RobustAccuracy(*network, name, find_attack(name).norm, radius, len(distance), share))
     return rows
 
 
-def _median(found: Mapping[Any, Mapping[str, Perturbations]], arrangement: str, name: str) -> str:
+def _masking(there: Gathered, results: Mapping[Network, Mapping[str, Perturbations]]) -> list[Masking]:
+    rows = []
+    for network, own in results.items():
+        for name, more in there.more.get(network, {}).items():
+            if name in own:
+                rows.append(Masking(*network, f"more-steps:{name}", **more_steps(own[name], more.perturbations)))
+        white, black = own.get("strongest-white-box"), own.get("strongest-black-box")
+        if white is not None and black is not None:
+            rows.append(Masking(*network, "black-box", **black_box(white, black)))
+        if white is not None:
+            rows.append(Masking(*network, "unbounded", **unbounded(white)))
+    return rows
+
+
+def _medians(results: Mapping[Network, Mapping[str, Perturbations]]) -> list[dict[str, Any]]:
+    names = [name for name in TITLES if any(name in own for own in results.values())]
+    arrangements = dict.fromkeys(a for a, _ in results)
+    return [{"attack": name, **{a: _median(results, a, name) for a in arrangements}} for name in names]
+
+
+def _median(results: Mapping[Network, Mapping[str, Perturbations]], arrangement: str, name: str) -> str:
     medians = [
-        summarise(own[name], 1.0)["median_l2"] for (a, _), own in found.items() if a == arrangement and name in own
+        summarise(own[name], 1.0)["median_l2"]
+        for (a, _), own in results.items()
+        if a == arrangement and name in own
     ]
     known = [m for m in medians if math.isfinite(m)]
     return f"{sum(known) / len(known):.3f}" if known and len(known) == len(medians) else "none found for half"
 
 
-STAGE = Stage("robustness", (Robustness, ImageDistance, CurvePoint, Branch), plan, collect)
+STAGE = Stage(
+    "robustness",
+    (Robustness, ImageDistance, CurvePoint, Branch, RobustAccuracy, Masking),
+    plan,
+    collect,
+    then=plan_branches,
+)

@@ -13,16 +13,28 @@ from torch.nn import functional as F
 
 from bu2td.errors import OptionError
 from bu2td.evaluate.robustness.candidates import Search
-from bu2td.evaluate.robustness.registry import ATTACKS, BUDGETS, GRADIENT, PAPER, find_attack
+from bu2td.evaluate.robustness.registry import (
+    ATTACKS,
+    AUTOATTACK,
+    BUDGETS,
+    GRADIENT,
+    KINDS,
+    PAPER,
+    STRONGEST,
+    TITLES,
+    attack_names,
+    find_attack,
+)
 from bu2td.evaluate.robustness.smallest import Perturbations, smallest_perturbations
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import foolbox
 
-    from bu2td.evaluate.robustness import foolbox_attacks as own
-    from bu2td.evaluate.robustness import inward
+    from bu2td.evaluate.robustness import filters, geometry, pixels, walks
 
+#: Those that need no package of their own.
+USUAL = [name for name in ATTACKS if name not in AUTOATTACK]
 DETERMINISTIC = [name for name, attack in ATTACKS.items() if attack.deterministic]
 
 
@@ -97,13 +109,33 @@ def run(attack: object, model: nn.Module, images: Tensor, labels: Tensor) -> tup
 
 def test_registry() -> None:
     assert len(PAPER) == 10
-    assert (*PAPER, *GRADIENT) == tuple(ATTACKS)
-    assert {"fgsm", "pgd", "deepfool", "carlini-wagner", "hop-skip-jump", "boundary"} == set(GRADIENT)
-    assert len({attack.title for attack in ATTACKS.values()}) == len(ATTACKS)
+    assert (*PAPER, *GRADIENT, *AUTOATTACK) == tuple(ATTACKS)
+    assert {"fgsm", "pgd", "deepfool", "ddn", "fmn", "hop-skip-jump", "boundary"} == set(GRADIENT)
+    assert len(set(TITLES.values())) == len(TITLES) == len(ATTACKS) + len(STRONGEST)
+    assert {attack.group for attack in ATTACKS.values()} == set(KINDS)
+    assert {name for name, attack in ATTACKS.items() if attack.norm != "l2"} == {"autoattack-linf"}
     for name, attack in ATTACKS.items():
         assert attack.name == name == name.lower()
         assert find_attack(name) is attack
         assert find_attack(attack) is attack
+
+
+def test_groups_of_attacks() -> None:
+    assert attack_names(["paper", "pgd", "gradient"]) == [*PAPER, "pgd", *(n for n in GRADIENT if n != "pgd")]
+    assert attack_names(["autoattack"]) == list(AUTOATTACK)
+    with pytest.raises(OptionError, match="unknown attack 'papers'"):
+        attack_names(["papers"])
+
+
+def test_more_steps_are_another_attack_of_the_same_name() -> None:
+    for attack in ATTACKS.values():
+        longer = attack.longer(3)
+        assert longer.name == attack.name
+        for budget in BUDGETS:
+            settings = {k: v * (3 if k == attack.steps else 1) for k, v in attack.settings(budget).items()}
+            assert longer.settings(budget) == settings
+            assert (longer.describe(budget) != attack.describe(budget)) == bool(attack.steps)
+    assert {name for name, attack in ATTACKS.items() if attack.steps} == {"pgd", "ddn", "fmn"}
 
 
 @pytest.mark.parametrize(("name", "budget"), list(product(ATTACKS, BUDGETS)))
@@ -111,9 +143,11 @@ def test_settings_are_all_of_the_attacks_arguments(name: str, budget: str) -> No
     import inspect
 
     attack = find_attack(name)
+    if name in AUTOATTACK:
+        pytest.importorskip("pyautoattack")
     built = attack.build(budget)
     known = set(inspect.signature(type(built).__init__).parameters) - {"self"}
-    if attack.builder.startswith("bu2td."):
+    if not attack.builder.startswith("foolbox."):
         assert set(attack.settings(budget)) == known
     assert set(attack.settings(budget)) <= known
     assert json.loads(json.dumps(attack.describe(budget))) == attack.describe(budget)
@@ -136,7 +170,7 @@ def test_unknown_budget() -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(
-    ("name", "coarse"), [("fgsm", 1.01), ("deepfool", 1.03), ("pgd", 1.1), ("carlini-wagner", 1.3)]
+    ("name", "coarse"), [("fgsm", 1.01), ("deepfool", 1.03), ("pgd", 1.1), ("ddn", 1.1), ("fmn", 1.1)]
 )
 def test_gradient_attacks_reach_the_closed_form(name: str, coarse: float, budget: str) -> None:
     model, images, labels, expected = linear_problem(2)
@@ -156,13 +190,13 @@ def test_deepfool_looks_at_all_classes() -> None:
 def test_decision_based_attacks_come_close(name: str, factor: float) -> None:
     model, images, labels, expected = linear_problem(2)
     settings = {"steps": 15, "queries": 100} if name == "hop-skip-jump" else {"steps": 1000}
-    attack = {"hop-skip-jump": inward.HopSkipJumpAttack, "boundary": inward.BoundaryAttack}[name](**settings)
+    attack = {"hop-skip-jump": walks.HopSkipJumpAttack, "boundary": walks.BoundaryAttack}[name](**settings)
     distance, _ = run(attack, model, images, labels)
     assert (distance.numpy() >= expected * (1 - 1e-4)).all()
     assert (distance.numpy() <= expected * factor).all()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", USUAL)
 def test_no_attack_is_below_the_closed_form(name: str) -> None:
     model, images, labels, expected = linear_problem(3)
     found = smallest_perturbations(model, images, labels, name, repeats=2, budget="quick")
@@ -184,7 +218,7 @@ def test_contrast_reduction_reaches_the_closed_form(steps: int, bisections: int)
     gap1 = end.gather(1, labels[:, None]) - end
     time = torch.where(gap1 < 0, gap0 / (gap0 - gap1), torch.inf).amin(1)
     expected = time * (0.5 - images).flatten(1).norm(dim=1)
-    distance, _ = run(own.ContrastReductionAttack(steps, bisections), model, images, labels)
+    distance, _ = run(filters.ContrastReductionAttack(steps, bisections), model, images, labels)
     assert (labels == 0).any()
     assert (labels != 0).any()
     assert torch.equal(distance.isinf(), labels == 0)
@@ -199,7 +233,7 @@ def test_gradients_of_very_sure_models_do_not_vanish() -> None:
     model.weight.data *= 1e4
     model.bias.data *= 1e4
     assert (F.softmax(model(images), 1).amax(1) == 1).all()  # cross-entropy is exactly 0
-    for name in ("fgsm", "pgd", "carlini-wagner"):
+    for name in ("fgsm", "pgd", "ddn", "fmn"):
         found = smallest_perturbations(model, images, labels, name, budget="quick", repeats=1)
         assert (found.distance <= expected * 2).all(), name
 
@@ -210,7 +244,7 @@ def test_gradients_of_very_sure_models_do_not_vanish() -> None:
 @pytest.mark.parametrize(("channels", "size"), [(1, (6, 6)), (3, (4, 5))])
 def test_single_pixel_against_brute_force(channels: int, size: tuple[int, int]) -> None:
     model, images, labels = curved_problem(channels, size)
-    distance, found = run(own.SinglePixelAttack(32), model, images, labels)
+    distance, found = run(pixels.SinglePixelAttack(32), model, images, labels)
     expected = torch.full((len(images),), torch.inf)
     for y, x, value in product(range(size[0]), range(size[1]), (0.0, 1.0)):
         changed = images.clone()
@@ -225,7 +259,7 @@ def test_single_pixel_against_brute_force(channels: int, size: tuple[int, int]) 
 
 def test_single_pixel_lattice() -> None:
     model, images, labels = curved_problem(1, (9, 9))
-    _, found = run(own.SinglePixelAttack(3), model, images, labels)
+    _, found = run(pixels.SinglePixelAttack(3), model, images, labels)
     places = (found != images).nonzero()[:, 2:]
     assert len(places)
     assert set(places.flatten().tolist()) <= {0, 4, 8}
@@ -242,7 +276,7 @@ def shifted(image: np.ndarray, down: int, right: int) -> np.ndarray:
 
 def test_shifts_against_brute_force() -> None:
     model, images, labels = curved_problem(2, (6, 7))
-    distance, _ = run(own.SpatialAttack(2, 0, 5, 1), model, images, labels)
+    distance, _ = run(geometry.SpatialAttack(2, 0, 5, 1), model, images, labels)
     expected = torch.full((len(images),), torch.inf)
     for down, right in product(range(-2, 3), repeat=2):
         moved = torch.from_numpy(shifted(images.numpy(), down, right))
@@ -255,7 +289,7 @@ def test_shifts_against_brute_force() -> None:
 
 def test_spatial_is_never_farther_than_foolbox() -> None:
     model, images, labels = curved_problem(1, (8, 8), 24)
-    ours, _ = run(own.SpatialAttack(3, 10, 7, 5), model, images, labels)
+    ours, _ = run(geometry.SpatialAttack(3, 10, 7, 5), model, images, labels)
     theirs = foolbox.attacks.SpatialAttack(3, 10, 7, 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.meshgrid without indexing
@@ -270,7 +304,7 @@ def test_spatial_is_never_farther_than_foolbox() -> None:
 @pytest.mark.parametrize("move", [(0.0, 0.0), (1.0, -2.0), (0.4, 1.7)])
 def test_rotation_and_shift_against_scipy(degrees: float, move: tuple[float, float]) -> None:
     image = torch.rand(2, 1, 7, 9)
-    ours = own.rotate_and_shift(image, torch.full((2,), degrees), torch.tensor([move, move]))
+    ours = geometry.rotate_and_shift(image, torch.full((2,), degrees), torch.tensor([move, move]))
     turn = np.deg2rad(degrees)
     matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
     centre = np.array([3.0, 4.0])
@@ -282,7 +316,7 @@ def test_rotation_and_shift_against_scipy(degrees: float, move: tuple[float, flo
 
 def test_rotation_is_counter_clockwise() -> None:
     image = torch.rand(1, 2, 6, 6)
-    turned = own.rotate_and_shift(image, torch.tensor([90.0]), torch.zeros(1, 2))
+    turned = geometry.rotate_and_shift(image, torch.tensor([90.0]), torch.zeros(1, 2))
     torch.testing.assert_close(turned, torch.rot90(image, 1, (2, 3)), atol=1e-5, rtol=0)
 
 
@@ -290,7 +324,7 @@ def test_rotation_is_counter_clockwise() -> None:
 def test_blur_against_scipy(sigma: float) -> None:
     images = torch.rand(3, 2, 9, 12)
     sigmas = torch.tensor([sigma, 2 * sigma, sigma])
-    blurred = own.gaussian_blur(images, sigmas)
+    blurred = filters.gaussian_blur(images, sigmas)
     for i in range(3):
         for channel in range(2):
             expected = ndimage.gaussian_filter(images[i, channel].double().numpy(), float(sigmas[i]))
@@ -299,7 +333,7 @@ def test_blur_against_scipy(sigma: float) -> None:
 
 def test_blur_attack_finds_foolboxs_first_hit() -> None:
     model, images, labels = curved_problem(1, (10, 10), 24)
-    ours, _ = run(own.GaussianBlurAttack(50, 0), model, images, labels)
+    ours, _ = run(filters.GaussianBlurAttack(50, 0), model, images, labels)
     theirs, _ = run(
         foolbox.attacks.GaussianBlurAttack(steps=50, distance=foolbox.distances.l2), model, images, labels
     )
@@ -309,7 +343,7 @@ def test_blur_attack_finds_foolboxs_first_hit() -> None:
 
 def test_contrast_attack_finds_foolboxs_first_hit() -> None:
     model, images, labels = curved_problem()
-    ours, _ = run(own.ContrastReductionAttack(100, 0), model, images, labels)
+    ours, _ = run(filters.ContrastReductionAttack(100, 0), model, images, labels)
     attack = foolbox.attacks.LinearSearchContrastReductionAttack(steps=100, distance=foolbox.distances.l2)
     theirs, _ = run(attack, model, images, labels)
     known = theirs.isfinite()  # theirs does not try the last step
@@ -322,7 +356,7 @@ def test_contrast_attack_finds_foolboxs_first_hit() -> None:
 
 def test_pointwise_leaves_only_values_that_are_needed() -> None:
     model, images, labels = curved_problem(2, (5, 5))
-    _, found = run(inward.PointwiseAttack(100, passes=20, bisections=0), model, images, labels)
+    _, found = run(walks.PointwiseAttack(100, passes=20, bisections=0), model, images, labels)
     checked = 0
     for image, adversarial, label in zip(images, found, labels, strict=True):
         for place in (image != adversarial).nonzero():
@@ -351,9 +385,9 @@ def test_one_pass_of_pointwise_is_enough_where_values_only_add_up(monkeypatch: p
         search.offer(torch.ones_like(search.images), torch.arange(len(search.images)))
         return search.hit_rows()
 
-    monkeypatch.setattr(inward, "find_starts", white)
+    monkeypatch.setattr(walks, "find_starts", white)
     model, images, labels = Weighed(49), torch.zeros(50, 1, 7, 7), torch.zeros(50, dtype=torch.long)
-    _, found = run(inward.PointwiseAttack(passes=1, bisections=0), model, images, labels)
+    _, found = run(walks.PointwiseAttack(passes=1, bisections=0), model, images, labels)
     assert len(found.flatten(1).unique(dim=0)) > 25
     for image in found:
         weights = model.weight[image.flatten() > 0]
@@ -367,7 +401,7 @@ def test_pointwise_is_near_foolboxs_own() -> None:
     np.random.seed(0)
     start = theirs.run(foolbox_model(model), images, labels)
     far = (start - images).flatten(1).norm(dim=1)
-    ours, _ = run(inward.PointwiseAttack(100, passes=5), model, images, labels)
+    ours, _ = run(walks.PointwiseAttack(100, passes=5), model, images, labels)
     assert ours.isfinite().all()
     assert ours.median() < 1.15 * far.median()
 
@@ -375,9 +409,9 @@ def test_pointwise_is_near_foolboxs_own() -> None:
 def test_shrinking_values_brings_them_nearer() -> None:
     model, images, labels = curved_problem(1, (6, 6))
     torch.manual_seed(0)
-    without, _ = run(inward.PointwiseAttack(100, 3, 0), model, images, labels)
+    without, _ = run(walks.PointwiseAttack(100, 3, 0), model, images, labels)
     torch.manual_seed(0)
-    with_, _ = run(inward.PointwiseAttack(100, 3, 8), model, images, labels)
+    with_, _ = run(walks.PointwiseAttack(100, 3, 8), model, images, labels)
     assert with_.mean() < without.mean()
 
 
@@ -407,7 +441,7 @@ class Ball(nn.Module):
         return torch.stack([torch.zeros_like(distance), 0.3 - distance], dim=1)
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if n not in ("fgsm", "pgd", "deepfool", "carlini-wagner")])
+@pytest.mark.parametrize("name", [n for n in USUAL if find_attack(n).group != "white-box"])
 def test_failures_are_the_images_own(name: str) -> None:
     centre = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(4))
     far = 1 - centre.round()
@@ -426,7 +460,7 @@ class Constant(nn.Module):
         return x.new_tensor([0.0, 1.0, 0.5]) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", USUAL)
 def test_nothing_to_find_and_nothing_to_do(name: str) -> None:
     images = torch.rand(4, 1, 6, 6)
     found = smallest_perturbations(Constant(), images, torch.tensor([1, 1, 0, 1]), name, budget="quick", repeats=1)
@@ -437,7 +471,7 @@ def test_nothing_to_find_and_nothing_to_do(name: str) -> None:
     assert not wrong.distance.any()
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", USUAL)
 @pytest.mark.parametrize("shape", [(3, 5, 8), (1, 1, 1)])
 def test_odd_shapes(name: str, shape: tuple[int, int, int]) -> None:
     model = Linear(3, shape)
@@ -452,9 +486,9 @@ def test_other_criteria_are_refused() -> None:
     model, images, labels = curved_problem()
     criterion = foolbox.criteria.TargetedMisclassification(labels)
     with pytest.raises(OptionError, match="Misclassification"):
-        own.ContrastReductionAttack().run(foolbox_model(model), images, criterion)
+        filters.ContrastReductionAttack().run(foolbox_model(model), images, criterion)
     with pytest.raises(TypeError, match="unexpected"):
-        own.ContrastReductionAttack().run(foolbox_model(model), images, labels, colour="red")
+        filters.ContrastReductionAttack().run(foolbox_model(model), images, labels, colour="red")
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])

@@ -11,17 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bu2td.evaluate.robustness.base import Misclassification, SearchAttack, draw_until_adversarial, ep, fa
 from bu2td.evaluate.robustness.candidates import Search, norms, spread
-from bu2td.evaluate.robustness.foolbox_attacks import (
-    Misclassification,
-    SearchAttack,
-    draw_until_adversarial,
-    ep,
-    fa,
-)
 
 #: Random images that are tried as a start where salt and pepper has found none.
 _DRAWS = 50
+#: A walk has come to rest if the second half of its questions brought it nearer by less than this share.
+_REST = 0.01
+#: Steps of the boundary attack below which nothing is said of that.
+_SETTLED = 2000
 
 
 def find_starts(search: Search, steps: int) -> Tensor:
@@ -131,11 +129,31 @@ def _push_halves(stack: list[tuple[Tensor, bool]], values: Tensor) -> None:
         stack.append((values[:half], True))
 
 
+class _Watched(Misclassification):
+    """Writes down, question by question, how near the nearest adversarial image so far is."""
+
+    def __init__(self, labels: Tensor, images: Tensor) -> None:
+        super().__init__(labels)
+        self.images = images
+        self.nearest = [torch.full((len(images),), torch.inf, device=images.device)]
+
+    def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        hits = super().__call__(perturbed, outputs)
+        distance = norms(ep.astensor(perturbed).raw - self.images)
+        self.nearest.append(torch.where(ep.astensor(hits).raw, distance, torch.inf).minimum(self.nearest[-1]))
+        return hits
+
+    def at_rest(self) -> Tensor:
+        """Whether the second half of the questions brought next to nothing: (N,)."""
+        return self.nearest[-1] >= (1 - _REST) * self.nearest[len(self.nearest) // 2]
+
+
 class _Inward(SearchAttack):
     """A Foolbox attack that needs a start for every image: run on those that have one."""
 
     inner: Any
     start_steps: int
+    settled = True
 
     def improve(self, search: Search) -> None:
         """Find starts, then let the attack go on from them."""
@@ -145,7 +163,7 @@ class _Inward(SearchAttack):
         if not len(rows):
             return
         starts = search.best[rows]
-        criterion = Misclassification(search.labels[rows])
+        criterion = _Watched(search.labels[rows], search.images[rows])
         try:
             found = self.inner.run(search.model, search.images[rows], criterion, starting_points=starts)
         except (AssertionError, ValueError):
@@ -153,12 +171,18 @@ class _Inward(SearchAttack):
             if len(rows) > 1:
                 self._go_on(search, rows[: len(rows) // 2])
                 self._go_on(search, rows[len(rows) // 2 :])
+            else:
+                search.converged[rows] = False
             return
         search.offer(found.clamp(0, 1), rows)
+        search.converged[rows] = criterion.at_rest() & self.settled
 
 
 class BoundaryAttack(_Inward):
     """Foolbox's boundary attack (Brendel et al., 2018) from starts that are there.
+
+    The lengths of its steps follow from the last 1000 steps, so that a walk of less than twice as many may stand
+    still far from the border: it never counts as converged.
 
     Args:
         steps: of the walk (Foolbox: 25,000).
@@ -167,7 +191,7 @@ class BoundaryAttack(_Inward):
 
     def __init__(self, steps: int = 5000, start_steps: int = 200) -> None:
         self.steps, self.start_steps = steps, start_steps
-        self.inner = fa.BoundaryAttack(steps=steps)
+        self.inner, self.settled = fa.BoundaryAttack(steps=steps), steps >= _SETTLED
 
     def _go_on(self, search: Search, rows: Tensor) -> None:
         with warnings.catch_warnings():  # averages over queues that have just been emptied
