@@ -176,8 +176,8 @@ def settings_of(path: Path, changes: Mapping[str, Any]) -> Settings:
     if odd:
         differences = "; ".join(f"{key} was {old[key]!r}, is {new[key]!r}" for key in odd[:_SHOWN])
         raise RunFolderError(
-            f"{path} holds a run of other settings: {differences}. Leave them out to go on with it, or name another "
-            f"folder with -o"
+            f"{path} holds a run of other settings: {differences}. Leave them out to go on with it, or name "
+            f"another folder with -o"
         )
     return asked
 
@@ -192,7 +192,8 @@ def read_record(path: Path) -> dict[str, Any]:
     file = path / RUN
     if not file.is_file():
         raise RunFolderError(
-            f"{path} holds no run (there is no {RUN}); bu2td evaluate train -o {path} makes one with default settings"
+            f"{path} holds no run (there is no {RUN}); bu2td evaluate train -o {path} makes one with default "
+            f"settings"
         )
     try:
         record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

@@ -201,6 +201,8 @@ def flag_type(name: str) -> str:
         return "bool"
     if kind == Mapping[str, Any]:
         return "mapping"
+    if isinstance(kind, types.UnionType):  # T | None
+        kind = typing.get_args(kind)[0]
     return "list" if typing.get_origin(kind) is tuple else "word"
 
 

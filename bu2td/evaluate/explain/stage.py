@@ -24,7 +24,7 @@ def plan(context: Context) -> list[Part]:
     _, images, labels = context.sample(settings.explain_samples)
     arrangements = [a for a in settings.attack_arrangements if a in settings.arrangements]
     parts = []
-    for repeat in range(settings.repeats):
+    for repeat in context.repeats(arrangements):
         mark = {
             "weights": [digest_model(context.classifier(a, repeat)) for a in arrangements],
             "images": digest((images, labels)),
