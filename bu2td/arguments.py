@@ -75,6 +75,11 @@ class Parser(argparse.ArgumentParser):
             parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
         return parsed
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse, each list as one word (`add_list`)."""
+        words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(_joined(self, words), namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the usage and one line, and exit with status 2."""
         unknown = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
@@ -87,6 +92,117 @@ class Parser(argparse.ArgumentParser):
 def about(text: str, **settings: str) -> dict[str, Any]:
     """Settings of a command's parser: what it does, in the list of commands and above its own help."""
     return {"help": text, "description": f"{text[0].upper()}{text[1:]}.", **settings}
+
+
+# --- lists --------------------------------------------------------------------------------------------
+
+_OPEN, _CLOSE = "([{", ")]}"
+
+
+class ListAction(argparse.Action):
+    """Collects a list that is written with commas, spaces, or by giving the option again.
+
+    ``made`` turns the items, as words, into the value; an ``argparse.ArgumentTypeError`` of it is the user's error.
+    ``apart``: it is told where the option was given again, by an item "".
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        made: Callable[[list[str]], Any] | None = None,
+        numbers: bool = False,
+        apart: bool = False,
+        **more: Any,
+    ) -> None:
+        super().__init__(*args, **more)
+        self.made, self.numbers, self.apart = made or _some, numbers, apart
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Add the items of one word."""
+        collected = namespace.__dict__.setdefault("_lists", {})
+        before = collected.get(self.dest, [])
+        items = [*before, *([""] if before and self.apart else []), *split_list(values)]
+        collected[self.dest] = items
+        try:
+            setattr(namespace, self.dest, self.made(items))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
+def _some(items: list[str]) -> list[str]:
+    if not items:
+        raise argparse.ArgumentTypeError("expected at least one item")
+    return items
+
+
+def add_list(parser: Any, *flags: str, **settings: Any) -> None:
+    """Add an option that takes a list: ``a,b``, ``a b``, ``a, b``, or the option given several times.
+
+    Args:
+        parser: a `Parser`, or a group of one.
+        flags: names of the option.
+        settings: as of ``add_argument``, and those of `ListAction`; ``numbers``: items start with a digit, so that
+            what follows the list and does not is something else.
+    """
+    parser.add_argument(*flags, action=ListAction, **settings)
+
+
+def split_list(text: str) -> list[str]:
+    """The items of a list; commas and spaces inside brackets and quotes belong to an item."""
+    items, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote or letter in "\"'":
+            quote = "" if letter == quote else quote or letter
+        depth += (letter in _OPEN) - (letter in _CLOSE)
+        if (letter == "," or letter.isspace()) and depth <= 0 and not quote:
+            items.append("")
+        else:
+            items[-1] += letter
+    return [item for item in items if item]
+
+
+def _joined(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
+    """The words of a command line with every list as one of them.
+
+    A list ends at the next option. Where the parser asks for words of its own (MODEL), the last word of a list at
+    the end of the line is left to it.
+    """
+    lists = {name: a for a in parser._actions if isinstance(a, ListAction) for name in a.option_strings}
+    found: list[str] = []
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        found.append(word)
+        if word == "--":
+            return found + words[position:]
+        if word not in lists:
+            continue
+        end = position
+        while end < len(words) and not words[end].startswith("-") and _fits(words[end], lists[word]):
+            end += 1
+        own = words[position:end]
+        position = end
+        wanting = sum(not a.option_strings and a.nargs is None for a in parser._actions)
+        taken = sum(not w.startswith("-") for w in _free(parser, found[:-1])) if wanting else 0
+        left = own[1:][-(wanting - taken) :] if end == len(words) and wanting > taken else []
+        own = own[: len(own) - len(left)]
+        if own:
+            found.append(",".join(own))
+        found += left
+    return found
+
+
+def _fits(word: str, action: ListAction) -> bool:
+    return not action.numbers or word[:1].isdigit() or word.strip(",") == ""
+
+
+def _free(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The words that are neither options nor their values."""
+    takes = {name for a in parser._actions if a.nargs != 0 for name in a.option_strings}
+    return [word for before, word in zip(["", *words], words, strict=False) if before not in takes]
 
 
 def add_run(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], str]) -> None:
@@ -102,8 +218,14 @@ def add_model(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace
 
 def add_input_size(parser: argparse.ArgumentParser) -> None:
     """The image size."""
-    parser.add_argument(
-        "--input-size", type=numbers(3, "C,H,W"), metavar="C,H,W", help="of the images; default: the model's own"
+    made = numbers(3, "C,H,W")
+    add_list(
+        parser,
+        "--input-size",
+        made=made,
+        numbers=True,
+        metavar="C,H,W",
+        help="of the images; default: the model's own",
     )
 
 
@@ -112,24 +234,38 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def parse_arrangement(text: str) -> str | tuple[int, ...]:
-    """A word (which `bu2td.convert` checks) or level widths."""
+def parse_arrangement(items: list[str]) -> str | tuple[int, ...]:
+    """A word (which `bu2td.convert` checks) or level widths, of a list's items."""
     try:
-        return tuple(int(width) for width in text.split(","))
+        return tuple(int(width) for width in items) or ""
     except ValueError:
-        return text
+        return ",".join(items)
 
 
-def numbers(count: int | None, form: str) -> Callable[[str], tuple[int, ...]]:
-    """A type of argument: whole numbers from 1 on, so many of them (None: any number)."""
+def parse_arrangements(items: list[str]) -> list[str | tuple[int, ...]]:
+    """Several of them, of a list's items: words, and the widths between them as one ("" ends it)."""
+    found: list[str | tuple[int, ...]] = []
+    together = False
+    for item in items:
+        last = found[-1] if found else ""
+        if item.isdecimal() and together and isinstance(last, tuple):
+            found[-1] = (*last, int(item))
+        elif item:
+            found.append((int(item),) if item.isdecimal() else item)
+        together = item.isdecimal()
+    return found
 
-    def parse(text: str) -> tuple[int, ...]:
+
+def numbers(count: int | None, form: str) -> Callable[[list[str]], tuple[int, ...]]:
+    """What a list makes of its items: whole numbers from 1 on, so many of them (None: any number)."""
+
+    def parse(items: list[str]) -> tuple[int, ...]:
         try:
-            sizes = tuple(int(size) for size in text.split(","))
+            sizes = tuple(int(size) for size in items)
         except ValueError:
             sizes = ()
         if not sizes or min(sizes) < 1 or (count is not None and len(sizes) != count):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {form} in whole numbers of at least 1")
+            raise argparse.ArgumentTypeError(f"{','.join(items)!r} is not {form} in whole numbers of at least 1")
         return sizes
 
     return parse

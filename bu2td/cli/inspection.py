@@ -9,7 +9,15 @@ from typing import Any
 from torch import nn
 
 import bu2td
-from bu2td.arguments import about, add_input_size, add_json, add_model, arrangement_word, parse_arrangement
+from bu2td.arguments import (
+    about,
+    add_input_size,
+    add_json,
+    add_list,
+    add_model,
+    arrangement_word,
+    parse_arrangements,
+)
 from bu2td.cli.structure import analysis_of
 from bu2td.errors import OptionError
 from bu2td.ir import Analysis, Cost, Plan, format_table
@@ -25,12 +33,13 @@ _MIB = 2**20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_model(parser, run)
-    parser.add_argument(
+    add_list(
+        parser,
         "--arrangement",
-        action="append",
-        type=parse_arrangement,
+        made=parse_arrangements,
+        apart=True,
         metavar="td|uni|rev|W,W,..",
-        help="what to plan; repeatable; default: td, uni and rev",
+        help="what to plan; default: td, uni and rev",
     )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="of the memory; default: %(default)s"

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 import bu2td
-from bu2td.arguments import example_inputs, numbers, parse_arrangement
+from bu2td.arguments import add_list, example_inputs, numbers, parse_arrangement
 from bu2td.ir import Analysis
 from bu2td.models import create_model
 from bu2td.nn import REDUCERS, UPSAMPLE_MODES
@@ -23,16 +23,18 @@ def add_structure(parser: argparse.ArgumentParser) -> None:
     """Add them; `bu2td.convert` checks their values itself."""
     group = parser.add_argument_group("the top-down network")
     add = group.add_argument
-    add(
+    add_list(
+        group,
         "--arrangement",
-        type=parse_arrangement,
+        made=parse_arrangement,
         default=_DEFAULTS.arrangement,
         metavar="td|uni|rev|W,W,..",
         help="which level gets which widths, or the widths, coarse to fine; default: %(default)s",
     )
     add("--width", type=int, metavar="N", help="common width of arrangement uni")
     add("--stem", default=_DEFAULTS.stem, metavar="mirror|coarse", help="default: %(default)s")
-    add("--reductions", type=numbers(None, "32,16,.."), metavar="32,16,..", help="the reductions to keep")
+    made = numbers(None, "32,16,..")
+    add_list(group, "--reductions", made=made, numbers=True, metavar="32,16,..", help="the reductions to keep")
     add(
         "--finest-reduction",
         type=int,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from bu2td.arguments import about, add_json, add_run, check_folder
+from bu2td.arguments import about, add_json, add_list, add_run, check_folder
 from bu2td.models.libraries import LIBRARIES
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo import DEFAULT_LIBRARIES, TIMEOUT, describe, finish, list_zoo, select, summarise, sweep
@@ -25,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_run(parser, run)
     add = parser.add_argument
-    listed: dict[str, Any] = {"nargs": "+", "action": "extend"}
     titles = [library.title for library in LIBRARIES.values()]
-    add("--library", **listed, metavar="L", help=f"{', '.join(titles)}; default: {', '.join(DEFAULT_LIBRARIES)}")
+    known = f"{', '.join(titles)}; default: {', '.join(DEFAULT_LIBRARIES)}"
+    add_list(parser, "--library", metavar="L", help=known)
     smallest = "one model of every family and variant: the least numbers in its name"
     add("--smallest", action="store_true", help=smallest)
-    add("--family", **listed, default=[], metavar="F", help="modules of timm (resnet), or LIBRARY:MODULE")
-    add("--match", **listed, default=[], metavar="PATTERN", help="parts of names, or shell patterns")
-    add("--arrangement", **listed, metavar="td|uni|rev", help="default: all three")
+    add_list(parser, "--family", default=[], metavar="F", help="modules of timm (resnet), or LIBRARY:MODULE")
+    add_list(parser, "--match", default=[], metavar="PATTERN", help="parts of names, or shell patterns")
+    add_list(parser, "--arrangement", metavar="td|uni|rev", help="default: all three")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th model, from the I-th on")
     add("--jobs", type=int, default=1, metavar="N", help="processes at work; default: %(default)s")
     add("--no-real", dest="real", action="store_false", help="run nothing on real tensors, plan and verify only")

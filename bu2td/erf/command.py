@@ -18,6 +18,7 @@ from bu2td.arguments import (
     about,
     add_input_size,
     add_json,
+    add_list,
     add_model,
     arrangement_word,
     check_folder,
@@ -62,15 +63,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of the command."""
     add_model(parser, run)
     add = parser.add_argument
-    add(
+    add_list(
+        parser,
         "--arrangement",
-        type=parse_arrangement,
+        made=parse_arrangement,
         default="td",
         metavar="td|uni|rev|W,W,..",
         help="of the top-down network; default: %(default)s",
     )
     add("--no-topdown", dest="topdown", action="store_false", help="the bottom-up network alone")
-    add("--layers", default="levels", metavar="levels|all|NAME,NAME", help="default: %(default)s")
+    add_list(
+        parser,
+        "--layers",
+        made=",".join,
+        default="levels",
+        metavar="levels|all|NAME,NAME",
+        help="default: %(default)s",
+    )
     add("--mode", choices=MODES, default="theory", metavar="|".join(MODES), help="default: %(default)s")
     add_input_size(parser)
     add("--device", metavar="D", help="where gradients are computed; default: cpu")

@@ -9,17 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bu2td.arguments import Parser, add_json, respond
+from bu2td.arguments import Parser, add_json, add_list, respond
 from bu2td.errors import OptionError
-from bu2td.evaluate.settings import FIELDS, check, flag_type, list_presets, read_settings, to_yaml
+from bu2td.evaluate.settings import FIELDS, check, converted, flag_type, given, list_presets, read_settings, to_yaml
 from bu2td.ir import format_table
 
 #: Settings of the parser, here and in ``bu2td evaluate``.
 ABOUT: dict[str, Any] = {
     "help": "train and compare bottom-up and top-down networks: accuracy, robustness, explanation",
     "description": "Train and compare bottom-up and top-down networks: accuracy, robustness, explanation.",
-    "epilog": "Settings come from --preset, then --config, then flags. Under torchrun, trainings share their "
-    "batches and attacks their images among the processes.",
+    "epilog": "Settings come from --preset, then --config, then flags. With --resume, and for the experiments, "
+    "what is not given comes from the run in FOLDER, and what is given adds to it. Lists are written with commas "
+    "or spaces. Under torchrun, trainings share their batches and experiments their parts among the processes.",
 }
 
 _STAGES = {
@@ -30,6 +31,7 @@ _STAGES = {
     "corruptions": "measure accuracy under noise, blur, contrast loss and pixelation",
     "frequency": "sensitivity by spatial frequency, spectra of the attacks, accuracy on filtered images",
     "explain": "Grad-CAM, localisation, pointing game, deletion and insertion of trained networks (experiment 3)",
+    "merge": "put the folders of shards together in one, and write its tables",
     "report": "write report.html, report.md and report.json of what there is",
     "presets": "list the presets, or print one as a configuration file",
 }
@@ -42,6 +44,7 @@ _GROUPS = {
     "corruptions": ("corruptions", "robustness", "machine"),
     "frequency": ("frequency", "robustness", "machine"),
     "explain": ("explain", "robustness", "machine"),
+    "merge": ("machine",),
 }
 _TITLES = {
     "data": "what is compared",
@@ -72,27 +75,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             own.add_argument("name", nargs="?", metavar="NAME", help="the preset to print")
             continue
         own.add_argument("-o", "--output", default="out/evaluate", metavar="FOLDER", help="default: %(default)s")
-        if stage != "report":
-            _add_settings(own, stage)
+        if stage == "merge":
+            own.add_argument("folders", nargs="+", metavar="FOLDER", help="of the shards")
+        elif stage != "report":
+            _add_ways(own, stage)
+        _add_settings(own, stage)
         add_json(own)
 
 
-def _add_settings(parser: Any, stage: str) -> None:
+def _add_ways(parser: Any, stage: str) -> None:
+    """How a stage goes about its work."""
     if stage in _MAKES:
         parser.add_argument("--preset", metavar="NAME", help="bu2td evaluate presets lists them")
-    parser.add_argument("-c", "--config", metavar="FILE", help="settings as YAML")
-    if stage != "search":
-        existing = parser.add_mutually_exclusive_group()
-        existing.add_argument("--resume", action="store_true", help="go on where the run in FOLDER stopped")
-        existing.add_argument("--overwrite", action="store_true", help="move earlier results aside, and start anew")
-    else:
-        parser.set_defaults(overwrite=False)
-        parser.add_argument("--resume", action="store_true", help="go on where the search in FOLDER stopped")
-    if stage in ("all", "train", "search"):
         parser.add_argument("--download", action="store_true", help="fetch torchvision's data sets where missing")
-    else:
-        parser.set_defaults(download=False)
-    for group in _GROUPS[stage]:
+    parser.add_argument("-c", "--config", metavar="FILE", help="settings as YAML")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="go on with the run in FOLDER, with its settings")
+    parser.set_defaults(preset=None, download=False, overwrite=False)
+    if stage == "search":
+        return
+    existing.add_argument("--overwrite", action="store_true", help="move earlier results aside, and start anew")
+    parser.add_argument(
+        "--shard", metavar="K/N", help="do the K-th of N shares (1/4 to 4/4), here or on N machines"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would cost, by a short probe, and do nothing"
+    )
+    parser.add_argument(
+        "--no-estimate", action="store_true", help="do not say what a preset will cost before it starts"
+    )
+
+
+def _add_settings(parser: Any, stage: str) -> None:
+    for group in _GROUPS.get(stage, ()):
         section = parser.add_argument_group(_TITLES[group])
         for name, field in FIELDS.items():
             if field.metadata["group"] == group:
@@ -110,7 +125,8 @@ def _add_field(section: Any, name: str, several: bool) -> None:
         section.add_argument(*words, action=argparse.BooleanOptionalAction, **common)
     elif kind in ("list", "mapping") or several:
         metavar = "KEY=VALUE" if kind == "mapping" else "VALUE" if several else "X"
-        section.add_argument(*words, nargs="+", metavar=metavar, **common)
+        numbers = several or FIELDS[name].type in ("tuple[int, ...] | None", "tuple[float, ...]")
+        add_list(section, *words, numbers=numbers, metavar=metavar, **common)
     else:
         choices = meta.get("choices")
         section.add_argument(*words, metavar="|".join(choices) if choices else "X", **common)
@@ -127,11 +143,17 @@ def _flags(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _pairs(name: str, words: Sequence[str]) -> Mapping[str, Any]:
-    pairs = [word.partition("=") for word in words]
-    bad = next((word for word, (_, equals, _) in zip(words, pairs, strict=True) if not equals), None)
-    if bad is not None:
-        raise OptionError(f"--{name.replace('_', '-')} {bad}: expected KEY=VALUE")
-    return {key: _literal(value) for key, _, value in pairs}
+    """KEY=VALUE; items without = belong to the value before, which is then a list."""
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals and not found:
+            raise OptionError(f"--{name.replace('_', '-')} {word}: expected KEY=VALUE")
+        if equals:
+            found[key] = [_literal(value)]
+        else:
+            found[[*found][-1]].append(_literal(word))
+    return {key: values if len(values) > 1 else values[0] for key, values in found.items()}
 
 
 def _literal(word: str) -> Any:
@@ -147,47 +169,48 @@ def _literal(word: str) -> Any:
 def _run(options: argparse.Namespace) -> str:
     from bu2td.evaluate.run import evaluate
 
-    flags = _flags(options)
-    if options.stage in _MAKES:
-        changes: Any = read_settings(options.preset, options.config, flags)
-    else:
-        changes = read_changes(options.config, flags)
     answer = evaluate(
         options.stage,
-        changes,
+        _given(options, _flags(options)),
         Path(options.output),
         resume=options.resume,
         overwrite=options.overwrite,
         download=options.download,
-        preset=getattr(options, "preset", None),
+        preset=options.preset,
+        shard=options.shard,
+        estimate=options.preset is not None and not options.no_estimate,
+        dry_run=options.dry_run,
     )
     return _respond(options, answer)
 
 
-def read_changes(config: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that were given, checked, without defaults for those that were not."""
-    from bu2td.evaluate.settings import given_settings
-
-    names = given_settings(config, flags)
-    settings = check(read_settings(None, config, flags))
-    return {name: getattr(settings, name) for name in names}
+def _given(options: argparse.Namespace, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were given, checked, without defaults for those that were not."""
+    check(read_settings(options.preset, options.config, flags))
+    return given(options.preset, options.config, flags)
 
 
 def _search(options: argparse.Namespace) -> str:
     from bu2td.evaluate.run import run_search
-    from bu2td.evaluate.settings import converted
 
     flags = _flags(options)
     grid = {}
     for name in _VARIED:
-        values = flags.get(name, [])
+        values = flags.pop(name, [])
         if len(values) > 1:
-            grid[name] = tuple(converted(name, value) for value in flags.pop(name))
+            grid[name] = tuple(converted(name, value) for value in values)
         elif values:
             flags[name] = values[0]
-    settings = read_settings(options.preset, options.config, flags)
-    answer = run_search(settings, grid, Path(options.output), resume=options.resume, download=options.download)
+    changes = _given(options, flags)
+    answer = run_search(changes, grid, Path(options.output), resume=options.resume, download=options.download)
     return _respond(options, answer)
+
+
+def _merge(options: argparse.Namespace) -> str:
+    from bu2td.evaluate.merge import merge
+
+    written = merge(options.folders, Path(options.output), _flags(options))
+    return json.dumps({"tables": {}, "written": written}) if options.json else "\n".join(written)
 
 
 def _report(options: argparse.Namespace) -> str:
@@ -213,7 +236,12 @@ def _presets(options: argparse.Namespace) -> str:
     return format_table(rows)
 
 
-_RUN: dict[str, Callable[[argparse.Namespace], str]] = {"search": _search, "report": _report, "presets": _presets}
+_RUN: dict[str, Callable[[argparse.Namespace], str]] = {
+    "search": _search,
+    "merge": _merge,
+    "report": _report,
+    "presets": _presets,
+}
 
 
 def _respond(options: argparse.Namespace, answer: dict[str, Any]) -> str:

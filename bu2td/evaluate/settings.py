@@ -8,19 +8,20 @@ the authors' scripts), ``quick`` and ``full`` those for scikit-learn's digits.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bu2td.errors import FileError, MissingPackageError, OptionError, nearest
+from bu2td.arguments import split_list
+from bu2td.errors import FileError, OptionError, nearest
 from bu2td.evaluate.robustness.registry import BUDGETS
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
 from bu2td.options import Options
+from bu2td.packages import imported
 
 ARRANGEMENTS = ("bu", *TOP_DOWN)
 INITIALISATIONS = ("default", "glorot_uniform", "he_normal")
@@ -30,6 +31,8 @@ OBJECTS = ("auto", "bright", "boxes", "none")
 
 
 _EMPTY: Mapping[str, Any] = {}
+#: Settings of this ending count test images; this word, or 0, is all of them.
+_SAMPLES, ALL = "_samples", "all"
 
 
 def _about(default: Any, text: str, group: str = "training", **more: Any) -> Any:
@@ -85,21 +88,21 @@ class Settings:
         ("paper", "gradient"), "attacks, or groups of them (paper, gradient)", "robustness"
     )
     attack_budget: str = _about("quick", "how hard the attacks try", "robustness", choices=BUDGETS)
-    attack_samples: int = _about(100, "test images that are attacked", "robustness")
+    attack_samples: int = _about(100, "test images that are attacked, or all", "robustness")
     attack_repeats: int = _about(3, "runs of every attack; the smallest perturbation is kept", "robustness")
     attack_batch_size: int = _about(
         50, "images that are attacked at once, and shared among processes", "robustness"
     )
     attack_runs: int = _about(1, "trainings of every network that are attacked", "robustness")
     attack_arrangements: tuple[str, ...] = _about(("bu", "td"), "networks that are attacked", "robustness")
-    corruption_samples: int = _about(300, "test images that are corrupted", "corruptions")
+    corruption_samples: int = _about(300, "test images that are corrupted, or all", "corruptions")
 
     frequency_samples: int = _about(100, "test images that are perturbed or filtered", "frequency")
     frequency_norm: float = _about(5.0, "L2 norm of a basis perturbation, per channel of an image of 32x32; grows "
                                    "as sqrt(pixels), so that its contrast stays", "frequency")  # fmt: skip
     frequency_step: int = _about(1, "measure every k-th frequency along both axes", "frequency")
 
-    explain_samples: int = _about(300, "test images that are explained", "explain")
+    explain_samples: int = _about(300, "test images that are explained, or all", "explain")
     threshold: float = _about(0.2, "cut of objects and heat maps", "explain")
     objects: str = _about("auto", "what the object in an image is: boxes of the data, bright pixels, or auto: "
                           "boxes, else bright pixels where images are grey on black", "explain",
@@ -146,6 +149,17 @@ def read_settings(
         FileError: the configuration file is missing or is not YAML.
         MissingPackageError: PyYAML is not installed.
     """
+    return check(Settings(**given(preset, config, flags)))
+
+
+def given(
+    preset: str | None = None, config: str | Path | None = None, flags: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The settings that a preset, a configuration file and flags hold, without defaults for the others.
+
+    Raises:
+        OptionError, FileError, MissingPackageError: as `read_settings`.
+    """
     values: dict[str, Any] = {}
     if preset is not None:
         if preset not in list_presets():
@@ -155,12 +169,41 @@ def read_settings(
     if config is not None:
         values |= _read(Path(config), str(config))
     values |= dict(flags or {})
-    return check(Settings(**{name: converted(name, value) for name, value in values.items()}))
+    return {name: converted(name, value) for name, value in values.items()}
 
 
-def given_settings(config: str | Path | None, flags: Mapping[str, Any]) -> list[str]:
-    """The names of the settings that a configuration file and flags hold."""
-    return list({**({} if config is None else _read(Path(config), str(config))), **flags})
+def grown(stored: Settings, asked: Settings, stage: str, called: Sequence[str]) -> Settings:
+    """The settings of a run after one more call: it holds what any call has asked for.
+
+    Networks, attacks and numbers of images add up; every other setting is the last one that was given. What no call
+    of a stage has asked for yet does not count.
+
+    Args:
+        stored: those of the run.
+        asked: those of the call.
+        stage: what was called.
+        called: the stages of the calls before.
+    """
+    changes: dict[str, Any] = {}
+    for name, item in FIELDS.items():
+        group, old, new = item.metadata["group"], getattr(stored, name), getattr(asked, name)
+        networks = group in ("data", "training")
+        if networks or group == "machine" or group in called or "all" in called:
+            changes[name] = _more(name, old, new)
+        elif stage in (group, "all"):
+            changes[name] = new
+    return dataclasses.replace(stored, **changes)
+
+
+def _more(name: str, old: Any, new: Any) -> Any:
+    if name.endswith(_SAMPLES):  # 0 is all
+        return 0 if 0 in (old, new) else max(old, new)
+    if name in ("repeats", "attack_runs"):
+        return max(old, new)
+    if name in ("arrangements", "attacks", "attack_arrangements"):
+        union = (*old, *(word for word in new if word not in old))
+        return tuple(sorted(union, key=ARRANGEMENTS.index)) if name != "attacks" else union
+    return new
 
 
 def flag_type(name: str) -> str:
@@ -170,6 +213,8 @@ def flag_type(name: str) -> str:
         return "bool"
     if kind == Mapping[str, Any]:
         return "mapping"
+    if isinstance(kind, types.UnionType):  # T | None
+        kind = typing.get_args(kind)[0]
     return "list" if typing.get_origin(kind) is tuple else "word"
 
 
@@ -179,12 +224,18 @@ def check(settings: Settings) -> Settings:
     Raises:
         OptionError: names the first such value.
     """
-    counts = ("repeats", "epochs", "batch_size", "attack_samples", "attack_repeats", "attack_runs",
-              "attack_batch_size", "corruption_samples", "explain_samples", "frequency_samples",
-              "frequency_step")  # fmt: skip
-    for name in counts:
+    for name in (
+        "repeats",
+        "epochs",
+        "batch_size",
+        "attack_repeats",
+        "attack_runs",
+        "attack_batch_size",
+        "frequency_step",
+    ):
         _require(getattr(settings, name) >= 1, settings, name, "at least 1")
-    for name in ("weight_decay", "momentum", "pca_color", "workers", "seed"):
+    samples = [name for name in FIELDS if name.endswith(_SAMPLES)]
+    for name in ("weight_decay", "momentum", "pca_color", "workers", "seed", *samples):
         _require(getattr(settings, name) >= 0, settings, name, "at least 0")
     for name in ("lr", "decay_rate", "frequency_norm"):
         _require(getattr(settings, name) > 0, settings, name, "above 0")
@@ -244,10 +295,7 @@ def _presets() -> Any:
 
 
 def _yaml() -> Any:
-    try:
-        return importlib.import_module("yaml")
-    except ImportError as error:
-        raise MissingPackageError("configuration files need PyYAML. Run: pip install pyyaml") from error
+    return imported("yaml", "pyyaml", "configuration files need it:")
 
 
 def _read(file: Any, name: str) -> dict[str, Any]:
@@ -288,10 +336,17 @@ def converted(name: str, value: Any) -> Any:
         if value is None:
             return None
         target = typing.get_args(kind)[0]
+    if name.endswith(_SAMPLES) and value == ALL:
+        return 0
     if typing.get_origin(target) is tuple:
         element = typing.get_args(target)[0]
-        items = value if isinstance(value, list | tuple) else str(value).split(",")
-        return tuple(_scalar(name, element, item) for item in items)
+        items = value if isinstance(value, list | tuple) else split_list(str(value))
+        found = tuple(_scalar(name, element, item) for item in items)
+        if name.endswith("arrangements") and set(found) <= set(
+            ARRANGEMENTS
+        ):  # whatever the order they are given in
+            return tuple(sorted(found, key=ARRANGEMENTS.index))
+        return found
     return _scalar(name, target, value)
 
 

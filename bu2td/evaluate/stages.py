@@ -22,22 +22,32 @@ from bu2td.evaluate.train.model import Classifier
 
 #: Rows to print by title.
 Answer = dict[str, list[dict[str, Any]]]
+#: A training: arrangement and repeat.
+Network = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage works on: a run whose networks are trained, its data, and the engine of this process."""
+    """What a stage works on: a run whose networks are trained, its data, and the engine of this process.
+
+    Attributes:
+        run: the folder, with the settings of this call.
+        data: of the run.
+        engine: from `bu2td.evaluate.train.engine.start`.
+        only: the trainings that this shard works on, of those that it trained; None: all of the run.
+    """
 
     run: RunFolder
     data: Data
     engine: Any
+    only: tuple[Network, ...] | None = None
 
     @property
     def settings(self) -> Settings:
-        """Of the run."""
+        """Of this call."""
         return self.run.settings
 
-    def networks(self, arrangements: Sequence[str], repeats: int) -> list[tuple[str, int]]:
+    def networks(self, arrangements: Sequence[str], repeats: int) -> list[Network]:
         """The trainings (arrangement, repeat) that a stage looks at, of those that the run asked for.
 
         Raises:
@@ -48,18 +58,24 @@ class Context:
             raise OptionError(
                 f"{self.run.path} has {', '.join(self.settings.arrangements)}, not {', '.join(arrangements)}. "
                 f"Train these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
-                f"{' '.join(self.settings.arrangements)} {' '.join(arrangements)}"
+                f"{' '.join(arrangements)}"
             )
-        return [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]
+        networks = [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]
+        return networks if self.only is None else [own for own in networks if own in self.only]
+
+    def repeats(self, arrangements: Sequence[str]) -> list[int]:
+        """The repeats of which this process has the trainings of all these arrangements."""
+        networks = self.networks(arrangements, self.settings.repeats)
+        return [k for k in range(self.settings.repeats) if all((a, k) in networks for a in arrangements)]
 
     def classifier(self, arrangement: str, repeat: int) -> Classifier:
         """A trained network, in eval mode, on the engine's device."""
         return load_classifier(self.run, self.data, arrangement, repeat).to(self.engine.device).eval()
 
     def drawn(self, count: int) -> list[int]:
-        """Positions of test images, drawn at random; more of them start with the same ones."""
+        """Positions of test images, drawn at random; more of them start with the same ones, 0 is all."""
         order = torch.randperm(len(self.data.test), generator=torch.Generator().manual_seed(self.settings.seed))
-        return order.tolist()[:count]
+        return order.tolist()[: count or None]
 
     def sample(self, count: int) -> tuple[list[int], Tensor, Tensor]:
         """Some test images: their positions, (N, C, H, W) in [0, 1], labels (N,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import bu2td
 from bu2td.errors import FileError
 from bu2td.evaluate.data.sets import Data, split
 from bu2td.evaluate.folder import RunFolder
+from bu2td.evaluate.locks import turn
 from bu2td.evaluate.schema import Training, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.engine import peak_memory
@@ -25,7 +27,9 @@ from bu2td.files import write_json
 RESULT = "result.json"
 
 
-def run_accuracy(folder: RunFolder, data: Data, engine: Any) -> list[Training]:
+def run_accuracy(
+    folder: RunFolder, data: Data, engine: Any, only: Collection[tuple[str, int]] | None = None
+) -> list[Training]:
     """Train every network as often as asked for, and measure it on the test images.
 
     What is finished is read, what was begun goes on from its checkpoint.
@@ -34,31 +38,40 @@ def run_accuracy(folder: RunFolder, data: Data, engine: Any) -> list[Training]:
         folder: the evaluation's.
         data: what is learned.
         engine: from `bu2td.evaluate.train.engine.start`.
+        only: the trainings (arrangement, repeat) to do; None: all.
 
     Returns:
-        A row per training, which accuracy.csv holds too.
+        A row per training that is finished, which accuracy.csv holds too.
 
     Raises:
         Bu2tdError: as `bu2td.evaluate.train.loop.fit` and `bu2td.evaluate.train.model.build_classifier`.
     """
     settings = folder.settings
-    for arrangement in settings.arrangements:  # all networks can be built, before the first is trained
-        build_classifier(settings.for_arrangement(arrangement), data, arrangement, settings.seed, (None, None))
-    results = []
     for repeat in range(settings.repeats):
         normalisation: tuple[Tensor | None, Tensor | None] | None = None
         for arrangement in settings.arrangements:
             path = folder.run(arrangement, repeat)
             identity = identity_of(settings, arrangement, repeat)
-            done = _finished(path, identity)
-            if done is None:
+            if only is not None and (arrangement, repeat) not in only:
+                continue
+            if _finished(path, identity) is None:
                 if normalisation is None:
                     normalisation = normalisation_of(_parts(settings, data, repeat)[0], settings.normalise)
-                done = _train(path, identity, data, arrangement, repeat, normalisation, settings, engine)
-            results.append(done)
+                _train(path, identity, data, arrangement, repeat, normalisation, settings, engine)
             if engine.is_global_zero:
-                write_table(Training, results, folder.path)
-    return results
+                with turn(folder.path):
+                    write_table(Training, _all_finished(folder), folder.path)
+    if engine.is_global_zero:
+        with turn(folder.path):
+            write_table(Training, _all_finished(folder), folder.path)
+    return _all_finished(folder)
+
+
+def _all_finished(folder: RunFolder) -> list[Training]:
+    settings = folder.settings
+    networks = [(a, k) for k in range(settings.repeats) for a in settings.arrangements]
+    found = [_finished(folder.run(*network), identity_of(settings, *network)) for network in networks]
+    return [row for row in found if row is not None]
 
 
 def identity_of(settings: Settings, arrangement: str, repeat: int) -> dict[str, Any]:

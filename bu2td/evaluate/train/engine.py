@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,9 +25,11 @@ from torch.overrides import TorchFunctionMode
 from bu2td.errors import MissingPackageError, OptionError
 from bu2td.evaluate.settings import Settings
 from bu2td.models.words import check_device
+from bu2td.packages import imported
 
 _PRECISION = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}
 _MIB = 2**20
+_PATIENCE = timedelta(days=30)
 
 
 def choose_device(word: str) -> torch.device:
@@ -64,7 +67,9 @@ def start(settings: Settings) -> Any:
         raise OptionError("amp_dtype = 'float16': mixed precision on the CPU needs bfloat16")
     if "LOCAL_WORLD_SIZE" in os.environ:  # torchrun
         local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-        options |= {"devices": local, "num_nodes": world // local, "strategy": "ddp"}
+        # a process may have to wait for hours for another one's attack; torchrun ends all of them where one fails
+        strategy = imported("lightning_fabric.strategies").DDPStrategy(timeout=_PATIENCE)
+        options |= {"devices": local, "num_nodes": world // local, "strategy": strategy}
         for part in (settings, settings.for_arrangement("td")):
             if part.batch_size % world:
                 raise OptionError(f"batch_size = {part.batch_size} cannot be shared evenly by {world} processes")
