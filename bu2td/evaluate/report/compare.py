@@ -1,39 +1,344 @@
-"""Means over repeats, and where a top-down network is better than its bottom-up network, and where not."""
+"""What a run decides: every measure of a top-down network against the bottom-up network, on both levels.
+
+A family of questions (all attacks, all corruptions, ...) has one primary measure; the probabilities of a family on
+a level are adjusted together by Holm's rule. Under an attack it is the mean distance up to the limit that all
+networks share: the area under the paper's figure 6 times the limit, a restricted mean (Royston and Parmar, 2013,
+BMC Medical Research Methodology 13:152). It has a value for every image, also for those without a perturbation,
+which are censored at the limit; a median has none where half of them are, and says nothing of the other half.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from bu2td.evaluate.report.read import ARRANGEMENTS, Row, Run
+from bu2td.evaluate.report import statistics
+from bu2td.evaluate.report.read import Run
+from bu2td.evaluate.report.statistics import ALPHA, NOTHING, Difference
+from bu2td.evaluate.schema import ARRANGEMENTS
 
-__all__ = [
-    "BETTER",
-    "RULE",
-    "UNCLEAR",
-    "UNDECIDED",
-    "WORSE",
-    "Comparison",
-    "Statistic",
-    "aggregate",
-    "compare",
-    "compare_run",
-    "statistic",
-]
+#: The heat map that the paper measures: of the last convolution, centred as by the authors' code.
+PAPERS_LAYER, PAPERS_NORMALISATION = "last-convolution", "centred"
+#: The smallest perturbation of an image under any attack, and under those of a kind, are attacks in all tables.
+STRONGEST = "strongest"
+#: Where none of n images differs, up to 3 / n of all images may (Hanley and Lippman-Hand, 1983, JAMA 249).
+RULE_OF_THREE = 3.0
 
-BETTER, WORSE, UNCLEAR, UNDECIDED = "better", "worse", "no clear difference", "not decided"
-VERDICTS = (BETTER, UNCLEAR, WORSE, UNDECIDED)
-RULE = (
-    "The rule: a difference of means over repeats counts only if it is larger than the spread, which is the "
-    "standard deviation of the difference between one run and another, √(s₁² + s₂²); larger than twice its "
-    "standard error, "
-    "√(s₁²/n₁ + s₂²/n₂); and, for accuracies, larger than one image. Anything smaller is no clear difference. "
-    "With fewer than two repeats of either network nothing is decided."
-)
+
+class Family(Enum):
+    """Questions that are answered together."""
+
+    ACCURACY = "Accuracy"
+    ATTACKS = "Attacks"
+    CORRUPTIONS = "Corruptions"
+    BANDS = "Frequency bands"
+    LOCALISATION = "Localisation"
+    FAITHFULNESS = "Faithfulness"
+
+
+class Level(Enum):
+    """Of what a verdict speaks."""
+
+    NETWORKS = "these networks"
+    ARCHITECTURE = "as an architecture"
+
+
+class Verdict(Enum):
+    """Of a top-down network against the bottom-up network."""
+
+    BETTER = "better"
+    EQUAL = "equal"
+    WORSE = "worse"
+    UNDECIDED = "not decided"
+
+
+#: Per family, a difference that is too small to choose a network for; under attacks a share of the bottom-up value.
+MARGINS = {
+    Family.ACCURACY: 0.005,
+    Family.ATTACKS: 0.05,
+    Family.CORRUPTIONS: 0.01,
+    Family.BANDS: 0.01,
+    Family.LOCALISATION: 0.02,
+    Family.FAITHFULNESS: 0.02,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measure of one subject.
+
+    Attributes:
+        values: by image (rows) and network (columns: arrangement, repeat); nan where it was not measured.
+        subject: the attack, the corruption, ...; empty where a family has one alone.
+        per_image: False where the table has a row per run only, its value standing for one image.
+        limit: larger values count as this one in means; it is also the largest difference there can be.
+    """
+
+    family: Family
+    measure: str
+    subject: str
+    values: pd.DataFrame
+    primary: bool = True
+    higher_is_better: bool = True
+    per_image: bool = True
+    limit: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure of a top-down network against the bottom-up network, on one level.
+
+    Attributes:
+        arrangement: of the top-down network.
+        primary: whether the verdict of the family rests on it.
+        n: images, or the runs of the network with the fewer.
+        bottom_up, top_down: means.
+        estimate, low, high: top-down less bottom-up, with a 95 % interval.
+        p, adjusted_p: two-sided, and by Holm's rule over the primary (or the other) measures of the family.
+        margin: differences below it count for nothing.
+        reason: why a verdict is not decided.
+    """
+
+    arrangement: str
+    family: Family
+    measure: str
+    subject: str
+    level: Level
+    primary: bool
+    higher_is_better: bool
+    n: int
+    bottom_up: float
+    top_down: float
+    estimate: float
+    low: float
+    high: float
+    p: float
+    adjusted_p: float
+    margin: float
+    verdict: Verdict
+    reason: str
+
+    def record(self) -> dict[str, Any]:
+        """As a dict for JSON."""
+        return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(self).items()}
+
+
+# --- from samples to verdicts -------------------------------------------------------------------------
+
+
+def compare(samples: Sequence[Sample], arrangement: str) -> list[Comparison]:
+    """Compare a top-down network with the bottom-up network wherever both have values."""
+    found: list[Comparison] = []
+    for level in Level:
+        pairs = [(s, d) for s in samples if (d := _difference(s, arrangement, level)).n]
+        groups = [(s.family, s.primary) for s, _ in pairs]
+        adjusted = [math.nan] * len(pairs)
+        for group in set(groups):
+            own = [i for i, g in enumerate(groups) if g == group]
+            for i, p in zip(own, statistics.holm([pairs[i][1].p for i in own]), strict=True):
+                adjusted[i] = p
+        found += [_judged(s, arrangement, level, d, p) for (s, d), p in zip(pairs, adjusted, strict=True)]
+    return found
+
+
+def _difference(sample: Sample, arrangement: str, level: Level) -> Difference:
+    """On one level; of repeats that both networks have, only images that both have count."""
+    repeats: dict[str, list[int]] = {"bu": [], arrangement: []}
+    for name, repeat in sample.values.columns:
+        if name in repeats:
+            repeats[name].append(repeat)
+    if not all(repeats.values()) or not len(sample.values):
+        return NOTHING
+    before, after = ({k: sample.values[a, k].to_numpy(float) for k in own} for a, own in repeats.items())
+    both = [k for k in before if k in after]
+    for k in both:
+        missing = np.isnan(before[k]) | np.isnan(after[k])
+        before[k], after[k] = (np.where(missing, np.nan, values) for values in (before[k], after[k]))
+    if level is Level.NETWORKS:
+        if not both or not sample.per_image:
+            return NOTHING
+        paired = [np.stack([own[k] for k in both], axis=1) for own in (before, after)]
+        return statistics.between_networks(paired[0], paired[1], sample.limit)
+    runs = [np.stack(list(own.values()), axis=1) for own in (before, after)]
+    return statistics.between_architectures(runs[0], runs[1], sample.limit)
+
+
+def _judged(sample: Sample, arrangement: str, level: Level, found: Difference, adjusted: float) -> Comparison:
+    margin = MARGINS[sample.family] * (found.bottom_up if sample.family is Family.ATTACKS else 1)
+    images = len(sample.values) if sample.per_image else math.inf
+    narrow = -margin <= found.low and found.high <= margin and margin * images >= RULE_OF_THREE * sample.limit
+    clear = found.low > 0 or found.high < 0
+    agree = found.sign == np.sign(found.estimate)
+    verdict, reason = Verdict.UNDECIDED, ""
+    if adjusted <= ALPHA and clear and agree:
+        verdict = Verdict.BETTER if (found.estimate > 0) == sample.higher_is_better else Verdict.WORSE
+    elif narrow:
+        verdict = Verdict.EQUAL
+    elif level is Level.ARCHITECTURE and found.n < 2:
+        reason = "with 1 run"
+    elif adjusted <= ALPHA:
+        reason = "mean and ranks disagree" if clear else "the interval holds 0"
+    return Comparison(
+        arrangement=arrangement,
+        level=level,
+        adjusted_p=adjusted,
+        margin=margin,
+        verdict=verdict,
+        reason=reason,
+        **{k: getattr(sample, k) for k in ("family", "measure", "subject", "primary", "higher_is_better")},
+        **{k: v for k, v in asdict(found).items() if k != "sign"},
+    )
+
+
+# --- from tables to samples ---------------------------------------------------------------------------
+
+
+def compare_run(run: Run) -> list[Comparison]:
+    """All comparisons that the tables of a run allow, by arrangement, level and family."""
+    samples = [
+        sample
+        for of in (_accuracy, _attacks, _corruptions, _bands, _localisation, _faithfulness)
+        for sample in of(run.tables)
+    ]
+    return [comparison for a in ARRANGEMENTS[1:] for comparison in compare(samples, a)]
+
+
+Tables = dict[str, pd.DataFrame]
+
+
+def _wide(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    if "image" not in frame:
+        frame = frame.assign(image=0)
+    return frame.pivot(index="image", columns=["arrangement", "repeat"], values=value).astype(float)
+
+
+def _samples(
+    tables: Tables, names: Sequence[str], keys: Sequence[str], value: str, family: Family, measure: str, **more: Any
+) -> Iterator[Sample]:
+    """A sample per subject (what ``keys`` say), of the first of the tables that has such values."""
+    for name in names:
+        frame = tables[name]
+        frame = frame[frame[value].notna()]
+        if len(frame):
+            for key, own in frame.groupby(list(keys), sort=False):
+                options = {"subject": ", ".join(str(k) for k in key), **more}
+                yield Sample(
+                    family, measure, values=_wide(own, value), per_image="image" in frame.columns, **options
+                )
+            return
+
+
+def _accuracy(tables: Tables) -> Iterator[Sample]:
+    family, said, rows = Family.ACCURACY, tables["predictions"], tables["accuracy"]
+    if len(said):
+        right = said.assign(right=(said["predicted"] == said["label"]).astype(float))
+        yield Sample(family, "test accuracy", "", _wide(right, "right"))
+    elif len(rows):
+        yield Sample(family, "test accuracy", "", _wide(rows, "test_accuracy"), per_image=False)
+    for column, title, higher in (
+        ("top5_accuracy", "top-5 accuracy", True),
+        ("calibration_error", "calibration error", False),
+    ):
+        known = rows[rows[column].notna()]
+        if len(known):
+            yield Sample(family, title, "", _wide(known, column), False, higher, per_image=False)
+
+
+def strongest_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with those of the strongest attacks in front."""
+    return rows.sort_values("attack", key=lambda names: ~names.str.startswith(STRONGEST), kind="stable")
+
+
+def _attacks(tables: Tables) -> Iterator[Sample]:
+    limits = tables["robustness"].groupby("attack")["limit"].max()
+    for attack, own in strongest_first(tables["distances"]).groupby("attack", sort=False):
+        finite = own["distance"][np.isfinite(own["distance"])]
+        limit = float(limits.get(attack, finite.max() if len(finite) else math.nan))
+        yield Sample(
+            Family.ATTACKS,
+            "mean distance up to the limit",
+            str(attack),
+            _wide(own, "distance"),
+            primary=attack == STRONGEST or not str(attack).startswith(STRONGEST),
+            limit=limit if limit > 0 else 1.0,
+        )
+
+
+def corruption_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy of every run under every corruption: the mean over the severities from 1 up that every run has."""
+    rows = rows[rows["severity"] > 0]
+    runs = rows.groupby("corruption").apply(
+        lambda own: own.groupby(["arrangement", "repeat"]).ngroups, include_groups=False
+    )
+    having = rows.groupby(["corruption", "severity"])["accuracy"].transform("count")
+    shared = rows[having == rows["corruption"].map(runs)] if len(rows) else rows
+    groups = shared.groupby(["corruption", "arrangement", "repeat"], sort=False)
+    return groups.agg(
+        accuracy=("accuracy", "mean"), samples=("samples", "min"), low=("severity", "min"), high=("severity", "max")
+    ).reset_index()
+
+
+def _corruptions(tables: Tables) -> Iterator[Sample]:
+    images = tables["corrupted_images"]
+    images = images[images["severities"] > 0]
+    made = {
+        "images": images.assign(accuracy=images["right"] / images["severities"]),
+        "runs": corruption_means(tables["corruptions"]),
+    }
+    yield from _samples(
+        made, ["images", "runs"], ["corruption"], "accuracy", Family.CORRUPTIONS, "mean accuracy over severities"
+    )
+
+
+def _bands(tables: Tables) -> Iterator[Sample]:
+    made = {}
+    for name in ("band_images", "bands"):
+        frame = tables[name]
+        several = frame["norm"].nunique() > 1
+        words = [
+            f"{low:g}\N{EN DASH}{high:g} cycles per image" + (f", L2 {norm:g}" if several else "")
+            for low, high, norm in zip(frame["low"], frame["high"], frame["norm"], strict=True)
+        ]
+        made[name] = frame.assign(band=np.array(words, object))
+    names = ["band_images", "bands"]
+    yield from _samples(
+        made, names, ["band"], "error", Family.BANDS, "error in a frequency band", higher_is_better=False
+    )
+
+
+def _explained(tables: Tables, family: Family, run_table: str, value: str, title: str, **more: Any) -> list[Sample]:
+    keys = ["layer", "normalisation"]
+    if run_table == "localisation" and not len(tables["explained_images"]):
+        keys += ["threshold"] if tables[run_table]["threshold"].nunique() > 1 else []
+    names = ["explained_images", run_table] if value in tables["explained_images"] else [run_table]
+    found = _samples(tables, names, keys, value, family, title, **more)
+    papers = f"{PAPERS_LAYER}, {PAPERS_NORMALISATION}"
+    return [dataclasses.replace(s, primary=s.primary and s.subject.startswith(papers)) for s in found]
+
+
+def _localisation(tables: Tables) -> Iterator[Sample]:
+    for value in ("precision", "recall"):
+        yield from _explained(tables, Family.LOCALISATION, "localisation", value, value)
+    yield from _explained(tables, Family.LOCALISATION, "boxes", "max_box_acc_v2", "MaxBoxAccV2", primary=False)
+
+
+def _faithfulness(tables: Tables) -> Iterator[Sample]:
+    for value, title, higher in (
+        ("deletion", "deletion", False),
+        ("insertion", "insertion", True),
+        ("pointing", "pointing game", True),
+    ):
+        yield from _explained(tables, Family.FAITHFULNESS, "faithfulness", value, title, higher_is_better=higher)
+
+
+# --- means over repeats -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,242 +358,25 @@ class Statistic:
     values: tuple[float, ...]
 
 
+NO_VALUE = Statistic(math.nan, math.nan, 0, ())
+
+
 def statistic(values: Iterable[float]) -> Statistic:
     """Mean, standard deviation (ddof=1) and number of the values that are not nan."""
     kept = tuple(float(v) for v in values if not math.isnan(v))
     if not kept:
-        return Statistic(math.nan, math.nan, 0, ())
+        return NO_VALUE
     if not all(map(math.isfinite, kept)):
         return Statistic(math.inf, math.nan, len(kept), kept)
     std = float(np.std(kept, ddof=1)) if len(kept) > 1 else math.nan
     return Statistic(float(np.mean(kept)), std, len(kept), kept)
 
 
-def aggregate(rows: Iterable[Row], keys: Sequence[str], value: str) -> dict[tuple[Any, ...], Statistic]:
+def aggregate(
+    rows: pd.DataFrame | Iterable[dict[str, Any]], keys: Sequence[str], value: str
+) -> dict[tuple[Any, ...], Statistic]:
     """Statistics of one column for every combination of ``keys``, in the order of first appearance."""
-    groups: dict[tuple[Any, ...], list[float]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row[value])
-    return {key: statistic(values) for key, values in groups.items()}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One measure of a top-down network against the bottom-up network.
-
-    Attributes:
-        arrangement: of the top-down network.
-        experiment: accuracy, robustness, corruptions, localisation or faithfulness.
-        measure: what was measured.
-        subject: the attack, the corruption, the normalisation; empty for the test accuracy.
-        higher_is_better: whether the larger number is the better one.
-        bottom_up, top_down: over repeats.
-        difference: top-down less bottom-up.
-        standard_error: of the difference, sqrt(s_bu^2 / n_bu + s_td^2 / n_td).
-        spread: of the difference between one run and another, sqrt(s_bu^2 + s_td^2).
-        ratio: top-down over bottom-up.
-        floor: the smallest difference that the measure can show.
-        verdict: better, worse, no clear difference or not decided.
-        chance: probability of a clear verdict for equal networks (Student's t with n_bu + n_td - 2 degrees of
-            freedom, normal repeats of one variance).
-    """
-
-    arrangement: str
-    experiment: str
-    measure: str
-    subject: str
-    higher_is_better: bool
-    bottom_up: Statistic
-    top_down: Statistic
-    difference: float
-    standard_error: float
-    spread: float
-    ratio: float
-    floor: float
-    verdict: str
-    chance: float
-
-    def record(self) -> dict[str, Any]:
-        """As a dict for JSON."""
-        return asdict(self)
-
-
-def compare(
-    bottom_up: Statistic,
-    top_down: Statistic,
-    *,
-    higher_is_better: bool = True,
-    floor: float = 0.0,
-    arrangement: str = "td",
-    experiment: str = "",
-    measure: str = "",
-    subject: str = "",
-) -> Comparison:
-    """Compare two sets of repeats by the rule that `RULE` states.
-
-    The repeats are taken as independent. With n repeats of spread s each, the standard error is s * sqrt(2 / n) and
-    the spread s * sqrt(2): twice the former is the larger one below four repeats, the latter above.
-    """
-    numbers = [bottom_up.mean, top_down.mean]
-    finite = all(map(math.isfinite, numbers))
-    difference = numbers[1] - numbers[0] if finite else math.nan
-    variances = [bottom_up.std**2, top_down.std**2]
-    spread = math.sqrt(sum(variances))
-    counts = (bottom_up.n, top_down.n)
-    error = math.sqrt(sum(v / n for v, n in zip(variances, counts, strict=True))) if min(counts) > 0 else math.nan
-    ratio = numbers[1] / numbers[0] if numbers[0] and any(map(math.isfinite, numbers)) else math.nan
-    verdict = _verdict(bottom_up, top_down, difference, max(spread, 2 * error, floor), higher_is_better)
-    return Comparison(
-        arrangement=arrangement,
-        experiment=experiment,
-        measure=measure,
-        subject=subject,
-        higher_is_better=higher_is_better,
-        bottom_up=bottom_up,
-        top_down=top_down,
-        difference=difference,
-        standard_error=error,
-        spread=spread,
-        ratio=ratio,
-        floor=floor,
-        verdict=verdict,
-        chance=_chance(spread, error, sum(counts) - 2),
-    )
-
-
-def _verdict(bottom_up: Statistic, top_down: Statistic, difference: float, least: float, higher: bool) -> str:
-    if min(bottom_up.n, top_down.n) < 2:
-        return UNDECIDED
-    if math.isnan(difference):  # a distance without an end in some repeat: decided only if all repeats agree
-        ends = [{math.isfinite(v) for v in s.values} for s in (bottom_up, top_down)]
-        if ends == [{False}, {False}]:
-            return UNCLEAR
-        if {True, False} in ends:
-            return UNDECIDED
-        return BETTER if (ends[1] == {False}) == higher else WORSE
-    if not abs(difference) > least + 1e-12:
-        return UNCLEAR
-    return BETTER if (difference > 0) == higher else WORSE
-
-
-def _chance(spread: float, error: float, freedom: int) -> float:
-    if freedom < 1 or not error > 0:
-        return math.nan
-    from scipy.special import stdtr
-
-    return float(2 * stdtr(freedom, -max(2.0, spread / error)))
-
-
-# --- a run --------------------------------------------------------------------------------------------
-
-
-def compare_run(run: Run) -> list[Comparison]:
-    """All comparisons that the files of a run allow, by arrangement, in the paper's order of experiments."""
-    found = []
-    for arrangement in ARRANGEMENTS[1:]:
-        for part in (_accuracy, _robustness, _corruptions, _explanation):
-            found += part(run, arrangement)
-    return found
-
-
-def _pairs(
-    rows: Sequence[Row], keys: Sequence[str], value: str, arrangement: str, **words: Any
-) -> list[Comparison]:
-    """Compare one column wherever both networks have it; the subject is what ``keys`` say."""
-    by_floor: Callable[[Sequence[Row]], float] = words.pop("floor", lambda _: 0.0)
-    statistics = aggregate(rows, ["arrangement", *keys], value)
-    found = []
-    for (word, *subject), of_td in statistics.items():
-        of_bu = statistics.get(("bu", *subject))
-        if word != arrangement or of_bu is None or not (of_bu.n and of_td.n):
-            continue
-        own = [r for r in rows if r["arrangement"] in ("bu", arrangement) and [r[k] for k in keys] == subject]
-        name = ", ".join(str(s) for s in subject)
-        found.append(compare(of_bu, of_td, floor=by_floor(own), arrangement=arrangement, subject=name, **words))
-    return found
-
-
-def _one_image(rows: Sequence[Row]) -> float:
-    """The share that one image is, of the fewest that a row counts."""
-    return 1 / max(1, min(row["samples"] for row in rows))
-
-
-def _accuracy(run: Run, arrangement: str) -> list[Comparison]:
-    images = run.settings["data"].get("test")
-    return _pairs(
-        run.tables["accuracy"],
-        [],
-        "test_accuracy",
-        arrangement,
-        experiment="accuracy",
-        measure="test accuracy",
-        floor=lambda _: 1 / images if isinstance(images, int) and images > 0 else 0.0,
-    )
-
-
-def _robustness(run: Run, arrangement: str) -> list[Comparison]:
-    found = []
-    for value, measure in (("auc", "area under the curve"), ("median_l2", "median L2")):
-        found += _pairs(
-            run.tables["robustness"], ["attack"], value, arrangement, experiment="robustness", measure=measure
-        )
-    return found
-
-
-def corruption_means(rows: Sequence[Row]) -> list[Row]:
-    """Accuracy of every run under every corruption: the mean over the severities from 1 up that every run has."""
-    accuracies: dict[str, dict[tuple[str, int], dict[int, Row]]] = {}
-    for row in rows:
-        if row["severity"] > 0:
-            run = (row["arrangement"], row["repeat"])
-            accuracies.setdefault(row["corruption"], {}).setdefault(run, {})[row["severity"]] = row
-    found = []
-    for corruption, runs in accuracies.items():
-        shared = set.intersection(*(set(own) for own in runs.values()))
-        for (arrangement, repeat), own in runs.items() if shared else ():
-            rows_of_run = [own[severity] for severity in sorted(shared)]
-            found.append(
-                {
-                    "arrangement": arrangement,
-                    "repeat": repeat,
-                    "corruption": corruption,
-                    "severities": sorted(shared),
-                    "accuracy": float(np.mean([r["accuracy"] for r in rows_of_run])),
-                    "samples": min(r["samples"] for r in rows_of_run),
-                }
-            )
-    return found
-
-
-def _corruptions(run: Run, arrangement: str) -> list[Comparison]:
-    return _pairs(
-        corruption_means(run.tables["corruptions"]),
-        ["corruption"],
-        "accuracy",
-        arrangement,
-        experiment="corruptions",
-        measure="mean accuracy",
-        floor=_one_image,
-    )
-
-
-def _explanation(run: Run, arrangement: str) -> list[Comparison]:
-    found = []
-    rows = run.tables["localisation"]
-    several = len({row["threshold"] for row in rows}) > 1
-    keys = ["normalisation", "threshold"] if several else ["normalisation"]
-    for value in ("precision", "recall"):
-        found += _pairs(rows, keys, value, arrangement, experiment="localisation", measure=value)
-    words: dict[str, Any] = {"experiment": "localisation", "measure": "MaxBoxAccV2"}
-    found += _pairs(run.tables["boxes"], ["normalisation"], "max_box_acc_v2", arrangement, **words)
-    for value, higher in (("pointing", True), ("deletion", False), ("insertion", True)):
-        found += _pairs(
-            run.tables["faithfulness"],
-            ["normalisation"],
-            value,
-            arrangement,
-            experiment="faithfulness",
-            measure=f"{value} game" if value == "pointing" else value,
-            higher_is_better=higher,
-        )
-    return found
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    if not len(frame):
+        return {}
+    return {key: statistic(own) for key, own in frame.groupby(list(keys), sort=False)[value]}

@@ -1,6 +1,6 @@
-"""The charts of a report, from rows of its tables to matplotlib figures (no pyplot, no global state).
+"""The charts of a report, from its tables to matplotlib figures (no pyplot, no global state).
 
-Every function takes rows as `bu2td.evaluate.report.read.read_table` gives them and returns a figure, or None where
+Every function takes a table as `bu2td.evaluate.report.read.read_table` gives it and returns a figure, or None where
 there is nothing to draw. Error bars and bands are one standard deviation over the repeats (n - 1 in the
 denominator); where there is one repeat there are none. Lengths are inches.
 """
@@ -13,16 +13,19 @@ import math
 import re
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pandas as pd
 
-from bu2td.errors import MissingPackageError
-from bu2td.evaluate.report.compare import Statistic, aggregate, statistic
-from bu2td.evaluate.report.read import ARRANGEMENTS, WORDS, Row
+from bu2td.evaluate.report.compare import Statistic, aggregate, statistic, strongest_first
+from bu2td.evaluate.report.words import title
+from bu2td.evaluate.schema import ARRANGEMENTS, LAYERS, NORMALISATIONS, WORDS
 from bu2td.files import replacing
+from bu2td.packages import imported
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,6 +51,7 @@ DASHES: dict[str, Any] = {"bu": "-", "td": "-", "uni": (0, (4, 1.5)), "rev": (0,
 SHORT = {"bu": "BU", "td": "TD", "uni": "TD uni", "rev": "TD rev"}
 STYLE: dict[str, Any] = {
     "text.parse_math": False,
+    "svg.hashsalt": "bu2td",
     "font.family": ["DejaVu Sans"],
     "font.size": 7.5,
     "axes.titlesize": 7.5,
@@ -84,23 +88,19 @@ def styled(function: Draw) -> Draw:
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
-        matplotlib = _matplotlib()
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(STYLE)
+        with _style():
             return function(*args, **options)
 
     return call  # type: ignore[return-value]
 
 
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingPackageError(
-            "the report draws with matplotlib, which is not installed. Run: pip install matplotlib"
-        ) from error
-    return matplotlib
+@contextmanager
+def _style() -> Iterator[None]:
+    matplotlib = imported("matplotlib", why="the report draws with it:")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        yield
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -111,24 +111,23 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, 200 dots per inch, on white.
+    """Write a figure on white: as PNG, 200 dots per inch, or what the file's suffix says (.svg, .pdf).
 
     Raises:
         FileError: it cannot be written.
     """
-    matplotlib = _matplotlib()
-    with matplotlib.rc_context(), warnings.catch_warnings(), replacing(path) as temporary:
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+    kind = path.suffix.removeprefix(".") or "png"
+    dates: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)  # the same figure, the same file
+    with _style(), warnings.catch_warnings(), replacing(path) as temporary:
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing")  # of a class or attack in another script
-        figure.savefig(temporary, format="png", dpi=DPI, facecolor="white")
+        figure.savefig(temporary, format=kind, dpi=DPI, facecolor="white", metadata=dates)
 
 
 # --- figure 4: accuracy -------------------------------------------------------------------------------
 
 
 @styled
-def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
+def accuracy_figure(rows: pd.DataFrame) -> Figure | None:
     """Test accuracy per arrangement (figure 4): mean, standard deviation, and every repeat as a dot."""
     statistics = _by_arrangement(rows, "test_accuracy")
     if not statistics:
@@ -158,7 +157,7 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
     low, high = _zoom([*bars, *(v for f in statistics.values() for v in f.values)])
     axes.set_ylim(low, high)
     axes.set_ylabel("test accuracy")
-    _percent(axes.yaxis, high - low)
+    percent_axis(axes.yaxis, high - low)
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
     return figure
 
@@ -173,42 +172,42 @@ def _zoom(values: Sequence[float]) -> tuple[float, float]:
 # --- figure 6: loss of accuracy against distance ------------------------------------------------------
 
 
-def step(rows: Sequence[Row], places: np.ndarray) -> np.ndarray:
+def step(rows: pd.DataFrame, places: np.ndarray) -> np.ndarray:
     """Accuracy at distances: that of the last row at or below each (nan before the first row)."""
-    ordered = sorted(rows, key=lambda row: (row["l2"], -row["accuracy"]))
-    distances = np.array([row["l2"] for row in ordered])
-    accuracies = np.array([row["accuracy"] for row in ordered])
-    index = np.searchsorted(distances, places, side="right") - 1
-    return np.where(index >= 0, accuracies[np.maximum(index, 0)], np.nan)
+    ordered = rows.sort_values(["l2", "accuracy"], ascending=[True, False])
+    index = np.searchsorted(ordered["l2"], places, side="right") - 1
+    return np.where(index >= 0, ordered["accuracy"].to_numpy()[np.maximum(index, 0)], np.nan)
 
 
 @styled
-def curves_figure(rows: Sequence[Row], columns: int = 4) -> Figure | None:
+def curves_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
     """Loss of accuracy against the L2 distance (figure 6), one plot per attack.
 
     The loss of a repeat is its accuracy at distance 0 less its accuracy at a distance, in points. Lines are means
     over the repeats, bands their standard deviation; the axis ends where no curve changes any more.
     """
-    rows = [row for row in rows if math.isfinite(row["l2"])]
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    if not attacks:
+    rows = rows[np.isfinite(rows["l2"].astype(float))]
+    if not len(rows):
         return None
     from matplotlib.ticker import MaxNLocator
 
-    figure, grid = _small_multiples(len(attacks), columns, 1.45)
+    rows = strongest_first(rows)
+    attacks = rows["attack"].unique()
+    figure, grid = small_multiples(len(attacks), columns, 1.45)
     drawn: dict[str, int] = {}
     for axes, attack in zip(grid, attacks, strict=True):
-        own = [row for row in rows if row["attack"] == attack]
+        own = rows[rows["attack"] == attack]
         end = _last_change(own)
-        places = np.unique([0.0, *(row["l2"] for row in own if row["l2"] <= end), end])
+        places = np.unique([0.0, *own["l2"][own["l2"] <= end], end])
         if len(places) > POINTS:
             places = np.linspace(0, end, POINTS)
-        for arrangement in (a for a in ARRANGEMENTS if any(row["arrangement"] == a for row in own)):
-            repeats = _repeats([row for row in own if row["arrangement"] == arrangement])
-            accuracy = np.array([step(repeat, places) for repeat in repeats])
+        for arrangement in present(own):
+            accuracy = np.array(
+                [step(repeat, places) for _, repeat in own[own["arrangement"] == arrangement].groupby("repeat")]
+            )
             _line(axes, places, 100 * (accuracy[:, :1] - accuracy), arrangement)
-            drawn[arrangement] = max(drawn.get(arrangement, 0), len(repeats))
-        axes.set_title(plain(attack), loc="left", pad=3)
+            drawn[arrangement] = max(drawn.get(arrangement, 0), len(accuracy))
+        axes.set_title(plain(title(attack)), loc="left", pad=3)
         axes.set_xlim(0, end)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.set_ylim(-3, 103)
@@ -219,45 +218,42 @@ def curves_figure(rows: Sequence[Row], columns: int = 4) -> Figure | None:
     return figure
 
 
-def _last_change(rows: Sequence[Row]) -> float:
+def _last_change(rows: pd.DataFrame) -> float:
     """A little beyond the distance where the last of the curves ends to fall."""
     ends = [0.0]
-    groups: dict[tuple[str, int], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["arrangement"], row["repeat"]), []).append(row)
-    for own in groups.values():
-        ordered = sorted(own, key=lambda row: (row["l2"], -row["accuracy"]))
-        ends += [b["l2"] for a, b in itertools.pairwise(ordered) if b["accuracy"] != a["accuracy"]]
-    return 1.05 * max(ends) or max([row["l2"] for row in rows]) or 1.0
+    for _, own in rows.groupby(["arrangement", "repeat"]):
+        ordered = own.sort_values(["l2", "accuracy"], ascending=[True, False])
+        ends += list(ordered["l2"][ordered["accuracy"].diff().fillna(0) != 0])
+    return float(1.05 * max(ends) or rows["l2"].max() or 1.0)
 
 
 # --- corruptions --------------------------------------------------------------------------------------
 
 
 @styled
-def corruptions_figure(rows: Sequence[Row], columns: int = 4) -> Figure | None:
+def corruptions_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
     """Accuracy against the severity of a corruption, one plot per corruption; severity 0 is clean."""
-    clean = [row for row in rows if row["severity"] == 0]
-    corruptions = list(dict.fromkeys(row["corruption"] for row in rows if row["severity"] > 0))
-    if not corruptions:
+    if not len(rows) or not (rows["severity"] > 0).any():
         return None
-    figure, grid = _small_multiples(len(corruptions), columns, 1.45)
+    clean = rows[rows["severity"] == 0]
+    corruptions = rows["corruption"][rows["severity"] > 0].unique()
+    figure, grid = small_multiples(len(corruptions), columns, 1.45)
     drawn: dict[str, int] = {}
-    lowest = min(row["accuracy"] for row in rows)
+    lowest = rows["accuracy"].min()
     for axes, corruption in zip(grid, corruptions, strict=True):
-        own = [row for row in rows if row["corruption"] == corruption]
-        if all(row["severity"] > 0 for row in own):  # the clean accuracy stands once for all corruptions
-            own = clean + own
+        own = rows[rows["corruption"] == corruption]
+        if (own["severity"] > 0).all():  # the clean accuracy stands once for all corruptions
+            own = pd.concat([clean, own])
         found = aggregate(own, ["arrangement", "severity"], "accuracy")
-        for arrangement in (a for a in ARRANGEMENTS if any(key[0] == a for key in found)):
+        for arrangement in present(own):
             places = sorted(key[1] for key in found if key[0] == arrangement)
             statistics = [found[arrangement, place] for place in places]
             _error_line(axes, places, statistics, arrangement)
             drawn[arrangement] = max(drawn.get(arrangement, 0), *(s.n for s in statistics))
-        axes.set_title(plain(corruption), loc="left", pad=3)
+        axes.set_title(plain(title(corruption)), loc="left", pad=3)
         axes.set_ylim(max(0, math.floor(10 * lowest - 0.5) / 10) - 0.02, 1.02)
         _whole(axes.xaxis)
-        _percent(axes.yaxis, 1)
+        percent_axis(axes.yaxis, 1)
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
     figure.supylabel("accuracy", fontsize=7.5)
     figure.supxlabel("severity, 0 is clean", fontsize=7.5)
@@ -286,32 +282,33 @@ def _error_line(axes: Axes, places: Sequence[int], statistics: Sequence[Statisti
 
 
 @styled
-def localisation_figure(rows: Sequence[Row]) -> Figure | None:
-    """Precision and recall of the localised object (figure 9), for both normalisations of the heat map."""
-    measured = [row for row in rows if not (math.isnan(row["precision"]) and math.isnan(row["recall"]))]
-    kinds = list(dict.fromkeys((row["normalisation"], row["threshold"]) for row in measured))
-    if not kinds:
+def localisation_figure(rows: pd.DataFrame) -> Figure | None:
+    """Precision and recall of the localised object (figure 9), by layer and normalisation of the heat map."""
+    keys = ["layer", "normalisation", "threshold"]
+    rows = rows[rows["precision"].notna() | rows["recall"].notna()] if len(rows) else rows
+    if not len(rows):
         return None
-    several = len({threshold for _, threshold in kinds}) > 1
-    figure = new_figure(COLUMN if len(kinds) <= 3 else PAGE, 2.1)
+    kinds = rows[keys].drop_duplicates().itertuples(index=False)
+    kinds = sorted(kinds, key=lambda k: (LAYERS.index(k[0]), NORMALISATIONS.index(k[1]), k[2]))
+    several = len({threshold for *_, threshold in kinds}) > 1
+    figure = new_figure(COLUMN if len(kinds) <= 2 else PAGE, 2.1)
     grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     drawn: dict[str, int] = {}
     for axes, kind in zip(grid, kinds, strict=True):
-        own = [row for row in measured if (row["normalisation"], row["threshold"]) == kind]
-        present = [a for a in ARRANGEMENTS if any(row["arrangement"] == a for row in own)]
-        width = 0.8 / len(present)
-        for index, arrangement in enumerate(present):
-            values = [[r[m] for r in own if r["arrangement"] == arrangement] for m in ("precision", "recall")]
-            found = [statistic(v) for v in values]
-            places = np.arange(2) + (index - (len(present) - 1) / 2) * width
+        own = rows[(rows[keys] == list(kind)).all(axis=1)]
+        shown = present(own)
+        width = 0.8 / len(shown)
+        for index, arrangement in enumerate(shown):
+            found = [statistic(own[m][own["arrangement"] == arrangement]) for m in ("precision", "recall")]
+            places = np.arange(2) + (index - (len(shown) - 1) / 2) * width
             _bars(axes, places, found, arrangement, width)
             drawn[arrangement] = max(drawn.get(arrangement, 0), *(s.n for s in found))
-        title = f"{kind[0]}, t = {kind[1]:g}" if several else kind[0]
-        axes.set_title(title, loc="left", pad=3)
+        text = f"{title(kind[0])},\n{title(kind[1])}" + (f", t = {kind[2]:g}" if several else "")
+        axes.set_title(text, loc="left", pad=3)
         axes.set_xticks([0, 1], ["precision", "recall"])
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 1.02)
-        _percent(axes.yaxis, 1)
+        percent_axis(axes.yaxis, 1)
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
     _legend(figure, drawn, patches=True)
     return figure
@@ -333,9 +330,9 @@ def _bars(axes: Axes, places: np.ndarray, found: Sequence[Statistic], arrangemen
 
 
 @styled
-def training_figure(rows: Sequence[Row]) -> Figure | None:
+def training_figure(rows: pd.DataFrame) -> Figure | None:
     """Training loss and validation accuracy per epoch: mean and standard deviation over the repeats."""
-    if not rows:
+    if not len(rows):
         return None
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -343,9 +340,9 @@ def training_figure(rows: Sequence[Row]) -> Figure | None:
     loss, accuracy = figure.subplots(1, 2)
     drawn: dict[str, int] = {}
     losses = []
-    for arrangement in (a for a in ARRANGEMENTS if any(row["arrangement"] == a for row in rows)):
-        own = [row for row in rows if row["arrangement"] == arrangement]
-        drawn[arrangement] = len({row["repeat"] for row in own})
+    for arrangement in present(rows):
+        own = rows[rows["arrangement"] == arrangement]
+        drawn[arrangement] = own["repeat"].nunique()
         for axes, column in ((loss, "train_loss"), (accuracy, "validation_accuracy")):
             found = aggregate(own, ["epoch"], column)
             epochs = sorted(key[0] for key, s in found.items() if math.isfinite(s.mean))
@@ -363,7 +360,7 @@ def training_figure(rows: Sequence[Row]) -> Figure | None:
     accuracy.set(xlabel="epoch", ylabel="validation accuracy")
     low, high = accuracy.get_ylim()
     accuracy.set_ylim(max(low, 0), min(high, 1.02))
-    _percent(accuracy.yaxis, high - low)
+    percent_axis(accuracy.yaxis, high - low)
     for axes in (loss, accuracy):
         _whole(axes.xaxis)
         axes.grid(color=FAINT, linewidth=0.7)
@@ -384,22 +381,23 @@ def plain(name: str, columns: int = 24) -> str:
     return f"{words[:kept]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _by_arrangement(rows: Iterable[Row], value: str) -> dict[str, Statistic]:
+def present(rows: pd.DataFrame) -> list[str]:
+    """The arrangements of a table, in the order of every table and figure."""
+    words = set(rows["arrangement"])
+    return [a for a in ARRANGEMENTS if a in words]
+
+
+def _by_arrangement(rows: pd.DataFrame, value: str) -> dict[str, Statistic]:
     found = aggregate(rows, ["arrangement"], value)
     return {a: found[a,] for a in ARRANGEMENTS if (a,) in found and found[a,].n}
 
 
-def _repeats(rows: Sequence[Row]) -> list[list[Row]]:
-    numbers = sorted({row["repeat"] for row in rows})
-    return [[row for row in rows if row["repeat"] == number] for number in numbers]
-
-
-def _small_multiples(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """A grid of axes with one height and width; the legend has a line of its own."""
+def small_multiples(count: int, columns: int, height: float, legend_lines: int = 1) -> tuple[Figure, list[Axes]]:
+    """A grid of axes with one height and width; the legend has lines of its own."""
     columns = 3 if count in (3, 5, 6) else min(columns, count)
     lines = math.ceil(count / columns)
-    width = PAGE if columns > 2 else COLUMN
-    figure = new_figure(width, height * lines + 0.5)
+    width = PAGE if columns > 2 or legend_lines > 1 else COLUMN
+    figure = new_figure(width, height * lines + 0.35 + 0.15 * legend_lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten().tolist()
     for axes in grid[count:]:
         axes.remove()
@@ -442,7 +440,7 @@ def _legend(figure: Figure, drawn: dict[str, int], patches: bool = False, marker
     figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 2 if narrow else 4))
 
 
-def _percent(axis: Any, span: float) -> None:
+def percent_axis(axis: Any, span: float) -> None:
     """Ticks in per cent, none above 100."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 

@@ -1,119 +1,24 @@
-"""What a report shows as heat: vulnerable inputs (figure 5), Grad-CAM of every level (7) and the last (8)."""
+"""What a report shows as heat: Grad-CAM of every level (the paper's figure 7) and of the last (figure 8)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bu2td.evaluate.report.compare import aggregate, statistic
-from bu2td.evaluate.report.figures import COLORS, COLUMN, GREY, INK, PAGE, new_figure, plain, styled
-from bu2td.evaluate.report.read import ARRANGEMENTS, NORMALISATIONS, WORDS, Explanations, Row
+from bu2td.evaluate.report.figures import COLORS, COLUMN, INK, PAGE, new_figure, plain, styled
+from bu2td.evaluate.report.read import Explanations
+from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["branches_figure", "images_figure", "levels_figure"]
+__all__ = ["images_figure", "levels_figure"]
 
 OBJECT = 0.2  # pixels above it are the object (section 4.3 of the paper)
 CMAP = "magma"
-
-
-@styled
-def branches_figure(rows: Sequence[Row]) -> Figure | None:
-    """Accuracy by the pyramid inputs that a perturbation enters (figure 5): a table of heat per arrangement.
-
-    A row is an attack, a column a set of inputs; the number is the mean over the repeats, in per cent. Framed is
-    the single input that costs most.
-    """
-    rows = [row for row in rows if not math.isnan(row["accuracy"])]
-    arrangements = [a for a in ARRANGEMENTS if any(row["arrangement"] == a for row in rows)]
-    if not arrangements:
-        return None
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    inputs = inputs_of(rows)
-    size = (max(COLUMN, 1.25 + 0.27 * len(inputs)), len(arrangements) * (0.95 + 0.19 * len(attacks)) + 0.15)
-    figure = new_figure(*size)
-    grid = figure.subplots(len(arrangements), 1, squeeze=False)[:, 0]
-    for axes, arrangement in zip(grid, arrangements, strict=True):
-        own = [row for row in rows if row["arrangement"] == arrangement]
-        mesh = _heat_table(axes, own, attacks, inputs)
-        repeats = len({row["repeat"] for row in own})
-        axes.set_title(f"{WORDS[arrangement]}, n = {repeats}; dots: perturbed inputs", loc="left", pad=4)
-    bar = figure.colorbar(mesh, ax=list(grid), fraction=0.035, pad=0.02, aspect=25)
-    bar.set_label("accuracy, %")
-    bar.outline.set_visible(False)
-    return figure
-
-
-def inputs_of(rows: Sequence[Row]) -> list[str]:
-    """The sets of perturbed inputs: none, single ones from fine to coarse, pairs, all."""
-    reductions = {row["inputs"]: [int(r) for r in row["reductions"].split("+") if r.isdecimal()] for row in rows}
-    return sorted(reductions, key=lambda name: (_size(name), reductions[name], name))
-
-
-def _size(name: str) -> int:
-    """How many inputs a name stands for."""
-    return {"none": 0, "all": 99}.get(name, 1 + name.count("+"))
-
-
-def _heat_table(axes: Axes, rows: Sequence[Row], attacks: Sequence[str], inputs: Sequence[str]) -> Any:
-    from matplotlib.patches import Rectangle
-
-    found = aggregate(rows, ["attack", "inputs"], "accuracy")
-    missing = statistic([])
-    values = np.array([[100 * found.get((a, i), missing).mean for i in inputs] for a in attacks])
-    mesh = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="none")
-    for y, x in np.ndindex(values.shape):
-        value = values[y, x]
-        text, color = ("-", GREY) if math.isnan(value) else (f"{value:.0f}", "white" if value < 55 else INK)
-        axes.text(x, y, text, ha="center", va="center", fontsize=6.5, color=color)
-    single = [i for i, name in enumerate(inputs) if _size(name) == 1]
-    for y, line in enumerate(values):
-        known = [i for i in single if not math.isnan(line[i])]
-        lowest = min((line[i] for i in known), default=math.nan)
-        worst = [i for i in known if round(line[i], 9) == round(lowest, 9)]
-        if len(known) > 1 and len(worst) == 1:
-            axes.add_patch(
-                Rectangle(
-                    (worst[0] - 0.44, y - 0.42),
-                    0.88,
-                    0.84,
-                    fill=False,
-                    edgecolor="#FF8A3C",
-                    linewidth=1.5,
-                    zorder=3,
-                )
-            )
-    _entries(axes, rows, attacks, inputs)
-    kinds = [_size(name) for name in inputs]
-    for place in (i for i in range(1, len(kinds)) if kinds[i] != kinds[i - 1]):
-        axes.axvline(place - 0.5, color="white", linewidth=2.5)
-    return mesh
-
-
-def _entries(axes: Axes, rows: Sequence[Row], attacks: Sequence[str], inputs: Sequence[str]) -> None:
-    """Above the table: dots that say which inputs are perturbed in a column, a line per input."""
-    branches = [name for name in inputs if _size(name) == 1] or ["perturbed"]
-    reductions = {row["inputs"]: row["reductions"] for row in rows}
-    labels = [plain(b) + (f" (r{r})" if (r := reductions.get(b)) and b != f"r{r}" else "") for b in branches]
-    for line, branch in enumerate(branches):
-        y = line - len(branches) - 0.6
-        for x, name in enumerate(inputs):
-            on = name == "all" or branch in name.split("+") or (branch == "perturbed" and name != "none")
-            axes.plot(x, y, "o", color=INK if on else "#D8D8D8", markersize=4.2 if on else 2.6, markeredgewidth=0)
-    axes.set_xlim(-0.5, len(inputs) - 0.5)
-    axes.set_ylim(len(attacks) - 0.5, -len(branches) - 1.1)
-    places = [line - len(branches) - 0.6 for line in range(len(branches))]
-    axes.set_yticks([*places, *range(len(attacks))], [*labels, *(plain(name) for name in attacks)])
-    for label in axes.get_yticklabels()[: len(branches)]:
-        label.set_fontstyle("italic")
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 @styled

@@ -5,41 +5,41 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from bu2td.errors import FileError
-from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, TABLES, WORDS, Kind, columns
+from bu2td.evaluate.folder import FORMAT
+from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, TABLES, Epoch, Kind, Row, columns
 
-__all__ = ["ARRANGEMENTS", "WORDS", "Explanations", "Row", "Run", "read_explanations", "read_run", "read_table"]
+__all__ = ["Explanations", "Run", "read_explanations", "read_run", "read_table"]
 
-Row = dict[str, Any]
-Readers = Mapping[str, tuple[type, Kind]]
-
-FORMAT = 1
+_ANEW = "Remove the file and compute it anew with --resume"
 
 
-# --- files --------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path, kind: str | None = None) -> list[Row]:
+def read_table(path: Path, kind: str | None = None) -> pd.DataFrame:
     """Read a CSV file of a run folder.
+
+    pandas fills up a line that is cut off without a word, so lines are taken apart by the csv module.
 
     Args:
         path: the file.
         kind: which table it is (a name of `TABLES`); by default its own name.
 
     Returns:
-        Its rows with numbers as numbers; a number that was not measured is nan. Columns that are not known are left
-        out. A file with a header alone has no rows.
+        Its rows with the columns of the table: numbers as numbers, what was not measured as nan. Columns that are
+        not known are left out. A file with a header alone, or with empty lines, has no rows.
 
     Raises:
         FileError: the file cannot be read, lacks a column, has a line that is cut off or longer than the header, a
@@ -47,81 +47,94 @@ def read_table(path: Path, kind: str | None = None) -> list[Row]:
             file and the line.
     """
     table = TABLES[kind or path.name]
-    readers, key = columns(table), table.key
     text = _text(path)
     if not text:
-        raise FileError(f"{path} is empty; expected a header with {', '.join(readers)}. {_ANEW}")
+        raise FileError(f"{path} is empty; expected a header with {', '.join(columns(table))}. {_ANEW}")
     if not text.strip():  # a table without rows, written without columns
-        return []
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows: list[Row] = []
-    seen: dict[tuple[Any, ...], int] = {}
-    for number, cells in _lines(lines, path):
-        if number == 0:
-            header = cells
-            _check_header(header, readers, path)
-            continue
-        row = _row(header, cells, readers, path, lines.line_num)
-        identity = tuple(row[name] for name in key)
-        if key and identity in seen:
-            what = ", ".join(f"{name} {value}" for name, value in zip(key, identity, strict=True))
-            raise FileError(
-                f"{path}, line {lines.line_num}: {what} stands already in line {seen[identity]}. {_ANEW}"
-            )
-        seen[identity] = lines.line_num
-        rows.append(row)
-    if not text.endswith(("\n", "\r")):
-        raise FileError(f"{path}, line {lines.line_num}: the line does not end, so the file is cut off. {_ANEW}")
-    return rows
+        return empty(table)
+    cells = _cells(text, path, table)
+    made = {name: _column(cells, name, *about, path) for name, about in columns(table).items()}
+    frame = pd.DataFrame(made, index=cells.index)
+    _check_key(frame, table, path)
+    return frame.reset_index(drop=True)
 
 
-_ANEW = "Remove the file and compute it anew with --resume"
+def empty(table: type[Row]) -> pd.DataFrame:
+    """A table without rows."""
+    return pd.DataFrame({name: pd.Series(dtype=_dtype(of)) for name, (of, _) in columns(table).items()})
+
+
+def _dtype(of: type) -> Any:
+    return object if of is str else of
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise FileError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not a text file ({error.reason} at byte {error.start})") from error
 
 
-def _lines(lines: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
+def _cells(text: str, path: Path, table: type[Row]) -> pd.DataFrame:
+    """All cells as text; the index is the number of the line."""
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    found: dict[int, list[str]] = {}
     try:
-        yield from enumerate(cells for cells in lines if cells)
+        for cells in lines:
+            if cells:
+                found[lines.line_num] = cells
     except csv.Error as error:
         raise FileError(f"{path}, line {lines.line_num}: {error}. {_ANEW}") from error
-
-
-def _check_header(header: list[str], readers: Readers, path: Path) -> None:
-    missing = [name for name in readers if name not in header]
+    (_, header), *rows = found.items()
+    missing = [name for name in columns(table) if name not in header]
     if missing:
         many = "s" if len(missing) > 1 else ""
         raise FileError(
-            f"{path}, line 1: no column{many} {', '.join(missing)}; expected {', '.join(readers)}, "
+            f"{path}, line 1: no column{many} {', '.join(missing)}; expected {', '.join(columns(table))}, "
             f"found {', '.join(header)}"
         )
     if len(set(header)) < len(header):
         raise FileError(f"{path}, line 1: a column appears twice in {', '.join(header)}")
+    for line, cells in rows:
+        if len(cells) != len(header):
+            raise FileError(
+                f"{path}, line {line}: {len(cells)} of {len(header)} cells; the line is cut off. {_ANEW}"
+            )
+    if not text.endswith(("\n", "\r")):
+        raise FileError(f"{path}, line {lines.line_num}: the line does not end, so the file is cut off. {_ANEW}")
+    index = pd.Index([line for line, _ in rows], dtype=int)
+    return pd.DataFrame([cells for _, cells in rows], index=index, columns=header, dtype=object)
 
 
-def _row(header: list[str], cells: list[str], readers: Readers, path: Path, line: int) -> Row:
-    if len(cells) != len(header):
-        raise FileError(f"{path}, line {line}: {len(cells)} of {len(header)} cells; the line is cut off. {_ANEW}")
-    found = dict(zip(header, cells, strict=True))
-    row: Row = {}
-    for name, (cell, kind) in readers.items():
-        text = found[name]
+def _column(cells: pd.DataFrame, name: str, of: type, kind: Kind, path: Path) -> pd.Series:
+    """A column as what it holds; every different text is looked at once."""
+    known: dict[str, Any] = {}
+    for text in cells[name].unique():
         try:
-            value = text if cell is str else float(text) if text.strip() else math.nan
+            value = text if of is str else float(text) if text.strip() else np.nan
             good = kind.holds(value)
         except ValueError:
             good = False
         if not good:
+            line = cells.index[cells[name] == text][0]
             raise FileError(f"{path}, line {line}: {name} is {text!r}; expected {kind.words}")
-        row[name] = int(value) if cell is int else value
-    return row
+        known[text] = value
+    return pd.Series([known[text] for text in cells[name]], cells.index, dtype=_dtype(of), name=name)
+
+
+def _check_key(frame: pd.DataFrame, table: type[Row], path: Path) -> None:
+    key = list(table.key)
+    twice = frame.index[frame.duplicated(key)] if key else frame.index[:0]
+    if len(twice):
+        line, row = twice[0], frame.loc[twice[0], key]
+        first = frame.index[(frame[key] == row).all(axis=1)][0]
+        what = ", ".join(f"{name} {value}" for name, value in row.items())
+        raise FileError(f"{path}, line {line}: {what} stands already in line {first}. {_ANEW}")
+
+
+# --- heat maps ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -194,21 +207,24 @@ def _array(arrays: Mapping[str, np.ndarray], name: str, path: Path, dimensions: 
     return arrays[name]
 
 
+# --- a run --------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; a table that is not there, or that has no rows, is empty.
+    """What a run folder holds; a table that is not there has no rows.
 
     Attributes:
         folder: where it is.
         settings: run.json.
-        tables: rows by file name without its suffix: accuracy, robustness, curves, branches, corruptions,
-            localisation, faithfulness, and log (with arrangement and repeat).
+        tables: by file name without its suffix (see `bu2td.evaluate.schema.TABLES`); log is of all trainings, with
+            arrangement and repeat.
         explanations: heat maps, or None.
     """
 
     folder: Path
     settings: dict[str, Any]
-    tables: dict[str, list[Row]] = field(repr=False)
+    tables: dict[str, pd.DataFrame] = field(repr=False)
     explanations: Explanations | None = field(repr=False)
 
 
@@ -220,9 +236,9 @@ def read_run(folder: Path) -> Run:
     """
     settings = _settings(folder)
     tables = {}
-    for name in TABLES:
+    for name, table in TABLES.items():
         path = folder / name
-        tables[name.removesuffix(".csv")] = read_table(path) if path.exists() else []
+        tables[path.stem] = read_table(path) if path.exists() else empty(table)
     _check_limits(tables["robustness"], folder / "robustness.csv")
     tables["log"] = _logs(folder)
     path = folder / "explanations.npz"
@@ -260,23 +276,22 @@ def _data_of(settings: Any) -> Any:
     return {"name": name} if isinstance(name, str) else None
 
 
-def _check_limits(rows: Iterable[Row], path: Path) -> None:
-    limits: dict[str, float] = {}
-    for row in rows:
-        if limits.setdefault(row["attack"], row["limit"]) != row["limit"]:
+def _check_limits(rows: pd.DataFrame, path: Path) -> None:
+    for attack, limits in rows.groupby("attack")["limit"]:
+        if limits.nunique(dropna=False) > 1:
+            low, high = limits.min(), limits.max()
             raise FileError(
-                f"{path}: the areas of {row['attack']} reach to {limits[row['attack']]:g} and to "
-                f"{row['limit']:g}, so they cannot be compared. {_ANEW}"
+                f"{path}: the areas of {attack} reach to {low:g} and to {high:g}, so they cannot be compared. "
+                f"{_ANEW}"
             )
 
 
-def _logs(folder: Path) -> list[Row]:
-    rows: list[Row] = []
+def _logs(folder: Path) -> pd.DataFrame:
     found = []
     for path in folder.glob("runs/*/log.csv"):
         match = re.fullmatch(r"(\w+)-(\d+)", path.parent.name)
         if match and match[1] in ARRANGEMENTS:
             found.append((ARRANGEMENTS.index(match[1]), int(match[2]), path))
-    for index, repeat, path in sorted(found):
-        rows += [{"arrangement": ARRANGEMENTS[index], "repeat": repeat, **row} for row in read_table(path)]
-    return rows
+    frames = [read_table(p).assign(arrangement=ARRANGEMENTS[i], repeat=k) for i, k, p in sorted(found)]
+    filled = [frame for frame in frames if len(frame)]
+    return pd.concat(filled, ignore_index=True) if filled else empty(Epoch).assign(arrangement="", repeat=0)

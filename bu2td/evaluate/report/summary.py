@@ -1,112 +1,129 @@
-"""Where a top-down network is better, equal and worse, as tables: computed from a run's files, never presumed."""
+"""What is decided, in words and as tables: computed from a run's comparisons, never presumed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
 
-from bu2td.evaluate.report.compare import BETTER, RULE, UNCLEAR, UNDECIDED, VERDICTS, WORSE, Comparison, Statistic
+from bu2td.evaluate.report.compare import (
+    MARGINS,
+    PAPERS_LAYER,
+    PAPERS_NORMALISATION,
+    STRONGEST,
+    Comparison,
+    Family,
+    Level,
+    Verdict,
+)
 from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
-from bu2td.evaluate.report.read import WORDS
+from bu2td.evaluate.report.statistics import ALPHA, least_p
+from bu2td.evaluate.report.words import DASH, digits, fixed, listed, probability, title
+from bu2td.evaluate.schema import WORDS
 
-__all__ = ["difference", "digits", "mean", "points", "share", "summary_blocks", "verdict_cell"]
+__all__ = ["summary_blocks", "verdict_table"]
 
-_MARKS = {BETTER: "▲", WORSE: "▼", UNCLEAR: "=", UNDECIDED: "?"}
-_TONES = {BETTER: "better", WORSE: "worse", UNCLEAR: "unclear", UNDECIDED: "undecided"}
-_HEADS = {
-    "accuracy": "Accuracy",
-    "robustness": "Robustness",
-    "corruptions": "Corruptions",
-    "localisation": "Localisation",
-    "faithfulness": "Faithfulness",
+_MARKS = {Verdict.BETTER: "▲", Verdict.WORSE: "▼", Verdict.EQUAL: "=", Verdict.UNDECIDED: "?"}
+_TONES = {Verdict.BETTER: "better", Verdict.WORSE: "worse", Verdict.EQUAL: "equal", Verdict.UNDECIDED: "undecided"}
+#: What a subject of a family is called: under 3 attacks, in 2 bands.
+_SUBJECTS = {
+    Family.ATTACKS: ("under", "attacks"),
+    Family.CORRUPTIONS: ("under", "corruptions"),
+    Family.BANDS: ("in", "frequency bands"),
 }
-DASH = "\N{EN DASH}"
 
 
-# --- numbers as text ----------------------------------------------------------------------------------
+# --- numbers ------------------------------------------------------------------------------------------
 
 
-def digits(value: float, figures: int = 3) -> str:
-    """A number with so many significant figures, thousands with commas; a dash for nan."""
+def _in_points(found: Comparison) -> bool:
+    """Whether a measure is a share, whose differences are points of per cent."""
+    return found.family is not Family.ATTACKS and found.measure not in ("deletion", "insertion")
+
+
+def amount(found: Comparison, value: float) -> str:
+    """A value or a difference of a measure: per cent, L2, or an area from 0 to 1."""
     if math.isnan(value):
         return DASH
-    if math.isinf(value):
-        return "∞" if value > 0 else "\N{MINUS SIGN}∞"
-    if not value:
-        return "0"
-    places = figures - 1 - math.floor(math.log10(abs(value)))
-    text = f"{round(value, places):,.{max(places, 0)}f}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return fixed(100 * value, 2) if _in_points(found) else digits(value)
 
 
-def fixed(value: float, places: int) -> str:
-    """A number with so many places."""
-    return f"{value:,.{places}f}".replace("-", "\N{MINUS SIGN}") if math.isfinite(value) else digits(value)
+def _unit(found: Comparison) -> str:
+    if found.family is Family.ATTACKS:
+        return " in L2" if "linf" not in found.subject else " in Linf"
+    return " points" if _in_points(found) else ""
 
 
-def mean(found: Statistic, places: int | None = None) -> str:
-    """Mean ± standard deviation, both to so many places; by default to three figures of the mean."""
-    if not found.n or not math.isfinite(found.mean):
-        return digits(found.mean)
-    if places is None:
-        places = max(2 - math.floor(math.log10(abs(found.mean))), 0) if found.mean else 0
-    deviation = "" if math.isnan(found.std) else f" ± {found.std:,.{places}f}"
-    return fixed(found.mean, places) + deviation
+def _interval(found: Comparison, sign: int = 1) -> str:
+    if math.isnan(found.low):
+        return "no interval"
+    low, high = sorted((sign * found.low, sign * found.high))
+    return f"95 % {amount(found, low)} to {amount(found, high)}"
 
 
-def share(found: Statistic, places: int = 2) -> str:
-    """Mean ± standard deviation in per cent."""
-    if not found.n or math.isnan(found.mean):
-        return DASH
-    deviation = "" if math.isnan(found.std) else f" ± {100 * found.std:.{places}f}"
-    return f"{100 * found.mean:.{places}f}{deviation}"
+def _counted(found: Comparison) -> str:
+    noun = "image" if found.level is Level.NETWORKS else "run"
+    return f"{found.n:,} {noun}{'' if found.n == 1 else 's'}"
 
 
-def points(value: float, error: float = math.nan) -> str:
-    """A difference of shares in points of per cent, with its standard error."""
-    if math.isnan(value):
-        return DASH
-    text = f"{100 * value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return text if math.isnan(error) else f"{text} ± {100 * error:.2f}"
+# --- words --------------------------------------------------------------------------------------------
 
 
-def difference(found: Comparison) -> str:
-    """A difference with its standard error; in points where the measure is a share."""
-    if _is_share(found):
-        return points(found.difference, found.standard_error)
-    if math.isnan(found.difference):
-        return DASH
-    text = f"{found.difference:+.3f}".replace("-", "\N{MINUS SIGN}")
-    return text if math.isnan(found.standard_error) else f"{text} ± {found.standard_error:.3f}"
+def phrase(found: Comparison) -> str:
+    """A comparison in words: who is better, by how much, and how strongly that is known."""
+    if found.verdict in (Verdict.BETTER, Verdict.WORSE):
+        winner = WORDS["bu" if found.verdict is Verdict.WORSE else found.arrangement]
+        sign = 1 if found.estimate > 0 else -1
+        by = f"{amount(found, abs(found.estimate))}{_unit(found)}"
+        return f"{winner} better by {by} ({_interval(found, sign)}; {probability(found.adjusted_p)})"
+    if found.verdict is Verdict.EQUAL:
+        return f"equal within {amount(found, found.margin)}{_unit(found)} ({_interval(found)})"
+    if found.level is Level.ARCHITECTURE and found.n < 2:
+        return "not decided with 1 run"
+    reason = f"; {found.reason}" if found.reason else ""
+    known = "" if math.isnan(found.low) else f"{_interval(found)}; "
+    return f"not decided with {_counted(found)} ({known}{probability(found.adjusted_p)}{reason})"
 
 
-def _is_share(found: Comparison) -> bool:
-    return found.measure in (
-        "test accuracy",
-        "mean accuracy",
-        "precision",
-        "recall",
-        "MaxBoxAccV2",
-        "pointing game",
-    )
+def sentence(comparisons: Sequence[Comparison], family: Family) -> str:
+    """What is decided of a family, on both levels, from the comparisons of one arrangement."""
+    own = [c for c in comparisons if c.family is family]
+    primary = [c for c in own if c.primary]
+    if not primary:
+        where = f"{title(PAPERS_LAYER)}, {title(PAPERS_NORMALISATION)}"
+        return f"not decided: heat maps were not measured as in the paper ({where}); the table has the others."
+    parts = []
+    for level in Level:
+        found = [c for c in primary if c.level is level]
+        if not found:
+            parts.append(f"{level.value}: not measured image by image")
+        elif family in _SUBJECTS:
+            parts.append(f"{level.value}: {_counts(found, family)}")
+        else:
+            several = len(found) > 1
+            phrases = [f"{c.measure} {phrase(c)}" if several else phrase(c) for c in found]
+            parts.append(f"{level.value}: {', '.join(phrases)}")
+    return "; ".join(parts) + "."
 
 
-def verdict_cell(found: Comparison) -> Cell:
-    """A verdict with its mark; one that is not decided says where the single runs point to."""
-    text = f"{_MARKS[found.verdict]} {found.verdict}"
-    if found.verdict == UNDECIDED and (ahead := _ahead(found)):
-        text += f" ({ahead} in one run)" if min(found.bottom_up.n, found.top_down.n) == 1 else f" ({ahead})"
-    return Cell(text, _TONES[found.verdict])
-
-
-def _ahead(found: Comparison) -> str:
-    before, after = found.bottom_up.mean, found.top_down.mean
-    if math.isnan(before) or math.isnan(after) or before == after:
-        return ""
-    return "ahead" if (after > before) == found.higher_is_better else "behind"
-
-
-# --- the summary --------------------------------------------------------------------------------------
+def _counts(found: Sequence[Comparison], family: Family) -> str:
+    """Verdicts of many subjects: how many of each, and which."""
+    word, plural = _SUBJECTS[family]
+    first = [c for c in found if c.subject == STRONGEST]
+    others = [c for c in found if c.subject != STRONGEST]
+    texts = [f"the strongest attack per image: {phrase(c)}" for c in first]
+    if len(others) == 1:
+        texts.append(f"{word} {title(others[0].subject)}: {phrase(others[0])}")
+    elif others:
+        names = {v: [title(c.subject) for c in others if c.verdict is v] for v in Verdict}
+        counts = [f"{v.value} {word} {len(own)} ({listed(own)})" for v, own in names.items() if own]
+        if len(counts) == 1:
+            counts = [f"{others[0].verdict.value} {word} all {len(others)} {plural}"]
+        who = (
+            "" if others[0].verdict is Verdict.UNDECIDED and len(counts) == 1 else f"{WORDS[found[0].arrangement]} "
+        )
+        runs = f" with {_counted(others[0])}" if found[0].level is Level.ARCHITECTURE else ""
+        texts.append(f"{who}{', '.join(counts)}{runs}")
+    return "; ".join(texts)
 
 
 def summary_blocks(comparisons: Sequence[Comparison], arrangements: Iterable[str]) -> list[Block]:
@@ -118,135 +135,76 @@ def summary_blocks(comparisons: Sequence[Comparison], arrangements: Iterable[str
     """
     present = list(arrangements)
     if not comparisons:
-        reason = "there is no bottom-up network" if "bu" not in present else "there are no finished networks"
+        reason = "there is no bottom-up network" if "bu" not in present else "there are no two networks"
         return [Missing(f"Nothing can be compared: {reason} with results in this folder.")]
     blocks: list[Block] = []
     for arrangement in dict.fromkeys(c.arrangement for c in comparisons):
         own = [c for c in comparisons if c.arrangement == arrangement]
-        if blocks:
-            blocks.append(Heading(f"{_name(arrangement)} against bottom-up", 3))
-            blocks += [Text(_sentence(own, arrangement)), _overview(own, arrangement)]
-        else:
-            blocks += [Text(_sentence(own, arrangement)), _overview(own, arrangement)]
-            blocks.append(Text(f"{RULE} {_chance(own)}", small=True))
-            blocks += [Heading(f"{_name(arrangement)} against bottom-up, number by number", 3), *_details(own)]
-    return blocks
+        blocks.append(Heading(f"{WORDS[arrangement].capitalize()} against bottom-up", 3))
+        for family in Family:
+            if any(c.family is family for c in own):
+                blocks.append(Text(sentence(own, family), lead=f"{family.value}:"))
+    return [*blocks, Text(_rule(comparisons), small=True)]
 
 
-def _name(arrangement: str) -> str:
-    return WORDS[arrangement].capitalize()
-
-
-def _sentence(comparisons: Sequence[Comparison], arrangement: str) -> str:
-    counts = {verdict: sum(c.verdict == verdict for c in comparisons) for verdict in VERDICTS}
-    text = (
-        f"{_name(arrangement)} against bottom-up: better in {counts[BETTER]} of {len(comparisons)} comparisons, "
-        f"worse in {counts[WORSE]}, no clear difference in {counts[UNCLEAR]}"
+def _rule(comparisons: Sequence[Comparison]) -> str:
+    margins = ", ".join(
+        f"{family.value.lower()} " + (f"{100 * margin:g} % of the bottom-up value" if family is Family.ATTACKS
+                                      else f"{100 * margin:g} point{'' if margin == 0.01 else 's'}")
+        for family, margin in MARGINS.items()
+        if any(c.family is family for c in comparisons)
+    )  # fmt: skip
+    runs = sorted({c.n for c in comparisons if c.level is Level.ARCHITECTURE and c.n > 1})
+    weak = [n for n in runs if least_p(n, n) > ALPHA]
+    few = "".join(
+        f" With {n} runs of each the exact permutation test cannot go below p = {least_p(n, n):.2g}; a verdict on "
+        "the architecture then rests on runs being normally distributed."
+        for n in weak[:1]
     )
-    return text + (f", not decided in {counts[UNDECIDED]}." if counts[UNDECIDED] else ".")
-
-
-def _overview(comparisons: Sequence[Comparison], arrangement: str) -> Table:
-    """A row per experiment and measure, a column per verdict, with the names of what stands there."""
-    rows: list[list[str | Cell]] = []
-    for experiment, measure in dict.fromkeys((c.experiment, c.measure) for c in comparisons):
-        own = [c for c in comparisons if (c.experiment, c.measure) == (experiment, measure)]
-        cells: list[str | Cell] = []
-        for verdict in (BETTER, UNCLEAR, WORSE, UNDECIDED):
-            found = [_with_sign(c) for c in own if c.verdict == verdict]
-            count = f"{len(found)}: " if own[0].subject else ""
-            text = count + ", ".join(found) if found else DASH
-            cells.append(Cell(text, _TONES[verdict]) if found else text)
-        rows.append([_HEADS[experiment], measure, *cells])
-    if all(row[-1] == DASH for row in rows):
-        rows = [row[:-1] for row in rows]
-    columns = ["experiment", "measure", "▲ better", "= no clear difference", "▼ worse", "? not decided"]
-    caption = f"Where {WORDS[arrangement]} is better than bottom-up, equal and worse."
-    return Table(caption, columns[: len(rows[0])], rows, words=6)
-
-
-def _with_sign(found: Comparison) -> str:
-    """The subject of a comparison, or its difference where it has none."""
-    name = found.subject or f"{difference(found)} points"
-    ahead = _ahead(found) if found.verdict == UNDECIDED else ""
-    return f"{name} ({ahead})" if ahead else name
-
-
-def _chance(comparisons: Sequence[Comparison]) -> str:
-    chances = [c.chance for c in comparisons if not math.isnan(c.chance)]
-    if not chances:
-        return ""
     return (
-        f"If the networks were equal, about {digits(sum(chances), 2)} of the {len(chances)} comparisons with a "
-        "spread would pass this rule by chance (Student's t; repeats taken as independent)."
+        "How this is decided. These networks: images are the units; Wilcoxon's signed-rank test on the images that "
+        "both have (exact sign test for right and wrong; an infinite distance is larger than any other), intervals "
+        "by a bootstrap over images. As an architecture: trainings are the units; Welch's test, intervals by a "
+        "bootstrap over runs and images. p values are adjusted within a family by Holm's rule. Better means "
+        f"adjusted p ≤ {ALPHA} and a 95 % interval (of this comparison alone) without 0; equal means that the "
+        f"interval lies within a margin: {margins}. All else is not decided.{few}"
     )
 
 
-def _details(comparisons: Sequence[Comparison]) -> list[Block]:
-    plain = [c for c in comparisons if c.experiment != "robustness"]
-    blocks: list[Block] = []
-    if plain:
-        rows: list[list[str | Cell]] = [
-            [
-                _HEADS[c.experiment],
-                c.measure if c.higher_is_better else f"{c.measure} (lower is better)",
-                c.subject or DASH,
-                _value(c, c.bottom_up),
-                _value(c, c.top_down),
-                _repeats(c),
-                difference(c),
-                verdict_cell(c),
-            ]
-            for c in plain
-        ]
-        columns = ["experiment", "measure", "of", "bottom-up", "top-down", "n", "difference", "verdict"]
-        text = (
-            "Mean ± standard deviation over repeats, and the difference top-down less bottom-up ± its standard "
-            "error. Shares and their differences are in per cent and points; deletion and insertion are areas "
-            "from 0 to 1."
-        )
-        blocks.append(Table(text, columns, rows, words=3))
-    robust = [c for c in comparisons if c.experiment == "robustness"]
-    if robust:
-        blocks.append(_robustness(robust))
-    return blocks
-
-
-def _value(found: Comparison, of: Statistic) -> str:
-    return share(of) if _is_share(found) else mean(of, 3)
-
-
-def _repeats(found: Comparison) -> str:
-    counts = (found.bottom_up.n, found.top_down.n)
-    return str(counts[0]) if counts[0] == counts[1] else f"{counts[0]} and {counts[1]}"
-
-
-def _robustness(comparisons: Sequence[Comparison]) -> Table:
+def verdict_table(comparisons: Sequence[Comparison], *families: Family) -> list[Block]:
+    """Every comparison of some families, number by number; no block where there is none."""
+    own = [c for c in comparisons if c.family in families]
+    if not own:
+        return []
+    several = len({c.arrangement for c in own}) > 1
     rows: list[list[str | Cell]] = []
-    by = comparisons[0].arrangement
-    for attack in dict.fromkeys(c.subject for c in comparisons):
-        own = {c.measure: c for c in comparisons if c.subject == attack}
-        median, area = own.get("median L2"), own.get("area under the curve")
-        cells: list[str | Cell] = [DASH] * 6
-        if median:
-            medians = [mean(median.bottom_up, 2), mean(median.top_down, 2), fixed(median.ratio, 2)]
-            cells[:4] = [*medians, verdict_cell(median)]
-        if area:
-            cells[4:] = [difference(area), verdict_cell(area)]
-        rows.append([attack, _repeats(next(iter(own.values()))), *cells])
-    columns = [
-        "attack",
-        "n",
-        "median L2, bottom-up",
-        f"median L2, {WORDS[by]}",
-        "ratio",
-        "verdict (median L2)",
-        "difference of areas",
-        "verdict (area)",
-    ]
-    text = (
-        "Smallest perturbation that changes the class: median over samples of its L2 norm, and its ratio "
-        "top-down over bottom-up (above 1: top-down withstands more). Area: under the curve of accuracy against "
-        "L2."
-    )
-    return Table(text, columns, rows)
+    for c in own:
+        measure = c.measure if c.higher_is_better else f"{c.measure} (lower is better)"
+        reason = f" ({c.reason})" if c.reason else ""
+        rows.append(
+            [
+                *([WORDS[c.arrangement]] if several else []),
+                (title(c.subject) or DASH) + ("" if c.primary else " *"),
+                measure,
+                c.level.value,
+                _counted(c),
+                amount(c, c.bottom_up),
+                amount(c, c.top_down),
+                amount(c, c.estimate),
+                DASH if math.isnan(c.low) else f"{amount(c, c.low)} to {amount(c, c.high)}",
+                digits(c.p, 2),
+                digits(c.adjusted_p, 2),
+                Cell(f"{_MARKS[c.verdict]} {c.verdict.value}{reason}", _TONES[c.verdict]),
+            ]
+        )
+    units = "L2 norms of pixel values from 0 to 1" if Family.ATTACKS in families else (
+        "per cent and points, deletion and insertion areas from 0 to 1" if Family.FAITHFULNESS in families
+        else "per cent and points"
+    )  # fmt: skip
+    text = f"Verdicts number by number; the difference is top-down less bottom-up; {units}."
+    if not all(c.primary for c in own):
+        text += " * not what the verdict above rests on; adjusted among themselves."
+    heads = ["of", "measure", "level", "n", "bottom-up", "top-down", "difference", "95 % interval", "p",
+             "adjusted p", "verdict"]  # fmt: skip
+    first = ["network"] if several else []
+    return [Table(text, [*first, *heads], rows, words=3 + several)]

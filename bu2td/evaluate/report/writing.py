@@ -1,4 +1,4 @@
-"""Writes the report of a run folder: report.html (one file), report.md, report.json and figures/*.png."""
+"""Writes the report of a run folder: report.html (one file), report.md, report.json and figures/*.png and *.svg."""
 
 from __future__ import annotations
 
@@ -8,72 +8,63 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from bu2td.errors import FileError
 from bu2td.evaluate.report.compare import Comparison, Statistic, aggregate, compare_run, corruption_means
 from bu2td.evaluate.report.page import Block, Heading, to_html, to_markdown
-from bu2td.evaluate.report.read import ARRANGEMENTS, Run, read_run
-from bu2td.evaluate.report.sections import Drawer, sections
+from bu2td.evaluate.report.read import Run, read_run
+from bu2td.evaluate.report.sections import sections
 from bu2td.evaluate.report.summary import summary_blocks
+from bu2td.evaluate.report.tables import Drawer
+from bu2td.evaluate.report.words import TIMES, model_title, title
+from bu2td.evaluate.schema import ARRANGEMENTS, TABLES, columns
 from bu2td.files import replacing
 
 __all__ = ["write_report"]
 
 FIGURES = "figures"
-#: Per table: the columns that group its rows, beside the arrangement, and the columns that are averaged.
-_AVERAGED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "accuracy": (
-        (),
-        (
-            "test_accuracy",
-            "validation_accuracy",
-            "train_loss",
-            "parameters",
-            "macs",
-            "epochs",
-            "seconds",
-            "seconds_per_epoch",
-            "peak_memory_mib",
-        ),
-    ),
-    "robustness": (("attack",), ("clean_accuracy", "success_rate", "median_l2", "auc", "limit", "samples")),
-    "branches": (("attack", "inputs"), ("accuracy", "samples")),
-    "corruptions": (("corruption", "severity"), ("accuracy", "samples")),
-    "localisation": (("normalisation", "threshold"), ("precision", "recall", "tp", "fp", "fn", "samples")),
-    "boxes": (("normalisation",), ("max_box_acc_v2", "samples")),
-    "faithfulness": (("normalisation",), ("pointing", "deletion", "insertion", "samples")),
-}
+#: Tables with a row per image or epoch stand in their own files alone.
+_LONG = (
+    "log",
+    "predictions",
+    "distances",
+    "corrupted_images",
+    "explained_images",
+    "band_images",
+    "fourier",
+    "curves",
+)
 
 
 def write_report(folder: str | Path) -> Path:
     """Write the report of what a run folder holds.
 
     Args:
-        folder: with run.json and whatever there is of accuracy.csv, runs/*/log.csv, robustness.csv, curves.csv,
-            branches.csv, corruptions.csv, localisation.csv, boxes.csv, faithfulness.csv and explanations.npz.
+        folder: with run.json and whatever there is of the tables (`bu2td.evaluate.schema.TABLES`), runs/*/log.csv
+            and explanations.npz.
 
     Returns:
         The path of report.html, which holds its pictures and style; beside it lie report.md (with links to
-        figures/*.png) and report.json (every number of the tables: mean, std with n - 1, n, values of the repeats;
-        nan is null, infinity is the word "inf").
+        figures/*.png) and report.json (verdicts, and the numbers of the tables: mean, std with n - 1, n, values of
+        the repeats; nan is null, infinity is the word "inf").
 
     Raises:
         FileError: the folder or its run.json is missing, a file is not whole, or the report cannot be written.
-        MissingPackageError: matplotlib is not installed.
+        MissingPackageError: matplotlib or jinja2 is not installed.
     """
     place = Path(folder)
     run = read_run(place)
     comparisons = compare_run(run)
     drawer = Drawer(_figures(place))
-    title, subtitle = _title(run)
-    present = [
-        a for a in ARRANGEMENTS if any(row["arrangement"] == a for rows in run.tables.values() for row in rows)
-    ]
-    blocks: list[Block] = [Heading("Summary"), *summary_blocks(comparisons, present)]
+    heading, subtitle = _title(run)
+    present = [a for a in ARRANGEMENTS if any(a in set(table["arrangement"]) for table in run.tables.values())]
+    blocks: list[Block] = [Heading("What is decided"), *summary_blocks(comparisons, present)]
     blocks += sections(run, comparisons, drawer)
     drawer.remove_others()
     _write(place / "report.json", json.dumps(_plain(_document(run, comparisons)), indent=1, allow_nan=False) + "\n")
-    _write(place / "report.md", to_markdown(title, subtitle, blocks))
-    _write(place / "report.html", to_html(title, subtitle, blocks))
+    _write(place / "report.md", to_markdown(heading, subtitle, blocks))
+    _write(place / "report.html", to_html(heading, subtitle, blocks))
     return place / "report.html"
 
 
@@ -97,31 +88,40 @@ def _title(run: Run) -> tuple[str, str]:
         f"{data[part]:,} {part}" for part in ("train", "validation", "test") if isinstance(data.get(part), int)
     ]
     shape = data.get("shape")
-    size = f", {' × '.join(map(str, shape))}" if isinstance(shape, list) else ""  # noqa: RUF001
+    size = f", {f' {TIMES} '.join(map(str, shape))}" if isinstance(shape, list) else ""
     images = f"{', '.join(counts)} images" if counts else "number of images not recorded"
     repeats = run.settings.get("repeats")
     trained = f"; every network trained {repeats} times" if isinstance(repeats, int) and repeats > 1 else ""
-    return f"Bottom-up against top-down: {run.settings['model']} on {data['name']}", f"{images}{size}{trained}."
+    model = model_title(run.settings["model"])
+    return f"Bottom-up against top-down: {model} on {title(str(data['name']))}", f"{images}{size}{trained}."
 
 
 def _document(run: Run, comparisons: list[Comparison]) -> dict[str, Any]:
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for name, (keys, values) in _AVERAGED.items():
-        tables[name] = _records(run.tables[name], ("arrangement", *keys), values)
-    means = corruption_means(run.tables["corruptions"])
-    tables["corruption_means"] = _records(means, ("arrangement", "corruption"), ("accuracy",))
+    short = {Path(file).stem: table for file, table in TABLES.items() if Path(file).stem not in _LONG}
+    means = {
+        name: _records(run.tables[name], [k for k in table.key if k != "repeat"] or ["arrangement"], table)
+        for name, table in short.items()
+        if table.key
+    }
+    severities = corruption_means(run.tables["corruptions"])
+    means["corruption_means"] = [
+        {"corruption": c, "arrangement": a, "accuracy": of}
+        for (c, a), of in aggregate(severities, ["corruption", "arrangement"], "accuracy").items()
+    ]
     return {
-        "format": 1,
+        "format": 2,
         "run": run.settings,
         "comparisons": [comparison.record() for comparison in comparisons],
-        "tables": tables,
-        "rows": {name: run.tables[name] for name in _AVERAGED},
+        "tables": means,
+        "rows": {name: run.tables[name].to_dict("records") for name in short},
     }
 
 
-def _records(rows: list[dict[str, Any]], keys: tuple[str, ...], values: tuple[str, ...]) -> list[dict[str, Any]]:
+def _records(rows: pd.DataFrame, keys: list[str], table: Any) -> list[dict[str, Any]]:
+    """Statistics over the repeats of every column that holds numbers."""
+    numbers = [name for name, (of, _) in columns(table).items() if of is not str and name not in (*keys, "repeat")]
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for value in values:
+    for value in numbers:
         for key, of in aggregate(rows, keys, value).items():
             found.setdefault(key, dict(zip(keys, key, strict=True)))[value] = of
     return list(found.values())
@@ -137,4 +137,4 @@ def _plain(value: Any) -> Any:
         return [_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return value
+    return value.item() if hasattr(value, "item") else value
