@@ -251,7 +251,7 @@ FAULTS: list[tuple[tuple[str, ...], str]] = [
     ((LENET, "--count", "0", "--mode", "gradient"), "--count 0 must be"),
     ((LENET, "--seed", "-1"), "--seed -1"),
     ((LENET, "--device", "cpu"), "--mode gradient"),
-    ((LENET, "--device", "gpu", "--mode", "gradient"), "device='gpu'"),
+    ((LENET, "--device", "gpu", "--mode", "gradient"), "The device 'gpu' cannot be used: torch knows no device"),
     ((LENET, "--input-size", "3,32,32"), "ExampleInputError"),
 ]
 
