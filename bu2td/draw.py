@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bu2td.errors import FileError, MissingPackageError, NotAModelError, OptionError
+from bu2td.errors import FileError, NotAModelError, OptionError
 from bu2td.files import replacing
 from bu2td.ir import BottomUpLevel, LevelPlan, Plan
 from bu2td.nn import Pyramid
+from bu2td.packages import imported
 from bu2td.runtime import TopDownNetwork
 
 if TYPE_CHECKING:
@@ -64,20 +65,7 @@ def draw(network_or_plan: TopDownNetwork | Plan, path: str | os.PathLike[str], *
         MissingPackageError: matplotlib is not installed.
     """
     plan, classes = _plan(network_or_plan)
-    file = check_path(path)
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise MissingPackageError(
-            "drawing needs matplotlib, which is not installed. Run: pip install matplotlib"
-        ) from error
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's style neither enters the figure nor is lost
-        matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bu2td"})
-        figure = _figure(plan, classes, title)
-        with replacing(file) as temporary:
-            metadata = {"Date": None} if file.suffix.lower() == ".svg" else None
-            figure.savefig(temporary, format=file.suffix[1:].lower(), dpi=DPI, facecolor="white", metadata=metadata)
+    write_figure(lambda: _figure(plan, classes, title), check_path(path))
 
 
 def _plan(value: Any) -> tuple[Plan, int]:
@@ -87,19 +75,43 @@ def _plan(value: Any) -> tuple[Plan, int]:
     return plan, getattr(value, "num_classes", plan.head.exit_width)
 
 
-def check_path(path: str | os.PathLike[str]) -> Path:
-    """Check a figure's path before anything is computed for it; `draw` does so itself.
+def check_path(path: str | os.PathLike[str], suffixes: Sequence[str] = SUFFIXES) -> Path:
+    """Check a figure's path, and that matplotlib is there, before anything is computed; `draw` does so itself.
 
     Raises:
-        OptionError: its suffix is neither .png nor .svg.
+        OptionError: its suffix is none of ``suffixes``.
         FileError: its folder does not exist.
+        MissingPackageError: matplotlib is not installed.
     """
     file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
-        raise OptionError(f"{file} must end in {' or '.join(SUFFIXES)}, which names the type of the figure")
+    if file.suffix.lower() not in suffixes:
+        words = " or ".join((", ".join(suffixes[:-1]), suffixes[-1]))
+        raise OptionError(f"{file} must end in {words}, which names the type of the figure")
     if not file.parent.is_dir():
         raise FileError(f"{file} cannot be written: there is no folder {file.parent}")
+    imported("matplotlib", why="A figure needs matplotlib.")
     return file
+
+
+def write_figure(make: Callable[[], Figure], file: Path, **style: Any) -> None:
+    """Make and write a figure: the same bytes every time, text as text, in matplotlib's own style and ``style``.
+
+    The user's style neither enters the figure nor is lost.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    import matplotlib
+
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "bu2td", "pdf.fonttype": 42, **style}
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        figure = make()
+        kind = file.suffix[1:].lower()
+        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
+        with replacing(file) as temporary:
+            figure.savefig(temporary, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
 
 
 # --- layout -------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, overload
 
 import torch
 
@@ -120,6 +121,12 @@ def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
         raise OptionError(f"{name}={value!r} must be a word or a list of whole numbers") from None
 
 
+@overload
+def as_device(device: None) -> None: ...
+@overload
+def as_device(device: str | torch.device) -> torch.device: ...
+@overload
+def as_device(device: str | torch.device | None) -> torch.device | None: ...
 def as_device(device: str | torch.device | None) -> torch.device | None:
     """A device that is there; None stays None.
 
@@ -130,12 +137,19 @@ def as_device(device: str | torch.device | None) -> torch.device | None:
         return None
     try:
         wanted = torch.device(device)
-        if wanted.type != "meta":
+    except (RuntimeError, TypeError):
+        reason = "torch knows no device of this name"
+    else:
+        try:
             torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OptionError(f"device={device!r} cannot be used: {reason}") from error
-    return wanted
+        except (RuntimeError, AssertionError) as error:
+            reason = re.split(r"(?<=\.)\s|\n", str(error).strip())[0].rstrip(".")
+        else:
+            return wanted
+    raise OptionError(
+        f"The device {device!r} cannot be used: {reason}. Expected 'cpu', 'meta' or a device of "
+        f"this machine (torch.cuda.is_available() is {torch.cuda.is_available()})."
+    )
 
 
 def suggests_names(function: Callable[P, R]) -> Callable[P, R]:

@@ -27,7 +27,8 @@ from bu2td.arguments import (
     respond,
 )
 from bu2td.erf.gradient import Gradients, gradient
-from bu2td.erf.plot import Panel, check_plot, plot
+from bu2td.erf.panel import Panel
+from bu2td.erf.plot import check_plot, plot
 from bu2td.erf.subject import Subject, subject
 from bu2td.erf.theory import Fields, theory
 from bu2td.errors import (

@@ -1,132 +1,45 @@
 """Figures of receptive fields for one column of a paper: field size against depth, nested boxes, heat maps.
 
-All lengths are inches; the figure is 3.3 inches wide, whatever it shows.
+The figure is 3.3 inches wide, whatever it shows; matplotlib's constrained layout finds the room for every text.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from bu2td.draw import landscape
-from bu2td.erf.subject import Subject
-from bu2td.errors import FileError, MissingPackageError, OptionError
-from bu2td.files import replacing
-from bu2td.ops import Role, converter_for
+from bu2td.draw import check_path, landscape, write_figure
+from bu2td.erf.panel import Level, Panel, word_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
-__all__ = ["Curve", "Level", "Panel", "check_plot", "plot", "plot_fields", "plot_maps"]
+__all__ = ["check_plot", "plot", "plot_fields", "plot_maps"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
-DPI = 300
-WIDTH = 3.3
-LEFT, RIGHT, TOP = 0.44, 0.06, 0.06
-CURVE_HEIGHT, AXIS_HEIGHT = 1.75, 0.36
-TITLE, LINE, GAP = 0.17, 0.115, 0.1
+#: Inches: the figure's width, the height of the curves, of a line of text, and about what a box or map may be.
+WIDTH, CURVES, LINE, LARGEST_BOX, LARGEST_MAP = 3.3, 2.1, 0.13, 1.9, 1.0
+MAPS_IN_A_LINE = 7
 
-INK, GREY, FAINT = "#222222", "#666666", "#CCCCCC"
+GREY, FAINT = "#666666", "#CCCCCC"
 #: Okabe and Ito's blue and vermilion, told apart by everybody; markers tell them apart in black and white.
 COLORS = {"bottom-up": "#0072B2", "top-down": "#D55E00"}
 MARKERS = {"bottom-up": "o", "top-down": "s"}
 SMALL, NORMAL = 6.0, 7.0
-
-#: Roles of the operations that count as a layer of depth.
-_LAYERS = (Role.CONV, Role.POOL, Role.ATTENTION, Role.LINEAR)
-
-
-@dataclass(frozen=True)
-class Level:
-    """A level's field: its size, and its box (top, left, height, width) for the unit in the image's centre."""
-
-    name: str
-    reduction: float
-    depth: float
-    size: int
-    box: tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Largest field (its longer side) at every depth."""
-
-    depths: Sequence[float]
-    sizes: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What a figure shows of one network.
-
-    Attributes:
-        word: "bottom-up" or "top-down".
-        image_size: (H, W).
-        curve: field size against depth.
-        levels: coarse to fine.
-        maps: gradients by level, (H, W).
-    """
-
-    word: str
-    image_size: tuple[int, int]
-    curve: Curve
-    levels: Sequence[Level]
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls,
-        word: str,
-        looked_at: Subject,
-        rows: Sequence[Mapping[str, Any]],
-        maps: Mapping[str, Tensor] = MappingProxyType({}),
-    ) -> Panel:
-        """The panel of a network out of the rows of all its layers, and the heat maps of some."""
-        depth = depths(looked_at)
-        fields = {row["node"]: row for row in rows if row["size"] is not None}
-        largest: dict[int, int] = {}
-        for node, row in fields.items():
-            largest[depth[node]] = max(largest.get(depth[node], 0), *row["size"])
-        levels = []
-        for name, node in looked_at.levels.items():
-            if node in fields:
-                row = fields[node]
-                box = _box(row, looked_at, node)
-                levels.append(Level(name, row["reduction"], depth[node], max(row["size"]), box))
-        size = (looked_at.image_shape[2], looked_at.image_shape[3])
-        return cls(word, size, Curve(sorted(largest), [largest[d] for d in sorted(largest)]), levels, maps)
-
-
-def depths(looked_at: Subject) -> dict[str, int]:
-    """Per node the number of layers (convolutions, pools, attention, linear layers) on the longest path to it."""
-    modules = dict(looked_at.graph_module.named_modules())
-    found: dict[str, int] = {}
-    for node in looked_at.graph_module.graph.nodes:
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        counts = node.op != "placeholder" and converter_for(node, module).role in _LAYERS
-        found[node.name] = max((found[n.name] for n in node.all_input_nodes), default=0) + counts
-    return found
-
-
-def _box(row: Mapping[str, Any], looked_at: Subject, node: str) -> tuple[float, float, float, float]:
-    """The field of the unit in the middle of a map."""
-    value = looked_at.dims[node]
-    corner = []
-    for axis, side in enumerate(looked_at.axes(node)):
-        centre = row["offset"][axis] + row["jump"][axis] * (value[side].size // 2)
-        corner.append(centre - row["size"][axis] / 2)
-    return (corner[0], corner[1], float(row["size"][0]), float(row["size"][1]))
-
-
-# --- files --------------------------------------------------------------------------------------------
+STYLE: dict[str, Any] = {
+    **{"font.size": NORMAL, "axes.titlesize": NORMAL, "axes.titlepad": 3, "axes.labelpad": 1.5},
+    **{"axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False},
+    **{"xtick.labelsize": SMALL, "xtick.major.size": 2, "xtick.major.width": 0.6, "xtick.major.pad": 1.5},
+    **{"ytick.labelsize": SMALL, "ytick.major.size": 2, "ytick.major.width": 0.6, "ytick.major.pad": 1.5},
+    **{"legend.frameon": False, "legend.borderpad": 0.1, "legend.borderaxespad": 0.4, "legend.labelspacing": 0.3},
+    **{"legend.handletextpad": 0.5, "legend.columnspacing": 1, "legend.handlelength": 1.4},
+}
 
 
 def check_plot(path: str | os.PathLike[str]) -> Path:
@@ -137,20 +50,7 @@ def check_plot(path: str | os.PathLike[str]) -> Path:
         FileError: its folder does not exist.
         MissingPackageError: matplotlib is not installed.
     """
-    file = Path(path)
-    if file.suffix.lower() not in SUFFIXES:
-        raise OptionError(
-            f"{file} must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, the type of the figure"
-        )
-    if not file.parent.is_dir():
-        raise FileError(f"{file} cannot be written: there is no folder {file.parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingPackageError(
-            "drawing needs matplotlib, which is not installed. Run: pip install matplotlib"
-        ) from error
-    return file
+    return check_path(path, SUFFIXES)
 
 
 def plot(panels: Sequence[Panel], path: str | os.PathLike[str], *, title: str | None = None) -> None:
@@ -164,18 +64,7 @@ def plot(panels: Sequence[Panel], path: str | os.PathLike[str], *, title: str | 
     Raises:
         OptionError, FileError, MissingPackageError: see `check_plot`.
     """
-    file = check_plot(path)
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # the user's style neither enters the figure nor is lost
-        settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "bu2td", "pdf.fonttype": 42, "font.size": NORMAL}
-        matplotlib.rcParams.update({**settings, "axes.linewidth": 0.6, "text.parse_math": False})
-        figure = _figure(panels, title)
-        metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(file.suffix.lower())
-        with replacing(file) as temporary:
-            kind = file.suffix[1:].lower()
-            figure.savefig(temporary, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
+    write_figure(lambda: _figure(panels, title), check_plot(path), **STYLE)
 
 
 def plot_fields(
@@ -186,15 +75,7 @@ def plot_fields(
     Raises:
         OptionError, FileError, MissingPackageError: see `check_plot`.
     """
-    numbered = [(i, row) for i, row in enumerate(rows, start=1) if row["size"] is not None]
-    curve = Curve([i for i, _ in numbered], [max(row["size"]) for _, row in numbered])
-    few = len(numbered) <= 12
-    levels = [
-        Level(row["name"], row["reduction"] or 0, i, max(row["size"]), (0.0, 0.0, 0.0, 0.0))
-        for i, row in numbered
-        if few or row["name"][1:].isdecimal()
-    ]
-    plot([Panel(_word(title), image_size, curve, levels)], path, title=title)
+    plot([Panel.of_rows(title, rows, image_size)], path, title=title)
 
 
 def plot_maps(
@@ -205,269 +86,127 @@ def plot_maps(
     Raises:
         OptionError, FileError, MissingPackageError: see `check_plot`.
     """
-    plot([Panel(_word(title), image_size, Curve((), ()), (), maps)], path)
-
-
-def _word(title: str) -> str:
-    """Which of the two networks a title is of."""
-    return "top-down" if title.startswith("top-down") else "bottom-up"
+    plot([Panel(word_of(title), image_size, maps=maps)], path, title=title)
 
 
 # --- the figure ---------------------------------------------------------------------------------------
 
 
 def _figure(panels: Sequence[Panel], title: str | None) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    parts = []
-    if title:
-        parts.append((TITLE, lambda pen: pen.title(title)))
-    if any(panel.curve.depths for panel in panels):
-        parts.append((CURVE_HEIGHT + AXIS_HEIGHT, lambda pen: pen.curves(panels)))
-    boxed = [panel for panel in panels if any(level.box[2] for level in panel.levels)]
-    if boxed:
-        parts.append((_boxes_height(boxed), lambda pen: pen.boxes(boxed)))
+    curved = [panel for panel in panels if panel.curve]
+    boxed = [panel for panel in panels if any(level.box for level in panel.levels)]
     mapped = [panel for panel in panels if panel.maps]
+    parts: list[tuple[float, Callable[[SubFigure], None]]] = []
+    if curved:
+        parts.append((CURVES, lambda figure: _curves(figure, curved)))
+    if boxed:
+        parts.append((_boxes_height(boxed), lambda figure: _boxes(figure, boxed)))
     if mapped:
-        parts.append((_maps_height(mapped), lambda pen: pen.maps(mapped)))
-    height = TOP + sum(size for size, _ in parts)
-    figure = Figure(figsize=(WIDTH, height))
-    FigureCanvasAgg(figure)
-    top = height - TOP
-    for size, draw in parts:
-        draw(_Pen(figure, height, top))
-        top -= size
+        parts.append((_maps_height(mapped), lambda figure: _maps(figure, mapped)))
+    heights = [height for height, _ in parts]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 2 * LINE * bool(title)), layout="constrained")
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    if title:
+        figure.suptitle(title, fontsize=NORMAL, fontweight="bold")
+    rooms = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for room, (_, draw) in zip(rooms, parts, strict=True):
+        draw(room)
     return figure
 
 
-def _boxes_side(panels: Sequence[Panel]) -> float:
-    return min((WIDTH - 2 * RIGHT - GAP * (len(panels) - 1)) / len(panels), 1.9)
+# --- field size against depth -------------------------------------------------------------------------
+
+
+def _curves(figure: SubFigure, panels: Sequence[Panel]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes = figure.subplots()
+    image = max(panels[0].image_size)
+    last = max(max(panel.curve) for panel in panels) * 1.04
+    axes.axhline(image, color=GREY, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
+    marks: dict[str, Any] = {"linestyle": "none", "markersize": 3.2, "markeredgecolor": "white", "zorder": 4}
+    for panel in panels:
+        color = COLORS[panel.word]
+        axes.plot(list(panel.curve), list(panel.curve.values()), color=color, linewidth=1.0, zorder=3)
+        points = [level.depth for level in panel.levels], [level.size for level in panel.levels]
+        style = {**marks, "marker": MARKERS[panel.word], "color": color, "markeredgewidth": 0.4}
+        axes.plot(*points, label=panel.word, **style)
+    axes.set_yscale("log", base=2)
+    sizes = [image, *(size for panel in panels for size in panel.curve.values())]
+    low, high = math.floor(math.log2(max(min(sizes), 1))), math.log2(max(sizes))
+    ticks = [2**i for i in range(low, math.floor(high + 0.55) + 1, 2 if high - low > 8 else 1)]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    depths = MaxNLocator(9, steps=[1, 2, 5, 10], integer=True).tick_values(0, last)
+    axes.set_xticks([depth for depth in depths if depth <= last])
+    axes.set(xlim=(0, last), ylim=(2**low, 2 ** (high + 0.55)))
+    axes.set(xlabel=panels[0].counted, ylabel="receptive field (pixels)")
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axes.text(last, image, "image", fontsize=SMALL, color=GREY, ha="right", va="center", bbox=box, zorder=2)
+    _level_names(axes, panels, last)
+    if len(panels) > 1:
+        axes.legend(loc="lower right", handletextpad=0.1)
+
+
+def _level_names(axes: Axes, panels: Sequence[Panel], last: float) -> None:
+    """Name the levels beside their marks: bottom-up below the curve, top-down above it; none on another."""
+    taken: list[tuple[float, float]] = []
+    for panel in panels:
+        above = panel.word == "top-down" or len(panels) == 1
+        style: dict[str, Any] = {"xytext": (0, 3.5), "ha": "center", "va": "bottom"}
+        if not above:
+            style = {"xytext": (3, -5.5), "ha": "left", "va": "center"}
+        for level in sorted(panel.levels, key=lambda level: level.depth):
+            x, y = level.depth / last, math.log2(level.size) / 10
+            if any(abs(x - a) < 0.075 and abs(y - b) < 0.06 for a, b in taken):
+                continue
+            taken.append((x, y))
+            more: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": COLORS[panel.word]}
+            axes.annotate(level.name, (level.depth, level.size), zorder=5, **more, **style)
+
+
+# --- nested boxes -------------------------------------------------------------------------------------
 
 
 def _boxes_height(panels: Sequence[Panel]) -> float:
     lines = max(-(-len(panel.levels) // _columns(panels)) for panel in panels)
-    return TITLE + _boxes_side(panels) + LINE * lines + GAP
+    return min(WIDTH / len(panels) - 0.06, LARGEST_BOX) + LINE * (lines + 1.8)
 
 
 def _columns(panels: Sequence[Panel]) -> int:
+    """Of the key below a panel."""
     return 2 if len(panels) > 1 else 3
 
 
-def _names(panels: Sequence[Panel]) -> list[str]:
-    """Layers with a heat map, in the order of the first network that has them, levels coarse to fine."""
-    names = list({name: None for panel in panels for name in panel.maps})
-    if all(name[1:].isdecimal() for name in names):
-        names.sort(key=lambda name: -int(name[1:]))
-    return names
+def _boxes(figure: SubFigure, panels: Sequence[Panel]) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Rectangle
 
-
-def _map_size(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Width and height of a heat map, at most seven in a line."""
-    width = (WIDTH - 0.2 - RIGHT) / min(len(_names(panels)), 7) - 0.04
-    width = min(width, 1.0)
-    height, wide = next(iter(panels[0].maps.values())).shape
-    return width, width * height / wide
-
-
-def _maps_height(panels: Sequence[Panel]) -> float:
-    lines = -(-len(_names(panels)) // 7)
-    return TITLE + lines * (LINE + len(panels) * (_map_size(panels)[1] + 0.04)) + 0.04
-
-
-class _Pen:
-    """Draws one part of a figure, downwards from ``top``."""
-
-    def __init__(self, figure: Figure, height: float, top: float) -> None:
-        self.figure = figure
-        self.height = height
-        self.top = top
-
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Axes by their upper left corner."""
-        return self.figure.add_axes(
-            (left / WIDTH, (top - height) / self.height, width / WIDTH, height / self.height)
-        )
-
-    def text(self, x: float, y: float, text: str, **style: Any) -> None:
-        style = {"fontsize": SMALL, "color": INK, "va": "center", **style}
-        self.figure.text(x / WIDTH, y / self.height, text, **style)
-
-    def title(self, text: str) -> None:
-        self.text(WIDTH / 2, self.top - TITLE / 2, text, ha="center", fontsize=NORMAL, fontweight="bold")
-
-    # -- field size against depth ------------------------------------------------------------------
-
-    def curves(self, panels: Sequence[Panel]) -> None:
-        axes = self.axes(LEFT, self.top, WIDTH - LEFT - RIGHT, CURVE_HEIGHT)
-        image = max(panels[0].image_size)
-        axes.axhline(image, color=GREY, linewidth=0.6, linestyle=(0, (4, 2)), zorder=1)
-        sizes = [image]
-        for panel in panels:
-            color = COLORS[panel.word]
-            sizes += panel.curve.sizes
-            axes.plot(panel.curve.depths, panel.curve.sizes, color=color, linewidth=1.0, zorder=3)
-            points = [(level.depth, level.size) for level in panel.levels]
-            marker = MARKERS[panel.word]
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                linestyle="none",
-                marker=marker,
-                markersize=3.2,
-                color=color,
-                markeredgecolor="white",
-                markeredgewidth=0.4,
-                zorder=4,
-                label=panel.word,
-            )
-        axes.set_yscale("log", base=2)
-        low, high = math.floor(math.log2(max(min(sizes), 1))), math.log2(max(sizes))
-        axes.set_ylim(2**low, 2 ** (high + 0.55))
-        ticks = [2**i for i in range(low, math.floor(high + 0.55) + 1, 2 if high - low > 8 else 1)]
-        axes.set_yticks(ticks, [str(tick) for tick in ticks])
-        axes.minorticks_off()
-        last = max((max(p.curve.depths) for p in panels if p.curve.depths), default=1)
-        axes.set_xlim(0, last * 1.04)
-        step = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, last) if last / s <= 8)
-        axes.set_xticks([i * step for i in range(int(last / step) + 1)])
-        axes.tick_params(labelsize=SMALL, length=2, width=0.6, pad=1.5)
-        counted = "layers on the longest path" if any(p.levels and p.levels[0].box[2] for p in panels) else "row"
-        axes.set_xlabel(f"depth ({counted})" if counted != "row" else "layer", fontsize=NORMAL, labelpad=1.5)
-        axes.set_ylabel("receptive field (pixels)", fontsize=NORMAL, labelpad=1.5)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        self._level_names(axes, panels, last)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        axes.text(
-            last * 1.04, image, "image", fontsize=SMALL, color=GREY, ha="right", va="center", bbox=box, zorder=2
-        )
-        if len(panels) > 1:
-            axes.legend(loc="lower right", fontsize=NORMAL, frameon=False, handletextpad=0.1, borderpad=0.1)
-
-    def _level_names(self, axes: Axes, panels: Sequence[Panel], last: float) -> None:
-        """Name the levels beside their marks: bottom-up below the curve, top-down above it; none on another."""
-        taken: list[tuple[float, float]] = []
-        for panel in panels:
-            above = panel.word == "top-down" or len(panels) == 1
-            for level in sorted(panel.levels, key=lambda level: level.depth):
-                place = (level.depth / last, math.log2(level.size) / 10)
-                if any(abs(place[0] - x) < 0.075 and abs(place[1] - y) < 0.06 for x, y in taken):
-                    continue
-                taken.append(place)
-                axes.annotate(
-                    level.name,
-                    (level.depth, level.size),
-                    xytext=(0, 3.5) if above else (3, -5.5),
-                    textcoords="offset points",
-                    ha="center" if above else "left",
-                    va="bottom" if above else "center",
-                    fontsize=SMALL,
-                    color=COLORS[panel.word],
-                    zorder=5,
-                )
-
-    # -- nested boxes ------------------------------------------------------------------------------
-
-    def boxes(self, panels: Sequence[Panel]) -> None:
-        side = _boxes_side(panels)
-        low, high = _extent(panels)
-        scale = _shades(panels)
-        used = side * len(panels) + GAP * (len(panels) - 1)
-        left = (WIDTH - used) / 2
-        for panel in panels:
-            self.text(left + side / 2, self.top - TITLE / 2, panel.word, ha="center", fontsize=NORMAL)
-            axes = self.axes(left, self.top - TITLE, side, side)
-            axes.set_xlim(low[1], high[1])
-            axes.set_ylim(high[0], low[0])
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_color(FAINT)
-            height, width = panel.image_size
-            picture = landscape(height, width)[0].permute(1, 2, 0).numpy() * 0.45 + 0.55
-            axes.imshow(picture, extent=(0, width, height, 0), aspect="auto", zorder=1, interpolation="none")
-            for i, level in enumerate(panel.levels):
-                alike = sum(other.size == level.size for other in panel.levels[i + 1 :])
-                self._box(axes, level, scale[level.name], 1.0 + 1.2 * alike)  # equal sizes show around one another
-            self._sizes(panel, left, self.top - TITLE - side, side, scale, _columns(panels))
-            left += side + GAP
-
-    def _box(self, axes: Axes, level: Level, color: Any, thick: float) -> None:
-        from matplotlib.patches import Rectangle
-
-        top, left, height, width = level.box
-        axes.add_patch(
-            Rectangle((left, top), width, height, facecolor="none", edgecolor=color, linewidth=thick, zorder=3)
-        )
-
-    def _sizes(
-        self, panel: Panel, left: float, top: float, side: float, scale: Mapping[str, Any], columns: int
-    ) -> None:
-        """The key below a panel: a level's color, name and size."""
-        for i, level in enumerate(panel.levels):
-            x = left + (i % columns) * side / columns
-            y = top - LINE * (i // columns + 0.65)
-            self.figure.add_artist(self._stroke(x + 0.04, y, scale[level.name]))
-            self.text(x + 0.2, y, f"{level.name}: {_written(level)}")
-
-    def _stroke(self, x: float, y: float, color: Any) -> Any:
-        from matplotlib.lines import Line2D
-
-        xs = [x / WIDTH, (x + 0.12) / WIDTH]
-        return Line2D(xs, [y / self.height] * 2, color=color, linewidth=1.6, transform=self.figure.transFigure)
-
-    # -- heat maps ---------------------------------------------------------------------------------
-
-    def maps(self, panels: Sequence[Panel]) -> None:
-        names = _names(panels)
-        width, height = _map_size(panels)
-        y = self.top
-        text = "gradient of the centre unit (square root, each to its own maximum)"
-        self.text(WIDTH / 2, y - TITLE / 2, text, ha="center")
-        y -= TITLE
-        for start in range(0, len(names), 7):
-            line = names[start : start + 7]
-            for i, name in enumerate(line):
-                self.text(0.2 + i * (width + 0.04) + width / 2, y - LINE / 2, name, ha="center")
-            y -= LINE
-            for panel in panels:
-                self.text(0.1, y - height / 2, panel.word, ha="center", rotation=90, fontsize=SMALL)
-                for i, name in enumerate(line):
-                    if name in panel.maps:
-                        self._map(panel, name, 0.2 + i * (width + 0.04), y, width, height)
-                y -= height + 0.04
-
-    def _map(self, panel: Panel, name: str, left: float, top: float, width: float, height: float) -> None:
-        from matplotlib.patches import Rectangle
-
-        mass = panel.maps[name]
-        rows, columns = mass.shape
-        axes = self.axes(left, top, width, height)
-        shown = (mass / mass.max().clamp_min(1e-30)).sqrt().numpy()
-        place: dict[str, Any] = {"extent": (0, columns, rows, 0), "aspect": "auto", "interpolation": "none"}
-        dimmed = landscape(rows, columns)[0].mean(0).numpy() * 0.55  # of the light, so that the map stands out
-        axes.imshow(dimmed, cmap="gray", vmin=0, vmax=1, **place)
-        axes.imshow(shown, cmap="plasma", vmin=0, vmax=1, alpha=shown**0.6, **place)
-        axes.set_xlim(0, columns)
-        axes.set_ylim(rows, 0)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        level = next((level for level in panel.levels if level.name == name), None)
-        if level is not None and panel.image_size == (rows, columns):
-            y, x, high, wide = level.box
-            axes.add_patch(
-                Rectangle(
-                    (x, y), wide, high, facecolor="none", edgecolor="white", linewidth=0.5, linestyle=(0, (3, 2))
-                )
-            )
+    low, high = _extent(panels)
+    shades = _shades(panels)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        height, width = panel.image_size
+        picture = landscape(height, width)[0].permute(1, 2, 0).numpy() * 0.45 + 0.55
+        axes.imshow(picture, extent=(0, width, height, 0), interpolation="none")
+        boxes = [(level, level.box) for level in panel.levels if level.box is not None]
+        for i, (level, (top, left, *sides)) in enumerate(boxes):
+            alike = sum(other.size == level.size for other, _ in boxes[i + 1 :])
+            thick = 1.0 + 1.2 * alike  # equal sizes show around one another
+            box = Rectangle((left, top), sides[1], sides[0], fill=False, ec=shades[level.name], lw=thick, zorder=3)
+            axes.add_patch(box)
+        axes.set(title=panel.word, xlim=(low[1], high[1]), ylim=(high[0], low[0]), xticks=[], yticks=[])
+        axes.spines[:].set(visible=True, color=FAINT)
+        key = [Line2D([], [], color=shades[level.name], linewidth=1.6, label=str(level)) for level, _ in boxes]
+        place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "fontsize": SMALL}
+        axes.legend(handles=key, ncols=_columns(panels), **place)
 
 
 def _extent(panels: Sequence[Panel]) -> tuple[tuple[float, float], tuple[float, float]]:
     """A square around the images and boxes of all panels, as (top, left), (bottom, right)."""
-    boxes = [level.box for panel in panels for level in panel.levels]
+    boxes = [level.box for panel in panels for level in panel.levels if level.box is not None]
     boxes += [(0.0, 0.0, float(panel.image_size[0]), float(panel.image_size[1])) for panel in panels]
     top, left = min(b[0] for b in boxes), min(b[1] for b in boxes)
     bottom, right = max(b[0] + b[2] for b in boxes), max(b[1] + b[3] for b in boxes)
@@ -486,6 +225,57 @@ def _shades(panels: Sequence[Panel]) -> dict[str, Any]:
     return {name: colors(0.85 * i / max(len(names) - 1, 1)) for i, name in enumerate(names)}
 
 
-def _written(level: Level) -> str:
-    height, width = (int(side) for side in level.box[2:])
-    return str(height) if height == width else f"{height}\N{MULTIPLICATION SIGN}{width}"
+# --- heat maps ----------------------------------------------------------------------------------------
+
+
+def _names(panels: Sequence[Panel]) -> list[str]:
+    """Layers with a heat map, in the order of the first network that has them, levels coarse to fine."""
+    names = list({name: None for panel in panels for name in panel.maps})
+    if all(name[1:].isdecimal() for name in names):
+        names.sort(key=lambda name: -int(name[1:]))
+    return names
+
+
+def _grid(panels: Sequence[Panel]) -> list[list[str]]:
+    """The layers of every line."""
+    names = _names(panels)
+    return [names[start : start + MAPS_IN_A_LINE] for start in range(0, len(names), MAPS_IN_A_LINE)]
+
+
+def _maps_height(panels: Sequence[Panel]) -> float:
+    lines = _grid(panels)
+    height, width = next(iter(panels[0].maps.values())).shape
+    side = min((WIDTH - LINE) / len(lines[0]) - 0.05, LARGEST_MAP)
+    return 1.5 * LINE + len(lines) * (1.5 * LINE + len(panels) * (side * height / width + 0.02))
+
+
+def _maps(figure: SubFigure, panels: Sequence[Panel]) -> None:
+    figure.suptitle("gradient of the centre unit (square root, each to its own maximum)", fontsize=SMALL)
+    lines = _grid(panels)
+    grid = figure.subplots(len(lines) * len(panels), len(lines[0]), squeeze=False)
+    for i, row in enumerate(grid):
+        names, panel = lines[i // len(panels)], panels[i % len(panels)]
+        for axes, name in zip(row, names, strict=False):
+            if panel is panels[0]:
+                axes.set_title(name, fontsize=SMALL)
+            if name in panel.maps:
+                _map(axes, panel, panel.maps[name], next((v for v in panel.levels if v.name == name), None))
+        height, width = next(iter(panel.maps.values())).shape
+        for axes in row:  # an empty one too is as large as the others
+            axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0), aspect="equal")
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(panel.word, fontsize=SMALL)
+
+
+def _map(axes: Axes, panel: Panel, mass: Tensor, level: Level | None) -> None:
+    from matplotlib.patches import Rectangle
+
+    rows, columns = mass.shape
+    shown = (mass / mass.max().clamp_min(1e-30)).sqrt().numpy()
+    place: dict[str, Any] = {"extent": (0, columns, rows, 0), "interpolation": "none", "vmin": 0, "vmax": 1}
+    dimmed = landscape(rows, columns)[0].mean(0).numpy() * 0.55  # of the light, so that the map stands out
+    axes.imshow(dimmed, cmap="gray", **place)
+    axes.imshow(shown, cmap="plasma", alpha=shown**0.6, **place)
+    if level is not None and level.box is not None and panel.image_size == (rows, columns):
+        top, left, high, wide = level.box
+        axes.add_patch(Rectangle((left, top), wide, high, fill=False, ec="white", lw=0.5, ls=(0, (3, 2))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from bu2td.models.library import Library, Wishes, imported, renamed
+from bu2td.models.library import Library, Wishes, renamed
+from bu2td.packages import imported
 
 __all__ = ["Monai", "Pytorchcv", "Transformers"]
 
@@ -65,8 +65,7 @@ class Pytorchcv(Library):
         return re.sub(r"_(svhn|cub|cifar\d+)", "", name)
 
     def _functions(self) -> Mapping[str, Callable[..., Any]]:
-        self.load()
-        provider: Any = importlib.import_module("pytorchcv.model_provider")
+        provider = imported("pytorchcv.model_provider", self.pip)
         found: Mapping[str, Callable[..., Any]] = provider._models
         return found
 
@@ -190,7 +189,6 @@ class Monai(Library):
         return [(name, f"monai:{_MONAI[name].family}") for name in self.names()]
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
-        self.load()
         net = _MONAI[name]
         made = getattr(imported("monai.networks.nets", self.pip), net.made_by)
         return functools.partial(made, **net.arguments(wishes))

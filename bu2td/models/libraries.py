@@ -7,7 +7,6 @@ what its classifiers are - is asked of its entry in `LIBRARIES`.
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -19,6 +18,7 @@ from bu2td.errors import MissingPackageError, UnknownModelError
 from bu2td.models import baselines
 from bu2td.models.guests import Monai, Pytorchcv, Transformers
 from bu2td.models.library import FORMS, Library, Wishes, is_installed, nearest_words, renamed
+from bu2td.packages import imported
 
 __all__ = ["LIBRARIES", "library_of"]
 
@@ -103,8 +103,7 @@ class Torchvision(Library):
         return functools.partial(models.get_model, name, **options)
 
     def _models(self) -> Any:
-        self.load()
-        return importlib.import_module("torchvision.models")
+        return imported("torchvision.models", self.pip)
 
 
 class Baselines(Library):

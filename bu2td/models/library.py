@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import importlib.util
 import re
 import traceback
@@ -14,20 +13,10 @@ from typing import Any
 
 from torch import nn
 
-from bu2td.errors import MissingPackageError, UnknownModelError
+from bu2td.errors import UnknownModelError
+from bu2td.packages import imported
 
-__all__ = [
-    "FORMS",
-    "Library",
-    "Wishes",
-    "built",
-    "describe",
-    "imported",
-    "is_installed",
-    "nearest_words",
-    "reason",
-    "renamed",
-]
+__all__ = ["FORMS", "Library", "Wishes", "built", "describe", "is_installed", "nearest_words", "reason", "renamed"]
 
 FORMS = (
     "A model is written NAME (timm), LIBRARY:NAME (torchvision, bu2td, pytorchcv, transformers or monai), "
@@ -117,26 +106,6 @@ class Library(ABC):
 def is_installed(package: str) -> bool:
     """Whether a package could be imported; it is not."""
     return not package or importlib.util.find_spec(package) is not None
-
-
-def imported(package: str, pip: str, why: str = "") -> Any:
-    """Import an optional package.
-
-    Raises:
-        MissingPackageError: it is not installed, or broken.
-    """
-    why += " " if why else ""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
-            message = f"{why}{package} is not installed. Run: pip install {pip}"
-        else:
-            message = (
-                f"{why}{package} is installed but cannot be imported ({reason(error)}). "
-                f"Run: pip install --force-reinstall {pip}"
-            )
-    raise MissingPackageError(message)
 
 
 def built(word: str, factory: Callable[[], Any]) -> nn.Module:

@@ -16,7 +16,6 @@ word                            model
 Weights are random in every case; nothing is downloaded. `bu2td.models.libraries` has the libraries.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -24,12 +23,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bu2td.errors import OptionError, UnknownModelError
+from bu2td.errors import UnknownModelError
 from bu2td.models.factories import from_file, from_module
 from bu2td.models.libraries import LIBRARIES, library_of
 from bu2td.models.library import FORMS, describe, is_installed
+from bu2td.options import as_device
 
-__all__ = ["check_device", "create_model", "list_models"]
+__all__ = ["create_model", "list_models"]
 
 
 def create_model(
@@ -59,7 +59,7 @@ def create_model(
     """
     if not isinstance(word, str):
         raise UnknownModelError(f"Expected a model's name, got {describe(word)}. {FORMS}")
-    target = None if device is None else check_device(device)
+    target = as_device(device)
     model = _build(_constructor(word, {"num_classes": num_classes, "in_channels": in_channels}), target)
     if num_classes is None and in_channels is None:
         vars(model)["bu2td_factory"] = word
@@ -115,29 +115,6 @@ def _constructor(word: str, wishes: dict[str, int | None]) -> Callable[[], nn.Mo
         library, name = found
         return library.checked(name, given)
     return (from_file if source.endswith(".py") else from_module)(source, name, given)
-
-
-def check_device(device: str) -> torch.device:
-    """The device of a word.
-
-    Raises:
-        OptionError: torch knows no such device, or this machine has none.
-    """
-    try:
-        target = torch.device(device)
-    except (RuntimeError, TypeError):
-        message = "torch knows no device of this name"
-    else:
-        try:
-            torch.empty(0, device=target)
-        except (RuntimeError, AssertionError) as error:
-            message = re.split(r"(?<=\.)\s|\n", str(error).strip())[0].rstrip(".")
-        else:
-            return target
-    raise OptionError(
-        f"The device {device!r} cannot be used: {message}. Expected 'cpu', 'meta' or a device of "
-        f"this machine (torch.cuda.is_available() is {torch.cuda.is_available()})."
-    )
 
 
 def word_of(model: nn.Module) -> str | None:

@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from bu2td.errors import Bu2tdError, FileError, OptionError, nearest
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, OptionError, nearest
 from bu2td.files import write_csv, write_json
 from bu2td.ir import format_table
 from bu2td.models.libraries import LIBRARIES, library_of
 from bu2td.models.library import Library
 from bu2td.options import ARRANGEMENTS
+from bu2td.packages import imported
 from bu2td.zoo.zoo import (
     HEAD_CONV,
     REAL_MACS,
@@ -128,8 +129,8 @@ def finish(steps: Iterator[tuple[int, int, list[Row]]]) -> list[Row]:
     """Run a sweep to its end, with a bar on stderr where tqdm is installed, and return all rows."""
     _, total, rows = next(steps)
     bar: Any = steps
-    with suppress(ImportError):
-        bar = importlib.import_module("tqdm").tqdm(steps, total=total, unit="model")
+    with suppress(MissingPackageError):
+        bar = imported("tqdm").tqdm(steps, total=total, unit="model")
     for step in bar:
         rows = step[2]
     return rows

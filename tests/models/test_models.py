@@ -395,7 +395,7 @@ def test_list_models() -> None:
     words = list_models()
     assert len(set(words)) == len(words)
     assert {f"bu2td:{name}" for name in baselines.INPUT_SIZES} <= set(words)
-    assert models.__all__ == ["check_device", "create_model", "list_models"]
+    assert models.__all__ == ["create_model", "list_models"]
 
 
 @needs_timm

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from bu2td.errors import MissingPackageError, OptionError
 from bu2td.evaluate.settings import Settings
-from bu2td.models.words import check_device
+from bu2td.options import as_device
 from bu2td.packages import imported
 
 _PRECISION = {"float16": "16-mixed", "bfloat16": "bf16-mixed"}
@@ -40,7 +40,7 @@ def choose_device(word: str) -> torch.device:
     """
     if word == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = check_device(word)
+    device = as_device(word)
     if device.type == "meta":
         raise OptionError("device 'meta' computes nothing: expected cpu or cuda")
     return device
