@@ -105,7 +105,9 @@ def test_tables_of_what_is_made_here(trained: Path) -> None:
     hit = tables["corruptions"][tables["corruptions"].severity > 0]
     for network, own in hit.groupby(["arrangement", "repeat"]):
         assert errors.error[network] == pytest.approx(1 - own.accuracy.mean(), abs=1e-5)
-    assert errors.mce["bu"].tolist() == [1, 1]
+        if network[0] == "bu":  # without an error under some corruption there is nothing to compare with
+            measured = (own.groupby("corruption").accuracy.mean() < 1).all()
+            assert errors.mce[network] == 1 if measured else math.isnan(errors.mce[network])
     assert [list(rows[0]) for rows in answer["tables"].values()] == [
         ["corruption", "bu", "td"], ["corruptions of", "bu", "td"]
     ]  # fmt: skip
