@@ -286,6 +286,43 @@ class CorruptedImage(Row):
     key = ("arrangement", "repeat", "corruption", "image")
 
 
+@dataclass(frozen=True)
+class CorruptionError(Row):
+    """Errors under a set of corruptions ("bu2td": those made here), means over its `corruptions`.
+
+    `error` is the plain mean over severities and corruptions. `mce` is the mean corruption error relative to the
+    bottom-up network of the same repeat, 1 for that network (Hendrycks and Dietterich, 2019, section 4).
+    """
+
+    arrangement: Arrangement
+    repeat: Count
+    data: Name
+    corruptions: Count
+    samples: Count
+    error: Share
+    mce: Number
+    file = "corruption_errors.csv"
+    key = ("arrangement", "repeat", "data")
+
+
+@dataclass(frozen=True)
+class Flips(Row):
+    """How often the predicted class flips along perturbation sequences (Hendrycks and Dietterich, 2019, section 4).
+
+    `probability` is the mean over `samples` sequences of the share of their frames whose class is another than that
+    of the frame before (noise: of the first frame); `rate` is relative to the bottom-up network of the same repeat.
+    """
+
+    arrangement: Arrangement
+    repeat: Count
+    perturbation: Name
+    samples: Count
+    probability: Share
+    rate: Number
+    file = "flips.csv"
+    key = ("arrangement", "repeat", "perturbation")
+
+
 # --- frequency ----------------------------------------------------------------------------------------
 
 
@@ -471,7 +508,8 @@ TABLES: dict[str, type[Row]] = {
     table.file: table
     for table in (
         *(Training, Epoch, Prediction, Trial),
-        *(Robustness, ImageDistance, CurvePoint, Branch, RobustAccuracy, Masking, Corruption, CorruptedImage),
+        *(Robustness, ImageDistance, CurvePoint, Branch, RobustAccuracy, Masking),
+        *(Corruption, CorruptedImage, CorruptionError, Flips),
         *(FourierCell, Band, BandImage, Spectrum, Filtered),
         *(Localisation, ExplainedImage, Faithfulness, Boxes),
     )

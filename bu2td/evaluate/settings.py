@@ -96,6 +96,9 @@ class Settings:
     attack_runs: int = _about(1, "trainings of every network that are attacked", "robustness")
     attack_arrangements: tuple[str, ...] = _about(("bu", "td"), "networks that are attacked", "robustness")
     corruption_samples: int = _about(300, "test images that are corrupted, or all", "corruptions")
+    corrupted_data: str | None = _about(
+        None, "folder of corrupted images or sequences, as CIFAR-10-C, CIFAR-10-P or ImageNet-C have", "corruptions"
+    )
 
     frequency_samples: int = _about(100, "test images that are perturbed or filtered", "frequency")
     frequency_norm: float = _about(5.0, "L2 norm of a basis perturbation, per channel of an image of 32x32; grows "

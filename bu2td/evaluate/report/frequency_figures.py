@@ -50,9 +50,10 @@ def figures(tables: Mapping[str, Any]) -> list[tuple[str, Figure | None, str]]:
         own = bands[bands["norm"] == norm]
         caption = (
             f"Error under such waves (L2 norm {norm:.3g} per channel) by the radius of their frequency, octaves; "
-            f"0 is the mean brightness alone. Of {_range(own, 'samples')} test images; bars are {INTERVAL}."
+            f"0 is the mean brightness alone. Of {_range(own, 'samples')} test images; bars are {INTERVAL}. "
+            "Dotted: the error without any wave."
         )
-        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own), caption))
+        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own, filtered), caption))
     if len(spectra):
         caption = (
             "Where the power of the smallest perturbations lies: share of their squared L2 norm at every radius, "
@@ -84,21 +85,21 @@ def maps_figure(rows: Any) -> Figure | None:
     others = [a for a in names if a != "bu"] if "bu" in names else []
     wide = len(names) + len(others) <= 3
     panels = max(len(names) + len(others) if wide else len(names), 1)
-    height = PAGE / max(panels, 3) + 0.35
+    height = 0.72 * PAGE / max(panels, 3) + 0.5
     figure = shared.new_figure(PAGE if panels > 2 else COLUMN * panels / 2 + 1, height if wide else 2 * height)
     grid = figure.subplots(1 if wide else 2, panels, squeeze=False)
-    high = max(float(np.nanmax(values)) for values, _ in maps.values()) or 1.0
+    high = max(float(np.nanmax(values)) for values in maps.values()) or 1.0
     for axes, name in zip(grid[0], names, strict=False):
-        mesh = _draw_map(axes, *maps[name], cmap="cividis", vmin=0, vmax=100 * high)
+        mesh = _draw_map(axes, maps[name], cmap="cividis", vmin=0, vmax=100 * high)
         axes.set_title(WORDS[name], loc="left", pad=3)
     figure.colorbar(mesh, ax=list(grid[0][: len(names)]), label="error, %", shrink=0.8, pad=0.01)
-    places = list(grid[0][len(names) :] if wide else grid[1])
-    changes = {a: maps[a][0] - maps["bu"][0] for a in others}
+    places = list(grid[0][len(names) :] if wide else grid[1][1:])  # below the network, nothing below bottom-up
+    changes = {a: maps[a] - maps["bu"] for a in others}  # pandas matches frequencies
     reach = 100 * max((float(np.nanmax(np.abs(c))) for c in changes.values()), default=0.0) or 1.0
     for axes, name in zip(places, others, strict=False):
-        mesh = _draw_map(axes, changes[name], maps[name][1], cmap="RdBu_r", vmin=-reach, vmax=reach)
+        mesh = _draw_map(axes, changes[name], cmap="RdBu_r", vmin=-reach, vmax=reach)
         axes.set_title(f"{SHORT[name]} less BU", loc="left", pad=3)
-    for axes in places[len(others) :]:
+    for axes in grid[1][: panels - len(others)] if not wide else ():
         axes.remove()
     if others:
         figure.colorbar(mesh, ax=places[: len(others)], label="difference, points", shrink=0.8, pad=0.01)
@@ -107,8 +108,8 @@ def maps_figure(rows: Any) -> Figure | None:
     return figure
 
 
-def _map(cells: pd.DataFrame) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Mean errors (K, M) and the frequencies of both axes; what -side/2 has, side/2 has too."""
+def _map(cells: pd.DataFrame) -> pd.DataFrame:
+    """Mean errors by vertical (index) and horizontal (columns) frequency; what -side/2 has, side/2 has too."""
     table = cells.pivot_table(index="vertical", columns="horizontal", values="error", aggfunc="mean")
     for _ in range(2):
         table = table.T  # one axis after the other
@@ -116,14 +117,15 @@ def _map(cells: pd.DataFrame) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]
         if -first not in table.index:
             table.loc[-first] = table.loc[first]
         table = table.sort_index()
-    return table.to_numpy(dtype=float), (table.index.to_numpy(float), table.columns.to_numpy(float))
+    return table.astype(float)
 
 
-def _draw_map(axes: Axes, values: np.ndarray, places: tuple[np.ndarray, np.ndarray], **colours: Any) -> Any:
+def _draw_map(axes: Axes, values: pd.DataFrame, **colours: Any) -> Any:
     from matplotlib.ticker import MaxNLocator
 
-    vertical, horizontal = places
-    mesh = axes.pcolormesh(horizontal, vertical, 100 * values, shading="nearest", rasterized=True, **colours)
+    vertical, horizontal = values.index.to_numpy(float), values.columns.to_numpy(float)
+    shares = 100 * np.ma.masked_invalid(values.to_numpy())
+    mesh = axes.pcolormesh(horizontal, vertical, shares, shading="nearest", rasterized=True, **colours)
     axes.set_aspect("equal" if len(vertical) == len(horizontal) else "auto")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 8, 10]))
@@ -136,8 +138,8 @@ def _draw_map(axes: Axes, values: np.ndarray, places: tuple[np.ndarray, np.ndarr
 
 
 @shared.styled
-def bands_figure(rows: Any) -> Figure | None:
-    """Error by band of frequencies, for one norm."""
+def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
+    """Error by band of frequencies, for one norm; with the rows of filtered images, the error without waves too."""
     bands = frame(rows)
     names = _present(bands)
     if not names:
@@ -156,11 +158,21 @@ def bands_figure(rows: Any) -> Figure | None:
             capsize=2,
         )  # fmt: skip
         drawn[name] = len(values)
+        for clean in _clean_errors(frame(filtered), name):
+            axes.axhline(clean, color=COLORS[name], linestyle=":", linewidth=0.9)
     axes.set_xticks(range(len(edges)), [octave(*edge) for edge in edges])
     axes.set(xlabel="radius, cycles per image", ylabel="error")
     _share_axis(axes)
     shared._legend(figure, drawn, markers=True)
     return figure
+
+
+def _clean_errors(filtered: pd.DataFrame, name: str) -> list[float]:
+    """The mean error on images as they are, if it was measured."""
+    if not len(filtered):
+        return []
+    as_they_are = (filtered["arrangement"] == name) & (filtered["kept"] == "high") & (filtered["radius"] == 0)
+    return [1 - filtered[as_they_are]["accuracy"].mean()] if as_they_are.any() else []
 
 
 def octave(low: float, high: float) -> str:

@@ -37,7 +37,8 @@ def frequency_section(run: Run, drawer: Drawer) -> list[Block]:
     for name, figure, caption in figures(run.tables):
         blocks += drawer.draw(name, figure, caption)
         if name.startswith("frequency-bands"):
-            blocks.append(_band_table(bands[bands["norm"] == _norm(name, bands)]))
+            own = bands[bands["norm"] == _norm(name, bands)]
+            blocks.append(_band_table(own, frame(run.tables.get("filtered"))))
     if len(bands) and not len(spectra):
         blocks.append(_missing(run, "The spectra of the attacks need the attacks, which are", "robustness"))
         blocks.append(_missing(run, "Then the spectra are", "frequency"))
@@ -54,14 +55,18 @@ def _missing(run: Run, what: str, stage: str) -> Missing:
     return Missing(f"{what} not in this folder. This makes it:", command)
 
 
-def _band_table(bands: pd.DataFrame) -> Table:
+def _band_table(bands: pd.DataFrame, filtered: pd.DataFrame) -> Table:
     names = [a for a in ARRANGEMENTS if (bands["arrangement"] == a).any()]
     against = [a for a in names if a != "bu"] if "bu" in names else []
     table: list[list[str | Cell]] = []
-    for (low, high), own in bands.groupby(["low", "high"]):
+    groups = [(octave(*edges), own) for edges, own in bands.groupby(["low", "high"])]
+    if len(filtered):
+        clean = filtered[(filtered["kept"] == "high") & (filtered["radius"] == 0)]
+        groups.insert(0, ("no wave", clean.assign(error=1 - clean["accuracy"])))
+    for words, own in groups:
         errors = {a: own[own["arrangement"] == a]["error"] for a in names}
         differences = [f"{100 * (errors[a].mean() - errors['bu'].mean()):+.1f}" for a in against]
-        table.append([octave(low, high), *(_spread(errors[a]) for a in names), *differences])
+        table.append([words, *(_spread(errors[a]) for a in names), *differences])
     caption = (
         f"Error under basis perturbations of L2 norm {bands['norm'].iloc[0]:.3g} per channel by radius, in per "
         "cent: mean ± standard deviation over the trainings; differences to bottom-up in points."

@@ -1,18 +1,23 @@
-"""Common corruptions without an adversary, in five severities (after Hendrycks and Dietterich, 2019)."""
+"""Common corruptions without an adversary, in five severities (after Hendrycks and Dietterich, 2019).
+
+They are made here on purpose: their own package corrupts photographs of fixed sizes, one image at a time, on the
+host. Their data sets themselves are read by `bu2td.evaluate.data.corrupted`.
+"""
 
 from __future__ import annotations
 
-import importlib
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from bu2td.errors import MissingPackageError, OptionError, nearest
+from bu2td.errors import OptionError, nearest
+from bu2td.evaluate.blur import gaussian_blur
 from bu2td.evaluate.checks import check_count, check_images, check_labels, frozen, predict_classes
+from bu2td.packages import imported
 
 #: Strengths of the severities 1 to 5.
 #: gaussian-noise: standard deviation in pixel values; impulse-noise: share of values that become 0 or 1;
@@ -26,15 +31,6 @@ SEVERITIES: dict[str, tuple[float, ...]] = {
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
 }
 CORRUPTIONS = tuple(SEVERITIES)
-
-
-def _functional() -> Any:
-    try:
-        return importlib.import_module("torchvision.transforms.v2.functional")
-    except ImportError as error:
-        raise MissingPackageError(
-            f"corruptions need torchvision ({error}). Run: pip install 'bu2td[evaluate]' (or torchvision)"
-        ) from error
 
 
 def _random(images: Tensor, name: str, seed: int, start: int, draw: Callable[[Any], np.ndarray]) -> Tensor:
@@ -59,26 +55,20 @@ def _impulse_noise(images: Tensor, strength: float, seed: int, start: int) -> Te
 
 
 def _gaussian_blur(images: Tensor, strength: float, seed: int, start: int) -> Tensor:
-    side = min(images.shape[2:])
-    sigma = strength * side
-    radius = min(math.ceil(3 * sigma), side - 1)
-    if radius < 1:
-        return images
-    return _functional().gaussian_blur(images, kernel_size=[2 * radius + 1] * 2, sigma=[sigma, sigma])
+    return gaussian_blur(images, strength * min(images.shape[2:]))
 
 
 def _contrast(images: Tensor, strength: float, seed: int, start: int) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise OptionError(f"contrast needs images of 1 or 3 channels, found {images.shape[1]}")
-    return torch.stack([_functional().adjust_contrast(image, strength) for image in images])
+    functional = imported("torchvision.transforms.v2.functional", why="this corruption needs it:")
+    return torch.stack([functional.adjust_contrast(image, strength) for image in images])
 
 
 def _pixelate(images: Tensor, strength: float, seed: int, start: int) -> Tensor:
     height, width = (max(1, round(strength * side)) for side in images.shape[2:])
-    functional = _functional()
-    blocks = torch.nn.functional.adaptive_avg_pool2d(images, (height, width))
-    mode = importlib.import_module("torchvision.transforms").InterpolationMode.NEAREST_EXACT
-    return functional.resize(blocks, list(images.shape[2:]), interpolation=mode)
+    blocks = F.adaptive_avg_pool2d(images, (height, width))
+    return F.interpolate(blocks, images.shape[2:], mode="nearest-exact")
 
 
 _APPLY: dict[str, Callable[[Tensor, float, int, int], Tensor]] = {
@@ -105,7 +95,8 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, start: int 
         (N, C, H, W) in [0, 1].
 
     Raises:
-        OptionError: unknown corruption or severity, or bad images.
+        OptionError: unknown corruption or severity.
+        ExampleInputError, NonFiniteError: bad images.
         MissingPackageError: torchvision is not installed.
     """
     check_images(images)
@@ -152,25 +143,61 @@ def corruption_accuracy(
         One row per corruption and severity with `corruption`, `severity`, `samples` (N) and `accuracy` (of all N).
 
     Raises:
-        OptionError: unknown corruption, severity or device, bad images or labels.
+        OptionError: unknown corruption, severity or device, or bad labels.
+        ExampleInputError: bad images.
+        DataError: a label without a logit.
         ModelOutputError, NonFiniteError: the model does not return finite logits (N, K).
         MissingPackageError: torchvision is not installed.
+    """
+    for name in corruptions:
+        for severity in severities:
+            _check(name, severity)
+    rows = []
+    for name in corruptions:
+        right = corrupted_right(
+            model, images, labels, name, severities=severities, seed=seed, batch_size=batch_size, device=device
+        )
+        rows += [
+            {"corruption": name, "severity": severity, "samples": len(images), "accuracy": float(own.mean())}
+            for severity, own in zip(severities, right, strict=True)
+        ]
+    return rows
+
+
+def corrupted_right(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    *,
+    severities: Sequence[int] = (0, 1, 2, 3, 4, 5),
+    seed: int = 0,
+    start: int = 0,
+    batch_size: int = 256,
+    device: str | torch.device | None = None,
+) -> np.ndarray:
+    """Which images are classified correctly under a corruption.
+
+    Args:
+        name: of the corruption.
+        start: number of the first image, as `corrupt`; the rest as `corruption_accuracy`.
+
+    Returns:
+        (S, N), bool.
+
+    Raises:
+        Bu2tdError: as `corruption_accuracy`.
     """
     check_images(images)
     labels = check_labels(labels, len(images), None)
     check_count("batch_size", batch_size)
-    jobs = [(name, severity) for name in corruptions for severity in severities]
-    for name, severity in jobs:
-        _check(name, severity)
-    rows = []
+    right = np.empty((len(severities), len(images)), dtype=bool)
     with frozen(model, device) as place:
-        for name, severity in jobs:
-            right = 0
-            for start in range(0, len(images), batch_size):
-                part = slice(start, start + batch_size)
-                batch = corrupt(images[part].to(place, torch.float32), name, severity, seed, start)
-                right += int((predict_classes(model, batch, labels[part], batch_size) == labels[part].cpu()).sum())
-            rows.append(
-                {"corruption": name, "severity": severity, "samples": len(images), "accuracy": right / len(images)}
-            )
-    return rows
+        for index, severity in enumerate(severities):
+            for first in range(0, len(images), batch_size):
+                part = slice(first, first + batch_size)
+                batch = corrupt(images[part].to(place, torch.float32), name, severity, seed, start + first)
+                right[index, part] = (
+                    predict_classes(model, batch, labels[part], batch_size) == labels[part]
+                ).numpy()
+    return right

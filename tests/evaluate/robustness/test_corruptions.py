@@ -8,8 +8,14 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from bu2td.errors import NonFiniteError, OptionError
-from bu2td.evaluate.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corruption_accuracy
+from bu2td.errors import DataError, ExampleInputError, NonFiniteError, OptionError
+from bu2td.evaluate.robustness.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    corrupt,
+    corrupted_right,
+    corruption_accuracy,
+)
 
 
 def some_images(count: int = 6, channels: int = 1, height: int = 24, width: int = 32) -> Tensor:
@@ -66,10 +72,9 @@ def test_blur_against_scipy(severity: int) -> None:
     images = some_images(2, 3)
     sigma = SEVERITIES["gaussian-blur"][severity - 1] * 24
     found = corrupt(images, "gaussian-blur", severity)
-    radius = int(np.ceil(3 * sigma))
     for i in range(2):
         for channel in range(3):
-            expected = ndimage.gaussian_filter(images[i, channel].numpy(), sigma, mode="mirror", radius=radius)
+            expected = ndimage.gaussian_filter(images[i, channel].numpy(), sigma, mode="reflect")
             np.testing.assert_allclose(found[i, channel].numpy(), expected, atol=1e-5)
 
 
@@ -161,6 +166,20 @@ def test_accuracy_rows() -> None:
     assert min(row["accuracy"] for row in rows) < 0.85
 
 
+def test_images_by_themselves() -> None:
+    images, labels = some_images(20), torch.arange(20) % 2
+    whole = corrupted_right(Bright(), images, labels, "impulse-noise", severities=(0, 2, 5), seed=3)
+    assert whole.shape == (3, 20)
+    rows = corruption_accuracy(
+        Bright(), images, labels, corruptions=["impulse-noise"], severities=(0, 2, 5), seed=3
+    )
+    assert [row["accuracy"] for row in rows] == whole.mean(1).tolist()
+    some = corrupted_right(
+        Bright(), images[5:], labels[5:], "impulse-noise", severities=(0, 2, 5), seed=3, start=5, batch_size=4
+    )
+    assert np.array_equal(some, whole[:, 5:])
+
+
 def test_some_rows_only() -> None:
     rows = corruption_accuracy(
         Bright(), some_images(), torch.zeros(6).long(), corruptions=["contrast"], severities=[0, 4]
@@ -201,7 +220,7 @@ def test_bad_options(name: str, severity: int, message: str) -> None:
     ],
 )
 def test_bad_images(images: Tensor) -> None:
-    with pytest.raises(OptionError, match="images"):
+    with pytest.raises((ExampleInputError, NonFiniteError), match="images"):
         corrupt(images, "contrast", 1)
 
 
@@ -209,7 +228,7 @@ def test_bad_models_and_labels() -> None:
     images = some_images()
     with pytest.raises(OptionError, match="labels"):
         corruption_accuracy(Bright(), images, torch.zeros(5).long())
-    with pytest.raises(OptionError, match="labels go up to 2"):
+    with pytest.raises(DataError, match=r"0 to 1.*found 2 to 2"):
         corruption_accuracy(Bright(), images, torch.full((6,), 2))
     with pytest.raises(OptionError, match="1 or 3 channels"):
         corrupt(some_images(channels=2), "contrast", 1)
@@ -226,4 +245,4 @@ def test_missing_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "torchvision.transforms.v2.functional", None)
     with pytest.raises(MissingPackageError, match="pip install"):
-        corrupt(some_images(), "gaussian-blur", 1)
+        corrupt(some_images(), "contrast", 1)
