@@ -8,8 +8,6 @@ not zero everywhere) is left out of means and counted.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import DataError, FileError, OptionError
+from bu2td.errors import DataError, OptionError
 from bu2td.evaluate.checks import check_count, check_images, check_labels, logits_of
 from bu2td.evaluate.explain.faithfulness import deletion, insertion, pointing_game
 from bu2td.evaluate.explain.gradcam import GradCam, HeatMaps
@@ -321,54 +319,8 @@ def save_explanations(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
             (N, L, H, W).
 
     Raises:
-        OptionError: arrays are missing or do not fit together.
         FileError: the file cannot be written.
     """
-    wrong = _misfit(arrays)
-    if wrong:
-        raise OptionError(f"these are no explanations: {wrong}; give the arrays of bu2td.evaluate.explain_networks")
+    whole: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
     with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        whole: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
         np.savez_compressed(file, **whole)
-
-
-def load_explanations(path: str | Path) -> dict[str, np.ndarray]:
-    """Read what `save_explanations` wrote; pickled objects are refused.
-
-    Raises:
-        FileError: the file is missing, damaged, or holds something else.
-    """
-    path = Path(path)
-    remedy = "run the explanation again to write it"
-    try:
-        with path.open("rb") as file:  # numpy leaves a damaged file open that it opened itself
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise ValueError("it is no .npz file")
-            arrays = {name: found[name] for name in found.files}
-    except FileNotFoundError:
-        raise FileError(f"{path} does not exist; {remedy}") from None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileError(f"{path} cannot be read as explanations: {error}; {remedy}") from error
-    wrong = _misfit(arrays)
-    if wrong:
-        raise FileError(f"{path} holds no explanations: {wrong}; {remedy}")
-    return arrays
-
-
-def _misfit(arrays: Mapping[str, Any]) -> str:
-    """What does not fit together, in words; empty if all does."""
-    shapes = {name: np.shape(array) for name, array in arrays.items()}
-    missing = [name for name in ("images", "labels") if name not in shapes]
-    names = [name.removesuffix("_levels") for name in shapes if name.endswith("_levels")]
-    if missing or not names:
-        return f"{' and '.join(missing) or 'heat maps (NAME_levels)'} missing"
-    if len(shapes["images"]) != 4 or shapes["labels"] != shapes["images"][:1]:
-        return f"images {shapes['images']} and labels {shapes['labels']}"
-    n, _, height, width = shapes["images"]
-    for name in names:
-        expected = (n, *shapes[f"{name}_levels"], height, width)
-        for kind in NORMALISATIONS:
-            if shapes.get(f"{name}_{kind}") != expected:
-                return f"{name}_{kind} has shape {shapes.get(f'{name}_{kind}')} instead of {expected}"
-    return ""

@@ -39,6 +39,7 @@ MAPS = "explanations.npz"
 CHUNK = 50  # images of a part
 _PICTURES = 10  # images whose heat maps are kept
 _STEPS = 20  # of deletion and insertion
+_MEASURES = ("precision", "recall", "pointing", "boxes", "deletion", "insertion")
 _NAME = re.compile(r"(\w+)-(\d+)/(\d+)-(\d+)")
 
 #: What is there of a network: its parts in order of their images.
@@ -62,6 +63,7 @@ def plan(context: Context) -> list[Part]:
                 "threshold": settings.threshold,
                 "seed": settings.seed,
                 "layers": LAYERS,
+                "steps": _STEPS,
             }
             name = f"{network[0]}-{network[1]}/{chunk.start:06d}-{chunk.stop:06d}"
             given = (positions[chunk], images[chunk], labels[chunk], boxes)
@@ -206,25 +208,21 @@ def _answer(found: Explained, objects: Choice, threshold: float) -> Answer:
     """Means over repeats, by network, layer and normalisation."""
     if not found.images:
         return {}
-    names = ["arrangement", "layer", "normalisation"]
-    local = {(r.arrangement, r.repeat, r.layer, r.normalisation): vars(r) for r in found.localisation}
-    joined = [
-        {**vars(r), **{k: local.get((r.arrangement, r.repeat, r.layer, r.normalisation), {}).get(k, float("nan"))
-                       for k in ("precision", "recall")}}
-        for r in found.faithfulness
-    ]  # fmt: skip
-    frame = imported("pandas").DataFrame(joined)
-    shown = ["precision", "recall", "pointing"] if found.localisation else []
-    rows = []
-    for key, own in frame.groupby(names, sort=False):
-        means = {name: f"{own[name].mean():.3f}" for name in (*shown, "deletion", "insertion")}
-        counts = {"images": int(own["samples"].sum()), "of them without a map": int(own["empty"].sum())}
-        rows.append(dict(zip(("network", "layer", "heat map"), key, strict=True)) | means | counts)
     words = {
         "none": f"explanations, without localisation and pointing game: {objects.why}",
         "bright": f"explanations; the object is what is brighter than {threshold:g}: {objects.why}",
-        "boxes": f"explanations; the object is what lies in its boxes (heat maps cut at {threshold:g}): {objects.why}",
+        "boxes": f"explanations; the object is what lies in its boxes (heat maps cut at {threshold:g}): "
+        f"{objects.why}",
     }
+    frame = imported("pandas").DataFrame([vars(row) for row in found.images])
+    measures = [name for name in _MEASURES if frame[name].count()]
+    names = ["arrangement", "layer", "normalisation"]
+    means = frame.groupby([*names, "repeat"], sort=False)[measures].mean().groupby(level=names, sort=False).mean()
+    rows = []
+    for key, own in frame.groupby(names, sort=False):
+        start = dict(zip(("network", "layer", "heat map"), key, strict=True))
+        counts = {"images": len(own), "of them without a map": int(own["empty"].sum())}
+        rows.append({**start, **{name: f"{means.loc[key, name]:.3f}" for name in measures}, **counts})
     return {words[objects.kind]: rows}
 
 

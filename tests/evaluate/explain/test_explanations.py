@@ -1,6 +1,6 @@
 """Faithfulness against closed forms, and explanations of small trained networks from end to end."""
 
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from nets import head, unit
+from scipy import ndimage
 from torch import Tensor, nn
 
 import bu2td
 from bu2td import errors
 from bu2td.evaluate.explain.explanations import (
     Explained,
-    explain,
-    load_explanations,
+    explain_networks,
     pick_samples,
     save_explanations,
     shared_correct,
 )
-from bu2td.evaluate.explain.faithfulness import blur_images, deletion, insertion, pointing_game, ranking
+from bu2td.evaluate.explain.faithfulness import deletion, insertion, pointing_game, ranking
 from bu2td.evaluate.explain.gradcam import grad_cam
 from bu2td.evaluate.explain.localise import box_masks, localisation, object_masks
 
@@ -41,6 +41,11 @@ class Brightness(nn.Module):
 # --- pointing game ------------------------------------------------------------------------------------
 
 
+def numbers(values: Tensor) -> list[float | None]:
+    """As a list, None for what is not defined."""
+    return [None if math.isnan(v) else v for v in values.tolist()]
+
+
 def test_pointing_game() -> None:
     heat = torch.zeros(5, 4, 6)
     heat[0, 1, 2], heat[1, 3, 5], heat[2, 0, :4] = 1, 1, 0.7  # inside, outside, four of which one inside
@@ -49,9 +54,23 @@ def test_pointing_game() -> None:
     masks[:, :2, 2:4] = True
     masks[4] = False
     masks[2, 0, 3] = False
-    assert pointing_game(heat, masks).tolist() == [1, 0, 0.25, 0, 0]
-    keep = torch.tensor([False, True, True, False, False])
-    assert pointing_game(heat, masks, keep=keep).tolist() == [0, 0.25]
+    assert numbers(pointing_game(heat, masks)) == [1, 0, 0.25, None, None]  # no map, no object
+    assert numbers(pointing_game(heat, masks, tolerance=1)) == [1, 0, 0.75, None, None]
+
+
+def test_pointing_game_by_hand() -> None:
+    """Pixel by pixel, where several pixels share the maximum."""
+    heat = torch.randint(4, (40, 3, 4)).float() / 3
+    heat[7] = 0
+    masks = torch.rand(40, 3, 4) > 0.8
+    expected: list[float | None] = []
+    for one, mask in zip(heat.tolist(), masks.tolist(), strict=True):
+        top = max(map(max, one))
+        hottest = [(y, x) for y in range(3) for x in range(4) if one[y][x] == top]
+        hits = sum(mask[y][x] for y, x in hottest)
+        expected.append(hits / len(hottest) if top and any(map(any, mask)) else None)
+    assert numbers(pointing_game(heat, masks)) == expected
+    assert None in expected
 
 
 def test_a_flat_map_points_everywhere() -> None:
@@ -89,11 +108,15 @@ def test_deletion_in_closed_form() -> None:
         assert float(found.auc[i]) == pytest.approx(area, abs=1e-6)
 
 
+def blurred_by_scipy(images: Tensor, sigma: float) -> Tensor:
+    return torch.from_numpy(ndimage.gaussian_filter(images.numpy(), (0, 0, sigma, sigma), mode="reflect"))
+
+
 def test_insertion_in_closed_form() -> None:
     torch.manual_seed(1)
     heat, images = torch.rand(2, 4, 4), torch.rand(2, 3, 4, 4)
     found = insertion(Brightness(), images, torch.tensor([0, 1]), heat, steps=16, blur=1.0)
-    blurred = blur_images(images, 1.0)
+    blurred = blurred_by_scipy(images, 1.0)
     for i, sign in enumerate((1, -1)):
         order = sorted(range(16), key=lambda p: -float(heat[i].flatten()[p]))
         state = blurred[i].flatten(1).clone()
@@ -140,15 +163,27 @@ def test_batches_do_not_matter_and_ties_are_seeded() -> None:
     assert not torch.equal(ranking(torch.zeros(1, 6, 6))[0].flatten(), torch.arange(36))
 
 
-def test_blur_keeps_the_mean_and_lowers_the_contrast() -> None:
-    images = torch.rand(2, 3, 16, 16)
-    for blur in (None, 0.5, 4):
-        found = blur_images(images, blur)
-        assert found.dtype == images.dtype
-        torch.testing.assert_close(found.mean((2, 3)), images.mean((2, 3)), rtol=0, atol=0.02)
-        assert bool((found.std((2, 3)) < images.std((2, 3))).all())
-    one = torch.full((1, 1, 9, 9), 0.25)
-    torch.testing.assert_close(blur_images(one, 3), one)
+def test_insertion_starts_from_an_image_blurred_by_an_eighth_of_its_side() -> None:
+    torch.manual_seed(2)
+    images, heat = torch.rand(3, 3, 16, 24), torch.rand(3, 16, 24)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    found = insertion(model, images, torch.tensor([0, 1, 2]), heat, steps=2)
+    start = model(blurred_by_scipy(images, 2.0)).detach().double().softmax(1)
+    torch.testing.assert_close(found.probability[:, 0], start.diagonal(), rtol=1e-4, atol=1e-5)
+    with pytest.raises(errors.OptionError, match="blur"):
+        insertion(model, images, torch.tensor([0, 1, 2]), heat, blur=0.0)
+
+
+def test_a_map_of_zeros_has_no_curve() -> None:
+    images, heat, targets = torch.rand(3, 1, 4, 4), torch.rand(3, 4, 4), torch.zeros(3, dtype=torch.int64)
+    whole = deletion(Brightness(), images, targets, heat, steps=4)
+    heat[1] = 0
+    for call in (deletion, insertion):
+        found = call(Brightness(), images, targets, heat, steps=4)
+        assert found.auc.isnan().tolist() == [False, True, False]
+        assert bool(found.probability[1].isnan().all())
+    found = deletion(Brightness(), images, targets, heat, steps=4)
+    assert torch.equal(found.auc[[0, 2]], whole.auc[[0, 2]])
 
 
 # --- from end to end ----------------------------------------------------------------------------------
@@ -187,20 +222,40 @@ def trained() -> dict[str, nn.Module]:
 @pytest.fixture(scope="module")
 def explained(trained: dict[str, nn.Module]) -> Explained:
     images, labels, _ = blobs(60, 1)
-    return explain(trained, images, labels, pictures=6, steps=8, repeat=3)
+    return explain_networks(trained, images, labels, objects="bright", pictures=6, steps=8, repeat=3)
+
+
+KEYS = [
+    (name, 3, layer, kind)
+    for name in ("bu", "td")
+    for layer in ("last-convolution", "last-level")
+    for kind in ("plain", "centred")
+]
 
 
 def test_rows_of_the_tables(explained: Explained) -> None:
-    keys = [("bu", 3, "plain"), ("bu", 3, "centred"), ("td", 3, "plain"), ("td", 3, "centred")]
     for rows in (explained.localisation, explained.faithfulness):
-        assert [(r["arrangement"], r["repeat"], r["normalisation"]) for r in rows] == keys
-        assert {r["samples"] for r in rows} == {len(explained.index)}
-    words = "arrangement repeat normalisation threshold samples tp fp fn precision recall"
-    assert list(explained.localisation[0]) == words.split()
-    words = "arrangement repeat normalisation samples pointing deletion insertion"
-    assert list(explained.faithfulness[0]) == words.split()
+        assert [(r.arrangement, r.repeat, r.layer, r.normalisation) for r in rows] == KEYS
+        assert {r.samples for r in rows} == {len(explained.index)}
     assert explained.boxes == []
-    assert all(0 <= r[k] <= 1 for r in explained.faithfulness for k in ("pointing", "deletion", "insertion"))
+    keys = [(r.arrangement, r.repeat, r.layer, r.normalisation, r.image) for r in explained.images]
+    assert keys == [(*key, i) for key in KEYS for i in explained.index.tolist()]
+    assert all(math.isnan(r.boxes) for r in explained.images)
+
+
+def test_means_of_the_tables_are_those_of_their_images(explained: Explained) -> None:
+    for local, faithful in zip(explained.localisation, explained.faithfulness, strict=True):
+        key = (local.arrangement, local.layer, local.normalisation)
+        own = [r for r in explained.images if (r.arrangement, r.layer, r.normalisation) == key]
+        told = [r for r in own if not r.empty]
+        assert local.empty == faithful.empty == len(own) - len(told)
+        assert local.without_prediction == sum(r.tp + r.fp == 0 for r in own)
+        assert local.dropped == 0
+        assert faithful.pointed == len(told)
+        for name in ("tp", "fp", "fn", "precision", "recall"):
+            assert getattr(local, name) == pytest.approx(sum(getattr(r, name) for r in told) / len(told))
+        for name in ("pointing", "deletion", "insertion"):
+            assert getattr(faithful, name) == pytest.approx(sum(getattr(r, name) for r in told) / len(told))
 
 
 def test_only_what_all_classify_correctly_is_measured(trained: dict[str, nn.Module], explained: Explained) -> None:
@@ -222,52 +277,102 @@ def test_one_network_that_is_wrong_takes_a_sample_out() -> None:
         assert found.tolist() == [True, False, False, False]  # equal logits count as the first class
 
 
-def test_rows_are_what_the_parts_give(trained: dict[str, nn.Module], explained: Explained) -> None:
+@pytest.mark.parametrize("layer", ["last-convolution", "last-level"])
+def test_rows_are_what_the_parts_give(trained: dict[str, nn.Module], explained: Explained, layer: str) -> None:
     images, labels, _ = blobs(60, 1)
     images, labels = images[explained.index], labels[explained.index]
-    for place, (name, kind) in enumerate([("bu", "plain"), ("bu", "centred"), ("td", "plain"), ("td", "centred")]):
+    for name, kind in (("bu", "plain"), ("bu", "centred"), ("td", "plain"), ("td", "centred")):
         network = trained[name].eval()
-        heat = grad_cam(network, images).resized(kind)[:, -1]
-        expected = localisation(heat, object_masks(images)).row()
-        found = explained.localisation[place]
-        assert {k: found[k] for k in expected} == pytest.approx(expected)
-        row = explained.faithfulness[place]
-        assert row["deletion"] == pytest.approx(float(deletion(network, images, labels, heat, steps=8).auc.mean()))
-        assert row["insertion"] == pytest.approx(
-            float(insertion(network, images, labels, heat, steps=8).auc.mean())
-        )
-        assert row["pointing"] == pytest.approx(float(pointing_game(heat, object_masks(images)).mean()))
+        heat = grad_cam(network, images, labels, levels=layer).resized(kind)[:, 0]
+        own = [r for r in explained.images if (r.arrangement, r.layer, r.normalisation) == (name, layer, kind)]
+        expected = {
+            **vars(localisation(heat, object_masks(images))),
+            "pointing": pointing_game(heat, object_masks(images)),
+            "deletion": deletion(network, images, labels, heat, steps=8).auc,
+            "insertion": insertion(network, images, labels, heat, steps=8).auc,
+        }
+        for column, values in expected.items():
+            assert [getattr(r, column) for r in own] == pytest.approx(values.tolist(), nan_ok=True, abs=1e-5)
 
 
 def test_arrays_of_a_few_samples(trained: dict[str, nn.Module], explained: Explained) -> None:
     arrays = explained.arrays
     assert arrays["images"].shape == (6, 1, 16, 16)
     assert arrays["labels"].tolist() == [0, 1, 0, 1, 0, 1]
-    for name in ("bu", "td"):
-        assert arrays[f"{name}_levels"].tolist() == ["r2", "r1"]  # coarse to fine
-        expected = grad_cam(trained[name], torch.from_numpy(arrays["images"]))
+    for name, levels in (("bu", ["r1", "r2"]), ("td", ["r2", "r1"])):
+        shown = [*levels, "last-convolution"]
+        assert arrays[f"{name}_levels"].tolist() == shown  # as the network computes them
+        expected = grad_cam(trained[name], torch.from_numpy(arrays["images"]), levels=shown)
         for kind in ("plain", "centred"):
             found = arrays[f"{name}_{kind}"]
-            assert found.shape == (6, 2, 16, 16)
-            own = expected.resized(kind, levels=["r2", "r1"]).numpy()
-            np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
+            assert found.shape == (6, 3, 16, 16)
+            np.testing.assert_allclose(found, expected.resized(kind).numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_boxes_take_the_place_of_bright_pixels(trained: dict[str, nn.Module]) -> None:
     images, labels, boxes = blobs(30, 2)
-    found = explain(trained, images, labels, boxes=boxes, steps=2, pictures=0)
+    found = explain_networks(trained, images, labels, boxes=boxes, steps=2, pictures=0)
     assert found.arrays == {}
-    assert [r["arrangement"] for r in found.boxes] == ["bu", "bu", "td", "td"]
-    assert all(0 <= r["max_box_acc_v2"] <= 1 and r["samples"] == len(found.index) for r in found.boxes)
+    assert [(r.arrangement, r.layer, r.normalisation) for r in found.boxes] == [(k[0], *k[2:]) for k in KEYS]
+    assert all(0 <= r.max_box_acc_v2 <= 1 and r.samples == len(found.index) for r in found.boxes)
+    for row in found.boxes:
+        key = (row.arrangement, row.layer, row.normalisation)
+        own = [r.boxes for r in found.images if (r.arrangement, r.layer, r.normalisation) == key if not r.empty]
+        assert row.max_box_acc_v2 == pytest.approx(sum(own) / len(own))
     masks = box_masks(boxes[found.index], (16, 16))
-    heat = grad_cam(trained["bu"], images[found.index]).plain()[:, -1]
-    assert found.localisation[0]["recall"] == pytest.approx(localisation(heat, masks).row()["recall"])
+    heat = grad_cam(trained["bu"], images[found.index], levels="last-convolution").plain()[:, 0]
+    expected = localisation(heat, masks).recall.nanmean()
+    assert found.localisation[0].recall == pytest.approx(float(expected))
+
+
+def test_no_object_no_localisation(trained: dict[str, nn.Module], explained: Explained) -> None:
+    images, labels, _ = blobs(60, 1)
+    found = explain_networks(trained, images, labels, objects="none", steps=8, repeat=3, pictures=0)
+    assert found.localisation == found.boxes == []
+    assert [r.pointed for r in found.faithfulness] == [0] * 8
+    for row, expected in zip(found.faithfulness, explained.faithfulness, strict=True):
+        assert math.isnan(row.pointing)
+        assert (row.deletion, row.insertion) == pytest.approx((expected.deletion, expected.insertion))
+    for image in found.images:
+        assert all(math.isnan(getattr(image, name)) for name in ("tp", "fp", "fn", "precision", "recall"))
+
+
+def test_images_without_an_object_are_dropped_from_localisation_only(trained: dict[str, nn.Module]) -> None:
+    images, labels, _ = blobs(40, 1)
+    found = explain_networks(trained, images, labels, objects="bright", threshold=0.5, steps=2, pictures=0)
+    dark = int((images[found.index].amax((1, 2, 3)) <= 0.5).sum())
+    assert 0 < dark < len(found.index)
+    for local, faithful in zip(found.localisation, found.faithfulness, strict=True):
+        assert (local.samples, local.dropped) == (len(found.index) - dark, dark)
+        assert faithful.samples == len(found.index)
+        assert faithful.pointed == local.samples - local.empty
+
+
+def test_a_network_without_a_map_is_counted_not_scored(trained: dict[str, nn.Module]) -> None:
+    """All weights of the classifier are at most 0, so that no position speaks for class 0 by more than nothing."""
+    import copy
+
+    images, labels, _ = blobs(40, 1)
+    mute: Any = copy.deepcopy(trained["bu"])
+    with torch.no_grad():
+        mute[3][2].weight[0].zero_()
+        mute[3][2].weight[1] = 0
+        mute[3][2].bias.copy_(torch.tensor([1.0, 0.0]))
+    found = explain_networks({"bu": mute, "td": trained["td"]}, images, labels, steps=2, pictures=0)
+    rows = [(a, b) for a, b in zip(found.localisation, found.faithfulness, strict=True) if a.arrangement == "bu"]
+    assert len(rows) == 4
+    for local, faithful in rows:
+        assert local.empty == local.without_prediction == local.samples == faithful.empty == len(found.index)
+        assert faithful.pointed == 0
+        for row, names in ((local, ("precision", "recall", "fn")), (faithful, ("pointing", "deletion"))):
+            assert all(math.isnan(getattr(row, name)) for name in names)
 
 
 def test_count_draws_with_the_seed(trained: dict[str, nn.Module], explained: Explained) -> None:
     images, labels, _ = blobs(60, 1)
     drawn = [
-        explain(trained, images, labels, count=9, seed=s, steps=1, pictures=2).index.tolist() for s in (0, 0, 1)
+        explain_networks(trained, images, labels, count=9, seed=s, steps=1, pictures=2).index.tolist()
+        for s in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 9
@@ -277,9 +382,9 @@ def test_count_draws_with_the_seed(trained: dict[str, nn.Module], explained: Exp
 def test_a_bar_on_stderr(trained: dict[str, nn.Module], capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tqdm")
     images, labels, _ = blobs(10, 1)
-    explain(trained, images, labels, steps=1, pictures=0)
+    explain_networks(trained, images, labels, steps=1, pictures=0)
     assert capsys.readouterr() == ("", "")
-    explain(trained, images, labels, steps=1, pictures=0, progress=True)
+    explain_networks(trained, images, labels, steps=1, pictures=0, progress=True)
     assert "2/2" in capsys.readouterr().err
 
 
@@ -299,7 +404,7 @@ def test_networks_and_random_numbers_are_left_as_they_were(trained: dict[str, nn
         network.zero_grad()
     before = {name: {k: v.clone() for k, v in n.state_dict().items()} for name, n in trained.items()}
     random = torch.get_rng_state()
-    explain(trained, images, labels, steps=2, count=4, pictures=2)
+    explain_networks(trained, images, labels, steps=2, count=4, pictures=2)
     assert torch.equal(torch.get_rng_state(), random)
     for name, network in trained.items():
         assert all(m.training for m in network.modules())
@@ -314,80 +419,26 @@ def test_on_a_gpu(trained: dict[str, nn.Module], explained: Explained) -> None:
 
     images, labels, _ = blobs(60, 1)
     moved = {name: copy.deepcopy(network).cuda() for name, network in trained.items()}
-    found = explain(moved, images.cuda(), labels.cuda(), pictures=6, steps=8, repeat=3)
+    found = explain_networks(moved, images.cuda(), labels.cuda(), objects="bright", pictures=6, steps=8, repeat=3)
     for row, expected in zip(found.localisation, explained.localisation, strict=True):
-        assert row["precision"] == pytest.approx(expected["precision"], abs=0.03)
-    for row, expected in zip(found.faithfulness, explained.faithfulness, strict=True):
-        assert row["deletion"] == pytest.approx(expected["deletion"], abs=0.03)
+        assert row.precision == pytest.approx(expected.precision, abs=0.03)
+    for one, other in zip(found.faithfulness, explained.faithfulness, strict=True):
+        assert one.deletion == pytest.approx(other.deletion, abs=0.03)
 
 
 # --- the file -----------------------------------------------------------------------------------------
-
-
-def test_file_of_explanations(explained: Explained, tmp_path: Path) -> None:
-    path = tmp_path / "explanations.npz"
-    save_explanations(path, explained.arrays)
-    found = load_explanations(path)
-    assert sorted(found) == sorted(explained.arrays)
-    for name, array in explained.arrays.items():
-        assert np.array_equal(found[name], array)
-    assert [p.name for p in tmp_path.iterdir()] == ["explanations.npz"]
 
 
 def test_the_report_reads_the_file(explained: Explained, tmp_path: Path) -> None:
     from bu2td.evaluate.report.read import read_explanations
 
     save_explanations(tmp_path / "explanations.npz", explained.arrays)
+    assert [p.name for p in tmp_path.iterdir()] == ["explanations.npz"]
     found = read_explanations(tmp_path / "explanations.npz")
-    assert found.levels == {"bu": ["r2", "r1"], "td": ["r2", "r1"]}
-    assert [found.levels["bu"][i] for i in found.order("bu")] == ["r1", "r2"]
-
-
-def test_files_that_are_none(explained: Explained, tmp_path: Path) -> None:
-    with pytest.raises(errors.FileError, match="does not exist"):
-        load_explanations(tmp_path / "none.npz")
-    whole = tmp_path / "whole.npz"
-    save_explanations(whole, explained.arrays)
-    content = whole.read_bytes()
-    bad: dict[str, Any] = {"empty.npz": b"", "text.npz": b"images", "cut.npz": content[: len(content) // 2]}
-    for name, data in bad.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(errors.FileError, match="cannot be read"):
-            load_explanations(tmp_path / name)
-    np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(errors.FileError, match=r"no \.npz file"):
-        load_explanations(tmp_path / "one.npy")
-    np.savez(tmp_path / "pickled.npz", images=np.array([{}], dtype=object))
-    with pytest.raises(errors.FileError, match="cannot be read"):
-        load_explanations(tmp_path / "pickled.npz")
-    damaged = bytearray(content)
-    with zipfile.ZipFile(whole) as archive:
-        start = archive.getinfo("td_plain.npy").header_offset + 60
-    damaged[start : start + 40] = bytes(40)
-    (tmp_path / "damaged.npz").write_bytes(damaged)
-    with pytest.raises(errors.FileError, match="cannot be read"):
-        load_explanations(tmp_path / "damaged.npz")
+    assert found.levels == {"bu": ["r1", "r2", "last-convolution"], "td": ["r2", "r1", "last-convolution"]}
+    assert np.array_equal(found.maps["td"]["centred"], explained.arrays["td_centred"])
     with pytest.raises(errors.FileError, match="cannot be written"):
         save_explanations(tmp_path / "no" / "folder.npz", explained.arrays)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"labels": None}, "labels missing"),
-        ({"td_levels": None, "bu_levels": None}, "heat maps"),
-        ({"labels": np.zeros(3)}, "labels"),
-        ({"td_plain": None}, "td_plain"),
-        ({"bu_centred": np.zeros((6, 3, 16, 16))}, "bu_centred"),
-    ],
-)
-def test_arrays_that_do_not_fit(explained: Explained, tmp_path: Path, change: dict[str, Any], words: str) -> None:
-    arrays = {k: v for k, v in {**explained.arrays, **change}.items() if v is not None}
-    with pytest.raises(errors.OptionError, match=words):
-        save_explanations(tmp_path / "a.npz", arrays)
-    np.savez(tmp_path / "b.npz", **arrays)
-    with pytest.raises(errors.FileError, match=words):
-        load_explanations(tmp_path / "b.npz")
 
 
 # --- bad input ----------------------------------------------------------------------------------------
@@ -456,7 +507,9 @@ def test_bad_options_of_one_metric() -> None:
         ({"batch_size": 0}, errors.OptionError, "batch_size"),
         ({"boxes": torch.zeros(20, 3)}, errors.OptionError, r"\(M, 4\)"),
         ({"boxes": torch.tensor([[0, 0, 17, 17]] * 20)}, errors.OptionError, "right <= 16"),
-        ({"threshold": 1}, errors.OptionError, "threshold"),
+        ({"threshold": 1, "objects": "bright"}, errors.OptionError, "threshold"),
+        ({"objects": "light"}, errors.OptionError, "Did you mean 'bright'"),
+        ({"objects": "boxes"}, errors.DataError, "the data have no boxes"),
         ({"steps": 1000}, errors.OptionError, "256 pixels"),
     ],
 )
@@ -467,7 +520,7 @@ def test_bad_explanations(
     given: dict[str, Any] = {"classifiers": trained, "images": images, "labels": labels, **options}
     first = [given.pop(k) for k in ("classifiers", "images", "labels")]
     with pytest.raises(error, match=words):
-        explain(*first, **given)
+        explain_networks(*first, **given)
 
 
 def test_networks_without_a_shared_correct_sample(trained: dict[str, nn.Module]) -> None:
@@ -478,10 +531,12 @@ def test_networks_without_a_shared_correct_sample(trained: dict[str, nn.Module])
     ):
         shared_correct(trained, images, wrong)
     with pytest.raises(errors.DataError, match="no image"):
-        explain(trained, images, wrong)
+        explain_networks(trained, images, wrong)
 
 
-def test_images_without_objects(trained: dict[str, nn.Module]) -> None:
+def test_images_that_all_have_no_object(trained: dict[str, nn.Module]) -> None:
     images, labels, _ = blobs(20, 4)
-    with pytest.raises(errors.DataError, match="has an object pixel"):
-        explain(trained, images, labels, threshold=0.95)
+    found = explain_networks(trained, images, labels, objects="bright", threshold=0.95, steps=2, pictures=0)
+    for row in found.localisation:
+        assert (row.samples, row.dropped) == (0, len(found.index))
+        assert math.isnan(row.precision)

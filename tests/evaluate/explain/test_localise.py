@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from bu2td import errors
-from bu2td.evaluate.explain.localise import box_accuracy, box_masks, check_boxes, localisation, object_masks
+from bu2td.evaluate.explain.localise import (
+    BoxAccuracy,
+    box_accuracy,
+    box_masks,
+    box_overlaps,
+    check_boxes,
+    localisation,
+    object_masks,
+)
 
 Pixels = list[list[bool]]
 
@@ -20,6 +28,11 @@ def rectangle(height: int, width: int, box: tuple[int, int, int, int], value: fl
     return heat
 
 
+def accuracy_of(heat: Tensor, boxes: Any, thresholds: Any = None, deltas: Any = (0.3, 0.5, 0.7)) -> BoxAccuracy:
+    options = {} if thresholds is None else {"thresholds": thresholds}
+    return box_accuracy(box_overlaps(heat, boxes, **options), deltas=deltas, **options)
+
+
 # --- pixels -------------------------------------------------------------------------------------------
 
 
@@ -27,10 +40,9 @@ def rectangle(height: int, width: int, box: tuple[int, int, int, int], value: fl
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_against_pixel_loops(channels: int, threshold: float) -> None:
     images, heat = torch.rand(6, channels, 5, 7), torch.rand(6, 5, 7)
-    heat[1], images[2], images[:2, :, 0, 0] = 0, 0, 1
-    keep = torch.tensor([True, True, True, False, True, True])
+    heat[1], images[2], images[:2, :, 0, 0], heat[3] = 0, 0, 1, heat[3] / 10
     rows = []
-    for i in (0, 1, 2, 4, 5):
+    for i in range(6):
         tp = fp = fn = 0
         for y in range(5):
             for x in range(7):
@@ -39,42 +51,38 @@ def test_against_pixel_loops(channels: int, threshold: float) -> None:
                 there = (sum(pixel) / channels if grey is None else grey) > threshold
                 hot = float(heat[i, y, x]) > threshold
                 tp, fp, fn = tp + (hot and there), fp + (hot and not there), fn + (there and not hot)
-        if tp + fn:
-            rows.append((i, tp, fp, fn, tp / (tp + fp) if tp + fp else 0.0, tp / (tp + fn)))
-    found = localisation(heat, object_masks(images, threshold), keep=keep, threshold=threshold)
-    assert list(zip(found.index, found.tp, found.fp, found.fn, strict=True)) == [row[:4] for row in rows]
-    assert found.precision.tolist() == pytest.approx([row[4] for row in rows])
-    assert found.recall.tolist() == pytest.approx([row[5] for row in rows])
-    row = found.row()
-    assert list(row) == ["threshold", "samples", "tp", "fp", "fn", "precision", "recall"]
-    assert (row["threshold"], row["samples"]) == (threshold, len(rows))
-    for place, name in enumerate(("tp", "fp", "fn", "precision", "recall"), start=1):
-        assert row[name] == pytest.approx(sum(r[place] for r in rows) / len(rows))
+        nothing = tp + fn == 0 or i == 1
+        precision = tp / (tp + fp) if tp + fp and not nothing else float("nan")
+        rows.append((tp, fp, fn, precision, float("nan") if nothing else tp / (tp + fn)))
+    found = localisation(heat, object_masks(images, threshold), threshold=threshold)
+    assert list(zip(found.tp, found.fp, found.fn, strict=True)) == [row[:3] for row in rows]
+    assert found.precision.tolist() == pytest.approx([row[3] for row in rows], nan_ok=True)
+    assert found.recall.tolist() == pytest.approx([row[4] for row in rows], nan_ok=True)
 
 
-def test_samples_without_object_or_prediction() -> None:
+def test_what_is_not_defined_is_no_number() -> None:
     masks = torch.zeros(4, 4, 4, dtype=torch.bool)
     masks[0, :2], masks[1, :2], masks[3] = True, True, True
     heat = torch.zeros(4, 4, 4)
-    heat[0, :1], heat[2] = 1, 1
-    found = localisation(heat, masks, keep=torch.tensor([True, True, True, False]))
-    assert found.index.tolist() == [0, 1]
-    assert (found.without_object, found.without_prediction) == (1, 1)
-    assert found.precision.tolist() == [1, 0]
-    assert found.recall.tolist() == [0.5, 0]
-    assert found.row()["fn"] == (4 + 8) / 2
+    heat[0, :1], heat[2], heat[3] = 1, 1, 0.1  # the second is zero, the fourth below the threshold
+    found = localisation(heat, masks)
+    assert found.precision.isnan().tolist() == [False, True, True, True]
+    assert found.recall.isnan().tolist() == [False, True, True, False]
+    assert (float(found.precision[0]), float(found.recall[0]), float(found.recall[3])) == (1, 0.5, 0)
+    assert found.fn.tolist() == [4, 8, 0, 16]
 
 
 def test_a_map_that_is_the_object_is_perfect() -> None:
     images = (torch.rand(3, 1, 8, 8) > 0.5).float()
-    row = localisation(images[:, 0], object_masks(images)).row()
-    assert (row["precision"], row["recall"], row["fp"], row["fn"]) == (1, 1, 0, 0)
+    found = localisation(images[:, 0], object_masks(images))
+    assert found.precision.tolist() == found.recall.tolist() == [1, 1, 1]
+    assert found.fp.tolist() == found.fn.tolist() == [0, 0, 0]
 
 
 def test_more_threshold_is_less_recall() -> None:
     images, heat = torch.rand(5, 1, 8, 8), torch.rand(5, 8, 8)
     masks = object_masks(images)
-    recalls = [localisation(heat, masks, threshold=t).row()["recall"] for t in (0.0, 0.3, 0.6, 0.9)]
+    recalls = [float(localisation(heat, masks, threshold=t).recall.mean()) for t in (0.0, 0.3, 0.6, 0.9)]
     assert recalls == sorted(recalls, reverse=True)
 
 
@@ -116,8 +124,7 @@ def overlap(a: Any, b: Any) -> float:
     return inside / (sum(areas) - inside)
 
 
-@pytest.mark.parametrize("components", ["all", "largest"])
-def test_boxes_against_flood_fill(components: str) -> None:
+def test_boxes_against_flood_fill() -> None:
     generator = np.random.default_rng(3)
     heat = torch.from_numpy(generator.random((8, 9, 11)) ** 2)
     boxes = []
@@ -129,22 +136,20 @@ def test_boxes_against_flood_fill(components: str) -> None:
     for t, threshold in enumerate(thresholds):
         for i in range(8):
             parts = flood((heat[i] > threshold).tolist())
-            if components == "largest" and parts:
-                parts = [max(parts, key=lambda part: part[0])]
             best = max((overlap(box, own) for _, box in parts for own in boxes[i]), default=0.0)
             expected[t] += torch.tensor([best >= delta for delta in deltas]) / 8
-    found = box_accuracy(heat, boxes, thresholds=thresholds, deltas=deltas, components=components)
-    torch.testing.assert_close(found.curve, expected)
+    found = accuracy_of(heat, boxes, thresholds, deltas)
+    np.testing.assert_allclose(found.curve, expected)
     assert list(found.accuracy) == pytest.approx(expected.amax(0).tolist())
-    assert found.mean == pytest.approx(float(expected.amax(0).mean()))
+    assert found.mean == pytest.approx(float(expected.amax(0).mean())) == pytest.approx(found.right.mean())
     assert 0 < found.mean < 1
-    assert found.samples == 8
+    assert found.right.shape == (8,)
 
 
 def test_exact_boxes_are_found_at_every_overlap() -> None:
     boxes = torch.tensor([[2, 3, 9, 8], [0, 0, 4, 12], [5, 5, 12, 12]])
     heat = torch.stack([rectangle(12, 12, tuple(box)) for box in boxes.tolist()])  # type: ignore[arg-type]
-    found = box_accuracy(heat, boxes, deltas=(0.3, 0.5, 0.7, 1.0))
+    found = accuracy_of(heat, boxes, deltas=(0.3, 0.5, 0.7, 1.0))
     assert found.accuracy == (1, 1, 1, 1)
     assert found.best == (0, 0, 0, 0)
 
@@ -154,37 +159,33 @@ def test_one_threshold_serves_the_whole_set() -> None:
     boxes = torch.tensor([[2, 2, 6, 6], [0, 0, 8, 8]])
     first = rectangle(8, 8, (0, 0, 8, 8), 0.4) + rectangle(8, 8, (2, 2, 6, 6), 0.6)
     second = rectangle(8, 8, (0, 0, 8, 8), 0.2) + rectangle(8, 8, (2, 2, 3, 3), 0.8)
-    found = box_accuracy(torch.stack([first, second]), boxes, deltas=(0.9,))
+    found = accuracy_of(torch.stack([first, second]), boxes, deltas=(0.9,))
     assert found.accuracy == (0.5,)
     assert found.best == (0.0,)  # the lowest of equally good ones
-    assert box_accuracy(first[None], boxes[:1], deltas=(0.9,)).best == (0.4,)
-    assert box_accuracy(second[None], boxes[1:], deltas=(0.9,)).accuracy == (1.0,)
+    assert accuracy_of(first[None], boxes[:1], deltas=(0.9,)).best == (0.4,)
+    assert accuracy_of(second[None], boxes[1:], deltas=(0.9,)).accuracy == (1.0,)
 
 
-def test_all_components_or_the_largest() -> None:
+def test_any_component_may_be_the_one() -> None:
     heat = rectangle(10, 10, (0, 0, 2, 2)) + rectangle(10, 10, (5, 5, 10, 10))
-    small = torch.tensor([[0, 0, 2, 2]])
-    assert box_accuracy(heat[None], small).mean == 1
-    assert box_accuracy(heat[None], small, components="largest").mean == 0
+    assert accuracy_of(heat[None], torch.tensor([[0, 0, 2, 2]])).mean == 1
 
 
-def test_a_map_of_zeros_finds_no_box() -> None:
-    found = box_accuracy(torch.zeros(2, 6, 6), torch.tensor([[0, 0, 6, 6]] * 2))
-    assert found.mean == 0
-    assert found.row() == {
-        "samples": 2,
-        "max_box_acc_v2": 0.0,
-        **{"accuracy_30": 0.0, "threshold_30": 0.0, "accuracy_50": 0.0, "threshold_50": 0.0},
-        **{"accuracy_70": 0.0, "threshold_70": 0.0},
-    }
+def test_maps_of_zeros_are_left_out() -> None:
+    boxes = torch.tensor([[0, 0, 3, 3]] * 3)
+    heat = torch.stack([rectangle(6, 6, (0, 0, 3, 3)), torch.zeros(6, 6), rectangle(6, 6, (3, 3, 6, 6))])
+    found = accuracy_of(heat, boxes)
+    assert found.mean == 0.5
+    assert found.right.tolist() == pytest.approx([1, float("nan"), 0], nan_ok=True)
+    nothing = accuracy_of(heat[1:2], boxes[1:2])
+    assert np.isnan(nothing.mean)
+    assert np.isnan(nothing.right).all()
 
 
-def test_only_kept_samples_count() -> None:
-    heat = torch.stack([rectangle(6, 6, (0, 0, 3, 3)), torch.zeros(6, 6)])
-    boxes = torch.tensor([[0, 0, 3, 3]] * 2)
-    assert box_accuracy(heat, boxes).mean == 0.5
-    found = box_accuracy(heat, boxes, keep=torch.tensor([True, False]))
-    assert (found.mean, found.samples) == (1, 1)
+def test_thresholds_belong_to_the_overlaps() -> None:
+    overlaps = box_overlaps(rectangle(6, 6, (0, 0, 3, 3))[None], [[0, 0, 3, 3]], thresholds=(0.1, 0.5))
+    with pytest.raises(errors.OptionError, match="those of 3 thresholds"):
+        box_accuracy(overlaps, thresholds=(0.1, 0.5, 0.9))
 
 
 def test_pixels_inside_boxes() -> None:
@@ -212,10 +213,6 @@ BOXES = [[0, 0, 2, 2], [1, 1, 5, 4]]
         ({"heat": HEAT / 0}, errors.NonFiniteError, "finite"),
         ({"masks": MASKS[:1]}, errors.OptionError, "masks must be bool"),
         ({"masks": MASKS.float()}, errors.OptionError, "float32"),
-        ({"masks": torch.zeros_like(MASKS)}, errors.OptionError, "none of the 2 samples"),
-        ({"keep": torch.tensor([True])}, errors.OptionError, "keep must be"),
-        ({"keep": torch.tensor([1, 0])}, errors.OptionError, "int64"),
-        ({"keep": torch.tensor([False, False])}, errors.OptionError, "false for every sample"),
         ({"threshold": 1.0}, errors.OptionError, "nothing is above it"),
         ({"threshold": -0.1}, errors.OptionError, "threshold"),
         ({"threshold": float("nan")}, errors.OptionError, "threshold"),
@@ -241,19 +238,16 @@ def test_bad_pixels(options: dict[str, Any], error: type[Exception], words: str)
         ({"boxes": [[0, 0, 2, float("nan")], [0, 0, 2, 2]]}, "sample 0"),
         ({"boxes": 7}, "boxes must be"),
         ({"boxes": [["a", 0, 1, 1], [0, 0, 1, 1]]}, "boxes must be"),
-        ({"components": "biggest"}, "'all', 'largest'"),
-        ({"components": "larges"}, "Did you mean 'largest'"),
         ({"thresholds": []}, "thresholds"),
         ({"thresholds": [0.1, 1.5]}, "every threshold"),
         ({"deltas": [0.0]}, "deltas"),
         ({"deltas": []}, "deltas"),
-        ({"keep": torch.tensor([False, False])}, "false for every sample"),
     ],
 )
 def test_bad_boxes(options: dict[str, Any], words: str) -> None:
     given = {"boxes": BOXES, **options}
     with pytest.raises(errors.OptionError, match=words):
-        box_accuracy(HEAT, given.pop("boxes"), **given)
+        accuracy_of(HEAT, given.pop("boxes"), **given)
 
 
 def test_bad_images() -> None:
