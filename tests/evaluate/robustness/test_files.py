@@ -2,7 +2,6 @@
 
 import shutil
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -192,7 +191,10 @@ def test_other_settings_are_refused_before_any_work(folder: Path) -> None:
     attack(folder, attack_arrangements=("bu",))
     before = {path: path.read_bytes() for path in folder.glob("parts/**/*.npz")}
     for changes in ({"attack_budget": "full"}, {"attack_repeats": 1}):
-        for arrangements in (("bu",), ("td",)):  # of the same network, and of one that could not be compared with it
+        for arrangements in (
+            ("bu",),
+            ("td",),
+        ):  # of the same network, and of one that could not be compared with it
             with pytest.raises(RunFolderError, match=r"was made with .*no table can hold both.*--overwrite"):
                 attack(folder, **changes, attack_arrangements=arrangements)
     assert {path: path.read_bytes() for path in folder.glob("parts/**/*.npz")} == before
@@ -282,7 +284,9 @@ def test_masking(finished: Path) -> None:
         assert row.images == len(distance)
         assert row.median_change == pytest.approx(np.median(distance) / own.ddn.median() - 1, abs=1e-4)
         settings = load(finished / "parts" / "robustness" / f"{network}-0" / "ddn-000000-000020.npz").mark
-        assert settings["attack"]["settings"]["steps"] * 2 == find_attack("ddn").longer(2).settings("quick")["steps"]
+        assert (
+            settings["attack"]["settings"]["steps"] * 2 == find_attack("ddn").longer(2).settings("quick")["steps"]
+        )
 
 
 def test_branches_against_a_loop(finished: Path) -> None:
@@ -317,10 +321,10 @@ def checkpoint_of(folder: Path, network: nn.Module, name: str) -> nn.Module:
 
 
 @pytest.fixture
-def networks(finished: Path) -> Iterator[list[tuple[str, nn.Module]]]:
+def networks(finished: Path) -> list[tuple[str, nn.Module]]:
     bottom_up = LeNetFC(10)
     top_down = bu2td.convert(LeNetFC(10), example_inputs=torch.zeros(1, *SIZE))
-    yield [
+    return [
         ("bu-0", checkpoint_of(finished, bottom_up, "bu-0")),
         ("td-0", checkpoint_of(finished, top_down, "td-0")),
     ]
