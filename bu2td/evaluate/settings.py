@@ -85,7 +85,7 @@ class Settings:
                                          "KEY=VALUE, where they differ")  # fmt: skip
 
     attacks: tuple[str, ...] = _about(
-        ("paper", "gradient"), "attacks, or groups of them (paper, gradient)", "robustness"
+        ("paper", "gradient"), "attacks, or groups of them (paper, gradient, autoattack)", "robustness"
     )
     attack_budget: str = _about("quick", "how hard the attacks try", "robustness", choices=BUDGETS)
     attack_samples: int = _about(100, "test images that are attacked, or all", "robustness")

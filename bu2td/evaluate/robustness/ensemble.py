@@ -36,7 +36,7 @@ class AutoAttack(SearchAttack):
     norm: str
 
     def __init__(self, radii: int, smallest: float, iterations: int = 100, queries: int = 5000) -> None:
-        self.package = imported("pyautoattack", "pyautoattack", "AutoAttack needs its authors' package:")
+        self.package = imported("pyautoattack", "'bu2td[autoattack]'", "AutoAttack needs its authors' package:")
         self.radii = [smallest * 2**k for k in range(radii)]
         self.iterations, self.queries = iterations, queries
 

@@ -110,13 +110,13 @@ class DDNAttack(SearchAttack):
 class _FastMinimumNorm(fa.L2FMNAttack):
     """Foolbox's attack with the projection of the paper; its own (3.3.4) multiplies by norm / norm, which is 1.
 
-    The ball is a ten-thousandth larger, for where a model is linear the first step ends right on the border, and
-    rounding decides whether the attack ever finds anything.
+    The ball is a hundredth larger, for where a model is nearly linear the first step ends right on the border, and
+    the attack never comes past it; once it has, the ball shrinks as long as it does, so that nothing is lost.
     """
 
     def project(self, x: Any, x0: Any, epsilon: Any) -> Any:
         change = (x - x0).raw
-        factor = (1.0001 * epsilon.raw / norms(change).clamp_min(1e-12)).clamp_max(1)
+        factor = (1.01 * epsilon.raw / norms(change).clamp_min(1e-12)).clamp_max(1)
         return x0 + ep.astensor(change * spread(factor, change))
 
 

@@ -29,9 +29,10 @@ from bu2td.evaluate.robustness.smallest import Perturbations, smallest_perturbat
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    import eagerpy as ep
     import foolbox
 
-    from bu2td.evaluate.robustness import filters, geometry, pixels, walks
+    from bu2td.evaluate.robustness import filters, geometry, gradient, pixels, walks
 
 #: Those that need no package of their own.
 USUAL = [name for name in ATTACKS if name not in AUTOATTACK]
@@ -349,6 +350,121 @@ def test_contrast_attack_finds_foolboxs_first_hit() -> None:
     known = theirs.isfinite()  # theirs does not try the last step
     assert known.any()
     torch.testing.assert_close(ours[known], theirs[known], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("greatest", [5.0, 0.3])
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_grids_hold_zero_and_both_ends(steps: int, greatest: float) -> None:
+    values = geometry.symmetric(greatest, steps)
+    assert 0 in values
+    assert len(values.unique()) == len(values) == steps + (steps % 2 == 0)
+    torch.testing.assert_close(values, -values.flip(0), rtol=0, atol=0)
+    assert torch.equal(values, values.sort().values)
+    expected = torch.linspace(-greatest, greatest, steps) if steps > 1 else torch.zeros(1)
+    assert all((values - value).abs().min() < 1e-6 for value in expected)
+    assert values.abs().max() == (greatest if steps > 1 else 0)
+
+
+@pytest.mark.parametrize(("shift_steps", "angle_steps"), [(2, 2), (4, 6), (3, 1), (1, 4)])
+def test_the_identity_is_tried(shift_steps: int, angle_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And every shift without a rotation, every rotation without a shift."""
+    tried = []
+    monkeypatch.setattr(
+        geometry, "rotate_and_shift", lambda x, d, p: tried.append(torch.cat([d[:, None], p], 1)) or x
+    )
+    model, images, labels = curved_problem(1, (6, 6), 2)
+    run(geometry.SpatialAttack(2, 10, shift_steps, angle_steps), model, images, labels)
+    moves = {tuple(move) for move in torch.cat(tried).tolist()}
+    values = [
+        {0.0} if steps == 1 else {0.0, *torch.linspace(-greatest, greatest, steps).tolist()}
+        for greatest, steps in ((10.0, angle_steps), (2.0, shift_steps), (2.0, shift_steps))
+    ]
+    expected = torch.tensor(sorted(product(*values)))
+    torch.testing.assert_close(torch.tensor(sorted(moves)), expected, rtol=0, atol=1e-5)
+    assert (0.0, 0.0, 0.0) in moves
+
+
+def test_ddn_is_foolboxs_where_the_model_is_not_too_sure() -> None:
+    model, images, labels = curved_problem()
+    logits = model(images)
+    assert (logits.amax(1) - logits.amin(1)).max() < 15
+    ours, _ = run(gradient.DDNAttack(60, 1.0, 0.1), model, images, labels)
+    theirs, _ = run(foolbox.attacks.DDNAttack(steps=60, init_epsilon=1.0, gamma=0.1), model, images, labels)
+    assert theirs.isfinite().all()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_fmn_projects_onto_the_ball() -> None:
+    """Foolbox's own does not, and stops at what it comes past first."""
+    attack = gradient.FMNAttack().inner
+    base = torch.rand(4, 1, 3, 3)
+    change = torch.randn(4, 1, 3, 3)
+    size = torch.tensor([0.1, 1.0, 100.0, 0.5])
+    moved = attack.project(ep.astensor(base + change), ep.astensor(base), ep.astensor(size)).raw - base
+    lengths = change.flatten(1).norm(dim=1)
+    torch.testing.assert_close(moved.flatten(1).norm(dim=1), (1.01 * size).minimum(lengths), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(F.normalize(moved.flatten(1)), F.normalize(change.flatten(1)), rtol=1e-4, atol=1e-5)
+    model, images, labels = curved_problem()
+    ours, _ = run(gradient.FMNAttack(60), model, images, labels)
+    theirs, _ = run(foolbox.attacks.L2FMNAttack(steps=60), model, images, labels)
+    assert (ours <= theirs * 1.001).all()
+    assert ours.median() < 0.9 * theirs.median()
+    ddn, _ = run(gradient.DDNAttack(300), model, images, labels)
+    assert (ours <= ddn * 1.02).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_the_full_budget_is_at_least_as_strong(name: str) -> None:
+    model, images, labels = curved_problem(1, (10, 10), 16)
+    quick = smallest_perturbations(model, images, labels, name, budget="quick").distance
+    full = smallest_perturbations(model, images, labels, name, budget="full").distance
+    assert (full <= quick * 1.01).all()
+    assert np.isfinite(full).any()
+
+
+# --- walks that come to rest --------------------------------------------------------------------------
+
+
+def watched(distances: list[list[float]], hits: list[list[bool]]) -> list[bool]:
+    """What is said of a walk whose questions have these distances."""
+    images = torch.zeros(len(distances[0]), 1, 1, 1)
+    watch = walks._Watched(torch.zeros(len(images), dtype=torch.long), images)
+    for row, hit in zip(distances, hits, strict=True):
+        watch(
+            ep.astensor(torch.tensor(row)[:, None, None, None]), ep.astensor(F.one_hot(torch.tensor(hit).long(), 2))
+        )
+    return watch.at_rest().tolist()
+
+
+def test_a_walk_has_come_to_rest_if_its_second_half_brings_nothing() -> None:
+    asked = [[9.0, 9.0, 9.0], [5.0, 5.0, 5.0], [4.98, 4.0, 1.0], [4.97, 6.0, 0.5]]
+    hits = [[True] * 3, [True] * 3, [True, True, False], [True, True, False]]
+    assert watched(asked, hits) == [True, False, True]
+
+
+@pytest.mark.parametrize(("steps", "rest"), [(200, False), (2000, True)])
+def test_boundary_converges_on_one_pixel(steps: int, rest: bool) -> None:
+    """One value decides, so that the walk is along a line and soon at its end; but short walks never count."""
+    model = Linear(2, (1, 1, 2))
+    model.weight.data, model.bias.data = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([0.5, -0.5])
+    attack = walks.BoundaryAttack(steps=steps)
+    images = torch.full((3, 1, 1, 2), 0.3)
+    distance, _ = run(attack, model, images, torch.zeros(3, dtype=torch.long))
+    assert attack.converged.tolist() == [rest] * 3
+    if rest:
+        assert (distance < 0.2 * 1.02).all()
+
+
+def test_hop_skip_jump_in_three_steps_has_not_come_to_rest() -> None:
+    model, images, labels = curved_problem()
+    attack = find_attack("hop-skip-jump").build("quick")
+    torch.manual_seed(0)
+    np.random.seed(0)
+    distance, _ = run(attack, model, images, labels)
+    better, _ = run(walks.HopSkipJumpAttack(40, 100), model, images, labels)
+    far = distance > 1.2 * better
+    assert far.any()
+    assert not attack.converged[far].any()
 
 
 # --- properties ---------------------------------------------------------------------------------------

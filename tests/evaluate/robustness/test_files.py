@@ -1,157 +1,355 @@
-"""Attacks batch by batch into files: resumed, sharded, damaged, mixed up."""
+"""The robustness experiment on a trained run: its parts, what becomes of them, and the tables against loops."""
 
+import shutil
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from blobs import QUICK, Small, attacked, equal
-from torch import Tensor, nn
+from torch import nn
 
-from bu2td.errors import FileError, OptionError
-from bu2td.evaluate.robustness import smallest as robustness
-from bu2td.evaluate.robustness.smallest import attack_images, collect, smallest_perturbations
+for package in ("foolbox", "lightning_fabric", "sklearn"):
+    pytest.importorskip(package)
+
+import bu2td
+from bu2td.errors import RunFolderError
+from bu2td.evaluate.data.sets import load_data
+from bu2td.evaluate.folder import open_run
+from bu2td.evaluate.parts import complete, load
+from bu2td.evaluate.robustness.curves import ARRAYS
+from bu2td.evaluate.robustness.gather import cuts
+from bu2td.evaluate.robustness.registry import find_attack
+from bu2td.evaluate.robustness.smallest import smallest_perturbations
+from bu2td.evaluate.robustness.stage import STAGE, collect, plan, plan_branches
+from bu2td.evaluate.run import evaluate
+from bu2td.evaluate.settings import read_settings
+from bu2td.evaluate.stages import Context
+from bu2td.models.baselines import LeNetFC
+
+SIZE = (1, 12, 12)
+TRAINED = {"data": "digits", "input_size": SIZE, "arrangements": ("bu", "td"), "repeats": 1, "epochs": 3,
+           "device": "cpu"}  # fmt: skip
+FEW = {"attacks": ("fgsm", "shifts", "additive-uniform"), "attack_samples": 10, "attack_batch_size": 6,
+       "attack_repeats": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks of both kinds, without attacks."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    evaluate("train", read_settings(flags=TRAINED), folder)
+    return folder
 
 
 @pytest.fixture
-def problem() -> tuple[nn.Module, Tensor, Tensor]:
-    return attacked()
+def folder(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-NAMES = ["contrast-reduction", "additive-uniform"]
+def context(folder: Path, **changes: Any) -> Context:
+    run = open_run(folder, {**FEW, **changes})
+    return Context(run, load_data("digits", input_size=SIZE), SimpleNamespace(device=torch.device("cpu")))
 
 
-def run(problem: tuple, folder: Path, names: list[str] = NAMES, **options: Any) -> None:
-    model, images, labels = problem
-    attack_images(model, images, labels, names, folder, **{**QUICK, "progress": False, **options})
+def attack(folder: Path, shard: tuple[int, int] = (0, 1), **changes: Any) -> Context:
+    """Do all parts of one process."""
+    found = context(folder, **changes)
+    complete(plan(found), found.run.parts("robustness"), shard=shard, progress=False)
+    return found
 
 
-def test_files_and_memory_agree(problem: tuple, tmp_path: Path) -> None:
-    model, images, labels = problem
-    run(problem, tmp_path / "new" / "folder")
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [
-        f"{name}-{batch:05d}.npz" for name in sorted(NAMES) for batch in range(3)
-    ]
-    found = collect(tmp_path / "new" / "folder", NAMES)
-    assert list(found) == NAMES
-    for name in NAMES:
-        equal(found[name], smallest_perturbations(model, images, labels, name, **QUICK))
+def study(folder: Path, shard: tuple[int, int] = (0, 1), **changes: Any) -> Context:
+    """The second half, when all attacks are done."""
+    found = context(folder, **changes)
+    complete(plan_branches(found), found.run.parts("robustness"), shard=shard, progress=False)
+    return found
 
 
-@pytest.mark.parametrize("count", [2, 5])
-def test_shards_agree_with_the_whole(problem: tuple, tmp_path: Path, count: int) -> None:
-    run(problem, tmp_path / "whole")
-    for index in reversed(range(count)):
-        if index == 0:
-            with pytest.raises(FileError, match=r"lacks \d of its batches \(0"):
-                collect(tmp_path / "parts", NAMES)
-        run(problem, tmp_path / "parts", shard=(index, count))
-    for first, second in zip(
-        collect(tmp_path / "whole", NAMES).values(), collect(tmp_path / "parts", NAMES).values(), strict=True
-    ):
-        equal(first, second)
+def whole(folder: Path, **changes: Any) -> Context:
+    attack(folder, **changes)
+    found = study(folder, **changes)
+    collect(found)
+    return found
 
 
-@pytest.mark.parametrize("stop", [1, 4])
-def test_killed_and_resumed(problem: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    run(problem, tmp_path / "whole")
-    real, calls = robustness._save, []
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every part and every table of the stage."""
+    files = [*folder.glob("parts/robustness/**/*.npz"), *(folder / table.file for table in STAGE.tables)]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
-    def killed(path: Path, *rest: Any) -> None:
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        calls.append(path)
-        real(path, *rest)
 
+def table(folder: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+# --- parts ----------------------------------------------------------------------------------------------
+
+
+def test_parts_hold_what_the_attack_returns(folder: Path) -> None:
+    found = attack(folder)
+    home = found.run.parts("robustness")
+    assert sorted(path.name for path in (home / "td-0").iterdir()) == sorted(
+        f"{name}-{a:06d}-{b:06d}.npz" for name in FEW["attacks"] for a, b in ((0, 6), (6, 10))
+    )
+    positions, images, labels = found.sample(10)
+    for name in FEW["attacks"]:
+        expected = smallest_perturbations(
+            found.classifier("td", 0), images[6:], labels[6:], name, budget="quick", repeats=2, start_batch=6
+        )
+        part = load(home / "td-0" / f"{name}-000006-000010.npz")
+        assert part.arrays["positions"].tolist() == positions[6:]
+        for array in ARRAYS:
+            np.testing.assert_array_equal(part.arrays[array], getattr(expected, array))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_shards_leave_the_same_bytes_as_one_process(folder: Path, tmp_path: Path, count: int) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    whole(folder)
+    for half in (attack, study):
+        for index in reversed(range(count)):
+            half(other, (index, count))
+    collect(context(other))
+    assert contents(folder) == contents(other)
+
+
+def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    whole(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(robustness, "_save", killed)
+        calls: list[Any] = []
+
+        def killed(*args: Any, **options: Any) -> Any:
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            calls.append(1)
+            return smallest_perturbations(*args, **options)
+
+        patch.setattr("bu2td.evaluate.robustness.stage.smallest_perturbations", killed)
         with pytest.raises(KeyboardInterrupt):
-            run(problem, tmp_path / "parts")
-    assert len(list((tmp_path / "parts").iterdir())) == stop
-    times = [path.stat().st_mtime_ns for path in calls]
-    run(problem, tmp_path / "parts")
-    assert [path.stat().st_mtime_ns for path in calls] == times
-    whole, parts = collect(tmp_path / "whole", NAMES), collect(tmp_path / "parts", NAMES)
-    for name in NAMES:
-        equal(whole[name], parts[name])
-
-
-def test_killed_while_writing_leaves_no_half_file(
-    problem: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def half(path: Path, **arrays: Any) -> None:
-        Path(path).write_bytes(b"PK half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(np, "savez_compressed", half)
-    with pytest.raises(KeyboardInterrupt):
-        run(problem, tmp_path)
-    assert not list(tmp_path.iterdir())
+            attack(other)
+    done = {path: path.stat().st_mtime_ns for path in other.glob("parts/robustness/*/*.npz")}
+    assert len(done) == 3
+    whole(other)
+    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
+    assert contents(folder) == contents(other)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-200] + bytes(200)])
-def test_a_damaged_file_is_named_and_done_anew(problem: tuple, tmp_path: Path, damage: Any) -> None:
-    run(problem, tmp_path, ["contrast-reduction"])
-    before = collect(tmp_path, ["contrast-reduction"])["contrast-reduction"]
-    path = tmp_path / "contrast-reduction-00001.npz"
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(FileError, match=r"contrast-reduction-00001\.npz is damaged"):
-        collect(tmp_path, ["contrast-reduction"])
-    run(problem, tmp_path, ["contrast-reduction"])
-    equal(before, collect(tmp_path, ["contrast-reduction"])["contrast-reduction"])
+def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
+    whole(folder)
+    before = contents(folder)
+    for name in ("fgsm", "branches-fgsm"):
+        path = folder / "parts" / "robustness" / "td-0" / f"{name}-000000-000006.npz"
+        path.write_bytes(damage(path.read_bytes()))
+    whole(folder)
+    assert contents(folder) == before
 
 
-def test_another_runs_files_are_refused(problem: tuple, tmp_path: Path) -> None:
-    model, images, labels = problem
-    names = ["additive-uniform"]
-    run(problem, tmp_path, names)
-    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    torch.manual_seed(5)
-    other = Small().eval()
-    cases: list[tuple[tuple, dict[str, Any], str]] = [
-        ((other, images, labels), {}, "the model's weights"),
-        ((model, images.flip(0), labels), {}, "the images"),
-        ((model, images, labels.flip(0)), {}, "the images"),
-        (problem, {"seed": 1}, "seed"),
-        (problem, {"repeats": 3}, "repeats"),
-        (problem, {"budget": "full"}, "the attack's settings"),
-        (problem, {"batch_size": 11}, "batch_size"),
+@pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (4, 7)])
+def test_a_run_grows(folder: Path, sizes: tuple[int, int]) -> None:
+    whole(folder, attack_samples=5, attack_batch_size=sizes[0], attacks=("fgsm",))
+    first = contents(folder)
+    distances = table(folder, "distances").set_index(["arrangement", "repeat", "attack", "image"])
+    whole(folder, attack_samples=14, attack_batch_size=sizes[1], attacks=("shifts", "fgsm"))
+    second = contents(folder)
+    for name in first:
+        if name.startswith("parts"):
+            assert second[name] == first[name]
+    rows = table(folder, "robustness")
+    assert set(rows.loc[rows.attack.isin(["fgsm", "shifts"]), "samples"]) == {14}
+    grown = table(folder, "distances").set_index(["arrangement", "repeat", "attack", "image"])
+    assert len(grown) == 14 * 2 * (2 + 3)  # two networks; two attacks and the strongest of three kinds
+    pd.testing.assert_frame_equal(grown.loc[distances.index], distances)
+    branches = table(folder, "branches")
+    fooled = grown.loc["td"].groupby("attack").distance.apply(lambda d: int(((d > 0) & np.isfinite(d)).sum()))
+    for row in branches.itertuples():
+        assert row.samples == fooled[row.attack]
+    whole(folder, attack_samples=3, attacks=("contrast-reduction",))  # fewer images of another attack
+    rows = table(folder, "robustness").set_index(["arrangement", "attack"])
+    assert rows.loc[("bu", "fgsm"), "samples"] == 14
+    assert rows.loc[("bu", "contrast-reduction"), "samples"] == 3
+    assert rows.loc[("td", "strongest"), "samples"] == 3  # nothing is known of the others
+
+
+def test_batches_follow_what_is_there(tmp_path: Path) -> None:
+    home = tmp_path / "td-0"
+    home.mkdir()
+    for name in ("pgd-000000-000020", "pgd-000020-000023", "pgd-000000-000010", "more-steps-pgd-000000-000005"):
+        (home / f"{name}.npz").touch()
+    assert cuts(tmp_path, ("td", 0), "pgd", 60, 25) == [(0, 20), (20, 23), (23, 48), (48, 60)]
+    assert cuts(tmp_path, ("td", 0), "pgd", 5, 25) == [(0, 20)]
+    assert cuts(tmp_path, ("td", 0), "more-steps-pgd", 6, 25) == [(0, 5), (5, 6)]
+    assert cuts(tmp_path, ("bu", 0), "pgd", 60, 25) == [(0, 25), (25, 50), (50, 60)]
+
+
+def test_other_settings_are_refused_before_any_work(folder: Path) -> None:
+    attack(folder, attack_arrangements=("bu",))
+    before = {path: path.read_bytes() for path in folder.glob("parts/**/*.npz")}
+    for changes in ({"attack_budget": "full"}, {"attack_repeats": 1}):
+        for arrangements in (
+            ("bu",),
+            ("td",),
+        ):  # of the same network, and of one that could not be compared with it
+            with pytest.raises(RunFolderError, match=r"was made with .*no table can hold both.*--overwrite"):
+                attack(folder, **changes, attack_arrangements=arrangements)
+    assert {path: path.read_bytes() for path in folder.glob("parts/**/*.npz")} == before
+    attack(folder, attack_repeats=1, attacks=("fgsm", "shifts"))  # of deterministic attacks one run is enough
+
+
+def test_results_of_other_weights_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack(folder, attacks=("shifts",))
+    original = Context.classifier
+
+    def other(self: Context, *network: Any) -> Any:
+        model = original(self, *network)
+        next(model.parameters()).data.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(Context, "classifier", other)
+    with pytest.raises(RunFolderError, match="differs in weights"):
+        attack(folder, attacks=("shifts",))
+    found = attack(folder, attacks=("contrast-reduction",))
+    with pytest.raises(RunFolderError, match="different weights of one network"):
+        collect(found)
+
+
+# --- tables ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More attacks on more images."""
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("finished") / "run"))
+    whole(folder, attacks=("shifts", "additive-uniform", "deepfool", "ddn", "boundary"), attack_samples=20,
+          attack_batch_size=20)  # fmt: skip
+    return folder
+
+
+def test_rows_against_a_loop_over_distances(finished: Path) -> None:
+    rows = table(finished, "robustness")
+    distances, curves = table(finished, "distances"), table(finished, "curves")
+    pooled = distances[(distances.distance > 0) & np.isfinite(distances.distance)]
+    for row in rows.itertuples():
+        own = distances[(distances.arrangement == row.arrangement) & (distances.attack == row.attack)].distance
+        right = [d for d in own if d > 0]
+        assert row.samples == len(own) == 20
+        assert row.clean_accuracy == pytest.approx(len(right) / 20)
+        assert row.failures == sum(d == np.inf for d in right)
+        assert row.success_rate == pytest.approx(1 - row.failures / len(right), rel=1e-5)
+        assert row.median_l2 == pytest.approx(np.median(right), rel=1e-5)
+        assert row.limit == pytest.approx(np.quantile(pooled[pooled.attack == row.attack].distance, 0.95), rel=1e-5)
+        assert row.auc == pytest.approx(sum(min(d, row.limit) for d in own) / 20 / row.limit, rel=1e-4)
+        curve = curves[(curves.arrangement == row.arrangement) & (curves.attack == row.attack)]
+        for point in curve.itertuples():
+            if min(abs(d - point.l2) for d in own if d) > 1e-4:
+                assert point.accuracy == pytest.approx(sum(d > point.l2 for d in own) / 20)
+    assert (rows[rows.attack == "boundary"].converged == 0).all()
+    assert (rows[rows.attack == "ddn"].converged == 1).all()
+
+
+def test_the_strongest_attack_is_the_minimum_image_by_image(finished: Path) -> None:
+    wide = table(finished, "distances").pivot(index=["arrangement", "image"], columns="attack", values="distance")
+    white, black = ["deepfool", "ddn"], ["shifts", "additive-uniform", "boundary"]
+    for name, attacks in (("", white + black), ("-white-box", white), ("-black-box", black)):
+        np.testing.assert_array_equal(wide[f"strongest{name}"], wide[attacks].min(axis=1))
+    rows = table(finished, "robustness").set_index(["arrangement", "attack"])
+    for network in ("bu", "td"):
+        total = sum(rows.loc[(network, name), "queries"] for name in white + black)
+        assert rows.loc[(network, "strongest"), "queries"] == pytest.approx(total, rel=1e-4)
+
+
+def test_masking(finished: Path) -> None:
+    rows = table(finished, "masking").set_index(["arrangement", "check"])
+    wide = table(finished, "distances").pivot(index=["arrangement", "image"], columns="attack", values="distance")
+    assert {check for _, check in rows.index} == {"more-steps:ddn", "black-box", "unbounded"}
+    for network in ("bu", "td"):
+        own = wide.loc[network]
+        own = own[own.ddn > 0]
+        behind = own["strongest-white-box"] / own["strongest-black-box"] - 1
+        row = rows.loc[(network, "black-box")]
+        assert row.images == len(own)
+        assert row.violations == (behind > 0.05).sum()
+        assert row.largest == pytest.approx(behind.max(), rel=1e-3)
+        assert row.holds == (row.violations == 0)
+        row = rows.loc[(network, "unbounded")]
+        assert row.violations == np.isinf(own["strongest-white-box"]).sum()
+        row = rows.loc[(network, "more-steps:ddn")]
+        more = load(finished / "parts" / "robustness" / f"{network}-0" / "more-steps-ddn-000000-000020.npz").arrays
+        distance = more["distance"][more["clean"]]
+        assert row.images == len(distance)
+        assert row.median_change == pytest.approx(np.median(distance) / own.ddn.median() - 1, abs=1e-4)
+        settings = load(finished / "parts" / "robustness" / f"{network}-0" / "ddn-000000-000020.npz").mark
+        assert (
+            settings["attack"]["settings"]["steps"] * 2 == find_attack("ddn").longer(2).settings("quick")["steps"]
+        )
+
+
+def test_branches_against_a_loop(finished: Path) -> None:
+    rows = table(finished, "branches")
+    found = context(finished)
+    _, images, labels = found.sample(20)
+    classifier = found.classifier("td", 0)
+    assert set(rows.arrangement) == {"td"}
+    for name in ("ddn", "shifts"):
+        part = load(finished / "parts" / "robustness" / "td-0" / f"{name}-000000-000020.npz").arrays
+        fooled = torch.as_tensor((part["distance"] > 0) & np.isfinite(part["distance"]))
+        perturbed = torch.as_tensor(part["images"])
+        own = rows[rows.attack == name].set_index(["inputs", "scale"])
+        assert len(own) == 4 * 8
+        assert (own.samples == int(fooled.sum())).all()
+        assert (own.failures == int((part["clean"] & np.isinf(part["distance"])).sum())).all()
+        assert (own.loc["none"].accuracy == 1).all()
+        assert own.loc[("all", 1.0)].accuracy == 0
+        for scale in (1.5, 3.0):
+            far = (images + scale * (perturbed - images)).clamp(0, 1)
+            with torch.no_grad():
+                logits = classifier.forward_branches({1: images, 2: far, 4: far})
+            right = (logits.argmax(1) == labels)[fooled].double().mean()
+            assert own.loc[("medium+lowest", scale)].accuracy == pytest.approx(float(right), rel=1e-5)
+
+
+def checkpoint_of(folder: Path, network: nn.Module, name: str) -> nn.Module:
+    """The weights of a finished training in a network that was made without the suite."""
+    state = torch.load(folder / "runs" / name / "checkpoint.pt", weights_only=True)["model"]
+    network.load_state_dict({k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")})
+    return network.eval()
+
+
+@pytest.fixture
+def networks(finished: Path) -> list[tuple[str, nn.Module]]:
+    bottom_up = LeNetFC(10)
+    top_down = bu2td.convert(LeNetFC(10), example_inputs=torch.zeros(1, *SIZE))
+    return [
+        ("bu-0", checkpoint_of(finished, bottom_up, "bu-0")),
+        ("td-0", checkpoint_of(finished, top_down, "td-0")),
     ]
-    for changed, options, difference in cases:
-        with pytest.raises(FileError, match=f"differs in {difference}. Use another folder, or delete"):
-            run(changed, tmp_path, names, **options)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
-    run(problem, tmp_path / "second", names, seed=1)
-    (tmp_path / "second" / "additive-uniform-00002.npz").replace(tmp_path / "additive-uniform-00002.npz")
-    with pytest.raises(FileError, match="different runs: they differ in seed"):
-        collect(tmp_path, names)
 
 
-def test_repeats_do_not_matter_to_deterministic_attacks(problem: tuple, tmp_path: Path) -> None:
-    run(problem, tmp_path, ["contrast-reduction"], repeats=1)
-    run(problem, tmp_path, ["contrast-reduction"], repeats=5)
-
-
-def test_nothing_to_collect(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="no results of the attack 'pgd'"):
-        collect(tmp_path, "pgd")
-    with pytest.raises(OptionError, match="unknown attack"):
-        collect(tmp_path, ["pdg"])
-
-
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0), (0,), 3, (0.5, 2)])
-def test_bad_shards(problem: tuple, tmp_path: Path, shard: Any) -> None:
-    with pytest.raises(OptionError, match="shard"):
-        run(problem, tmp_path, shard=shard)
-
-
-def test_folder_that_cannot_be_made(problem: tuple, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(FileError, match="cannot be made"):
-        run(problem, tmp_path / "file" / "folder")
-
-
-def test_progress_bar(problem: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(problem, tmp_path, ["shifts"], progress=True)
-    assert "3/3" in capsys.readouterr().err
+def test_foolbox_on_the_saved_networks_agrees(finished: Path, networks: list[tuple[str, nn.Module]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import foolbox
+    _, images, labels = context(finished).sample(20)
+    settings = find_attack("ddn").settings("quick")
+    attacks = {
+        "deepfool": foolbox.attacks.L2DeepFoolAttack(steps=20, candidates=4, overshoot=0.02),
+        "ddn": foolbox.attacks.DDNAttack(**settings),
+    }
+    for folder, network in networks:
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+        right = (network(images).argmax(1) == labels).numpy()
+        for name, plain in attacks.items():
+            found, _, success = plain(model, images, labels, epsilons=None)
+            theirs = np.where(success.numpy(), (found - images).flatten(1).norm(dim=1).detach().numpy(), np.inf)
+            ours = load(finished / "parts" / "robustness" / folder / f"{name}-000000-000020.npz").arrays
+            np.testing.assert_array_equal(ours["clean"], right)
+            assert right.sum() > 5
+            both = right & np.isfinite(theirs) & np.isfinite(ours["distance"])
+            assert both.sum() >= 0.9 * right.sum()
+            np.testing.assert_allclose(np.median(ours["distance"][both]), np.median(theirs[both]), rtol=0.02)
+            assert np.mean(np.abs(ours["distance"][both] / theirs[both] - 1) < 0.01) > 0.8

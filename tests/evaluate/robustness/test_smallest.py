@@ -143,6 +143,78 @@ def test_everything_comes_back_after_an_error_too(problem: tuple) -> None:
     assert states[1] == random.getstate()
 
 
+class Asks:
+    """Asks for classes three times, and for the gradient once; per image, whatever is wrong is left out."""
+
+    def __call__(self, model: Any, images: Tensor, labels: Tensor, epsilons: None) -> tuple[Tensor, Tensor, Tensor]:
+        model(images)
+        model(torch.cat([images, images]))
+        points = images.clone().requires_grad_()
+        model(points).sum().backward()
+        return images, images, torch.zeros(len(images), dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class Asking(Attack):
+    def build(self, budget: str = "full") -> Any:
+        return Asks()
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_questions_are_counted_and_gradients_too(problem: tuple, repeats: int) -> None:
+    model, images, labels = problem
+    asking = Asking(**{**vars(find_attack("pgd"))})
+    found = smallest_perturbations(model, images, labels, asking, repeats=repeats, batch_size=8)
+    np.testing.assert_array_equal(found.queries, np.where(found.clean, 5.0 * repeats, 0))
+
+
+@pytest.mark.parametrize("name", ["ddn", "fmn"])
+def test_questions_of_a_descent(problem: tuple, name: str) -> None:
+    """The images, then logits and gradients at each step, the best, and what Foolbox looks at last."""
+    found = smallest_perturbations(*problem, name, budget="quick", repeats=1)
+    steps = find_attack(name).settings("quick")["steps"]
+    np.testing.assert_allclose(found.queries[found.clean], 1 + 2 * steps + 1 + 1)
+
+
+@pytest.mark.parametrize("name", ["additive-gaussian", "single-pixel", "boundary"])
+def test_questions_without_gradients_are_what_the_model_sees(problem: tuple, name: str) -> None:
+    model, images, labels = problem
+    asked: list[int] = []
+    handle = model.register_forward_pre_hook(lambda _, inputs: asked.append(len(inputs[0])))
+    found = smallest_perturbations(model, images, labels, name, budget="quick", repeats=1)
+    handle.remove()
+    assert asked[0] == asked[-1] == 22  # which images are right, and the second look, do not count
+    looks = (sum(asked) - round(found.queries.sum())) / 22
+    assert looks in (2, 3, 4)
+    assert (found.queries[~found.clean] == 0).all()
+
+
+class Brightness(nn.Module):
+    """Class 1 above a mean of 0.5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = x.mean((1, 2, 3)) - 0.5
+        return torch.stack([-margin, margin], 1)
+
+
+def test_convergence_is_that_of_the_nearest_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([(0.8, [True] * 3), (0.6, [False, True, False]), (0.7, [True] * 3)])
+
+    class Walk:
+        def __call__(self, model: Any, images: Tensor, labels: Tensor, epsilons: None) -> Any:
+            value, rest = next(runs)
+            self.converged = torch.tensor(rest)
+            found = torch.full_like(images, value)
+            return found, found, torch.ones(len(images), dtype=torch.bool)
+
+    monkeypatch.setattr(Attack, "build", lambda self, budget: Walk())
+    images = torch.full((4, 1, 2, 2), 0.3)
+    images[1] = 0.9  # wrong without any
+    found = smallest_perturbations(Brightness(), images, torch.zeros(4).long(), "pgd", repeats=3)
+    np.testing.assert_allclose(found.distance, [0.6, 0, 0.6, 0.6], rtol=1e-6)
+    assert found.converged.tolist() == [False, True, True, False]
+
+
 class Lies:
     """Claims success for every image: half of them unchanged, one of them not a number."""
 
