@@ -100,10 +100,10 @@ _OPEN, _CLOSE = "([{", ")]}"
 
 
 class ListAction(argparse.Action):
-    """Collects a list that is written with commas, spaces, or by giving the option again.
+    """A list that is written with commas or spaces; given again, the option has the later one.
 
     ``made`` turns the items, as words, into the value; an ``argparse.ArgumentTypeError`` of it is the user's error.
-    ``apart``: it is told where the option was given again, by an item "".
+    ``again``: given again, the option adds to its list; ``made`` is told where, by an item "".
     """
 
     def __init__(
@@ -111,19 +111,19 @@ class ListAction(argparse.Action):
         *args: Any,
         made: Callable[[list[str]], Any] | None = None,
         numbers: bool = False,
-        apart: bool = False,
+        again: bool = False,
         **more: Any,
     ) -> None:
         super().__init__(*args, **more)
-        self.made, self.numbers, self.apart = made or _some, numbers, apart
+        self.made, self.numbers, self.again = made or _some, numbers, again
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
     ) -> None:
         """Add the items of one word."""
         collected = namespace.__dict__.setdefault("_lists", {})
-        before = collected.get(self.dest, [])
-        items = [*before, *([""] if before and self.apart else []), *split_list(values)]
+        before = collected.get(self.dest, []) if self.again else []
+        items = [*before, *([""] if before else []), *split_list(values)]
         collected[self.dest] = items
         try:
             setattr(namespace, self.dest, self.made(items))
@@ -132,13 +132,14 @@ class ListAction(argparse.Action):
 
 
 def _some(items: list[str]) -> list[str]:
-    if not items:
+    found = [item for item in items if item]
+    if not found:
         raise argparse.ArgumentTypeError("expected at least one item")
-    return items
+    return found
 
 
 def add_list(parser: Any, *flags: str, **settings: Any) -> None:
-    """Add an option that takes a list: ``a,b``, ``a b``, ``a, b``, or the option given several times.
+    """Add an option that takes a list: ``a,b``, ``a b`` or ``a, b``.
 
     Args:
         parser: a `Parser`, or a group of one.

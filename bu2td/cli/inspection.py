@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         "--arrangement",
         made=parse_arrangements,
-        apart=True,
+        again=True,
         metavar="td|uni|rev|W,W,..",
         help="what to plan; default: td, uni and rev",
     )

@@ -26,12 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     titles = [library.title for library in LIBRARIES.values()]
     known = f"{', '.join(titles)}; default: {', '.join(DEFAULT_LIBRARIES)}"
-    add_list(parser, "--library", metavar="L", help=known)
+    add_list(parser, "--library", again=True, metavar="L", help=known)
     smallest = "one model of every family and variant: the least numbers in its name"
     add("--smallest", action="store_true", help=smallest)
-    add_list(parser, "--family", default=[], metavar="F", help="modules of timm (resnet), or LIBRARY:MODULE")
-    add_list(parser, "--match", default=[], metavar="PATTERN", help="parts of names, or shell patterns")
-    add_list(parser, "--arrangement", metavar="td|uni|rev", help="default: all three")
+    add_list(
+        parser, "--family", again=True, default=[], metavar="F", help="modules of timm (resnet), or LIBRARY:MODULE"
+    )
+    add_list(parser, "--match", again=True, default=[], metavar="PATTERN", help="parts of names, or shell patterns")
+    add_list(parser, "--arrangement", again=True, metavar="td|uni|rev", help="default: all three")
     add("--shard", type=_shard, default=(1, 1), metavar="I/N", help="every N-th model, from the I-th on")
     add("--jobs", type=int, default=1, metavar="N", help="processes at work; default: %(default)s")
     add("--no-real", dest="real", action="store_false", help="run nothing on real tensors, plan and verify only")

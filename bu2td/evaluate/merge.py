@@ -115,15 +115,19 @@ def _same(one: Path, other: Path) -> bool:
         if not (one / _RESULT).is_file():
             return True  # a search's, which it looks at itself
         results = [json.loads((p / _RESULT).read_text(encoding="utf-8")) for p in (one, other)]
-        odd = [k for k, v in results[0]["result"].items() if results[1]["result"].get(k) != v]
+        ours, theirs = ({k: str(v) for k, v in r["result"].items()} for r in results)  # nan is nan
+        odd = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         timed = ("seconds", "seconds_per_epoch", "peak_memory_mib")
         return results[0]["identity"] == results[1]["identity"] and not set(odd) - set(timed)
     if one.suffix != ".npz":
         return one.read_bytes() == other.read_bytes()
-    ours, theirs = load(one), load(other)
-    if ours.mark != theirs.mark or ours.rows != theirs.rows or ours.arrays.keys() != theirs.arrays.keys():
+    first, second = load(one), load(other)
+    if first.mark != second.mark or repr(first.rows) != repr(second.rows):
         return False
-    return all(np.array_equal(a, theirs.arrays[k], equal_nan=a.dtype.kind == "f") for k, a in ours.arrays.items())
+    arrays = first.arrays, second.arrays
+    return arrays[0].keys() == arrays[1].keys() and all(
+        np.array_equal(a, arrays[1][k], equal_nan=a.dtype.kind == "f") for k, a in arrays[0].items()
+    )
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -6,9 +6,13 @@ from typing import Any
 import pytest
 
 from bu2td.errors import FileError, OptionError
+from bu2td.evaluate.robustness.registry import GROUPS
 from bu2td.evaluate.settings import FIELDS, Settings, list_presets, read_settings, to_yaml
 
 pytest.importorskip("yaml")
+pytest.importorskip("lightning_fabric")
+
+from bu2td.evaluate.run import EXPERIMENTS
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -45,6 +49,25 @@ def test_presets_of_the_paper(name: str) -> None:
     assert settings.for_arrangement("bu") == settings
     assert settings.for_arrangement("rev") == turned == settings.for_arrangement("uni")
     assert (settings.normalise == "pixel-mean") == name.startswith(("cifar10", "imagenette"))
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_presets_run_the_papers_experiments(name: str) -> None:
+    settings = read_settings(name)
+    assert [attack for word in settings.attacks for attack in GROUPS[word]] == list(GROUPS["paper"])
+    assert (settings.attack_samples, settings.attack_repeats, settings.attack_runs) == (1000, 3, 4)
+    assert (settings.attack_budget, settings.explain_samples) == ("full", 0)  # 0 is the whole test set
+    assert set(settings.attack_arrangements) <= set(settings.arrangements)
+
+
+def test_all_test_images() -> None:
+    for name in (name for name in FIELDS if name.endswith("_samples")):
+        assert getattr(read_settings(flags={name: "all"}), name) == 0
+        assert getattr(read_settings(flags={name: 0}), name) == 0
+        with pytest.raises(OptionError, match="at least 0"):
+            read_settings(flags={name: -1})
+    with pytest.raises(OptionError, match="a whole number"):
+        read_settings(flags={"epochs": "all"})
 
 
 def test_every_preset_names_itself_after_its_data() -> None:
@@ -120,4 +143,4 @@ def test_identity_leaves_out_the_machine() -> None:
     assert Settings(lr=0.2).identity() != Settings().identity()
     assert Settings(attack_samples=5).identity("training") == Settings().identity("training")
     groups = {f.metadata["group"] for f in FIELDS.values()}
-    assert groups == {"data", "training", "robustness", "corruptions", "explain", "machine"}
+    assert groups == {"data", "training", *EXPERIMENTS, "machine"}
