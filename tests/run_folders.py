@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bu2td.evaluate import schema
+from bu2td.evaluate.folder import FORMAT
+from bu2td.evaluate.schema import write_table
+
 ALL = ("bu", "td", "uni", "rev")
-COLUMNS = {
-    "accuracy": "arrangement,repeat,seed,parameters,macs,epochs,train_loss,validation_accuracy,test_accuracy,"
-    "seconds,seconds_per_epoch,peak_memory_mib",
-    "log": "epoch,lr,train_loss,train_accuracy,validation_loss,validation_accuracy,seconds",
-    "robustness": "arrangement,repeat,attack,samples,clean_accuracy,success_rate,median_l2,auc,limit",
-    "curves": "arrangement,repeat,attack,l2,accuracy",
-    "branches": "arrangement,repeat,attack,inputs,reductions,samples,accuracy",
-    "corruptions": "arrangement,repeat,corruption,severity,samples,accuracy",
-    "localisation": "arrangement,repeat,normalisation,threshold,samples,tp,fp,fn,precision,recall",
-    "faithfulness": "arrangement,repeat,normalisation,samples,pointing,deletion,insertion",
-    "boxes": "arrangement,repeat,normalisation,samples,max_box_acc_v2",
-}
+IMAGES = 50
 #: Test accuracies of four repeats: td is clearly below bu, uni is not, rev is above by less than one image of 50.
 ACCURACY = {
     "bu": (0.96, 0.98, 0.96, 0.98),
@@ -32,30 +23,18 @@ ACCURACY = {
     "uni": (0.98, 0.92, 0.98, 0.94),
     "rev": (0.97, 0.98, 0.97, 0.98),
 }
-#: Per attack: medians and areas of two repeats, bottom-up and top-down.
-ATTACKS = {
-    "pgd": (((1.0, 1.1), (2.0, 2.1)), ((0.20, 0.21), (0.40, 0.41))),
-    "blur": (((4.0, 4.2), (3.0, 3.1)), ((0.50, 0.52), (0.40, 0.41))),
-    "shift": (((2.0, 2.4), (2.1, 2.5)), ((0.30, 0.34), (0.31, 0.35))),
-    "pixel": (((3.0, 3.5), (math.inf, math.inf)), ((0.6, 0.61), (0.9, 0.91))),
-}
-
-
-def write(path: Path, rows: Iterable[Iterable[Any]], kind: str = "") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS[kind or path.stem].split(","))
-    table.writerows(rows)
-    path.write_text(text.getvalue())
+#: Per attack: what distances of top-down are in multiples of bottom-up's; "pixel" finds none for top-down.
+ATTACKS = {"strongest": 1.5, "pgd": 2.0, "gaussian-blur": 0.7, "shifts": 1.0, "single-pixel": math.inf}
+LAYERS = (("last-convolution", "centred"), ("last-convolution", "plain"), ("last-level", "centred"),
+          ("last-level", "plain"))  # fmt: skip
 
 
 def settings(**changes: Any) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": FORMAT,
         "model": "bu2td:lenet_fc",
-        "data": {"name": "digits", "train": 180, "validation": 20, "test": 50, "shape": [1, 8, 8],
-                 "classes": [str(i) for i in range(10)]},
+        "data": {"name": "digits", "train": 180, "validation": 20, "test": IMAGES, "shape": [1, 8, 8],
+                 "classes": [f"digit {i}" for i in range(10)]},
         "preset": "quick",
         "settings": {"epochs": 2, "lr": 0.1, "arrangements": list(ALL), "convert": {}},
         "arrangements": list(ALL),
@@ -76,61 +55,128 @@ def start(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def put_accuracy(folder: Path, accuracies: dict[str, tuple[float, ...]]) -> None:
+def put_accuracy(folder: Path, accuracies: dict[str, tuple[float, ...]] | None = None) -> None:
     rows = [
-        (a, r, 7 + r, 1000 * (1 + ALL.index(a)), 5000, 2, 0.25, 0.9, value, 1.5 + r, 0.75, "")
-        for a, values in accuracies.items()
+        schema.Training(a, r, 7 + r, 1000 * (1 + ALL.index(a)), 5000, 2, 0.25, 0.9, value, math.nan, 0.03, 1.5 + r,
+                        0.75, math.nan)
+        for a, values in (accuracies or ACCURACY).items()
         for r, value in enumerate(values)
-    ]
-    write(folder / "accuracy.csv", rows)
+    ]  # fmt: skip
+    write_table(schema.Training, rows, folder)
 
 
-def put_robustness(folder: Path, attacks: Any = None) -> None:
-    table, curves = [], []
-    for attack, (medians, areas) in (attacks or ATTACKS).items():
-        for index, arrangement in enumerate(("bu", "td")):
-            for repeat, (median, area) in enumerate(zip(medians[index], areas[index], strict=True)):
-                table.append((arrangement, repeat, attack, 20, 0.95, 0.9, median, area, 8))
-                curves += [(arrangement, repeat, attack, d, 0.95 * math.exp(-d / 2)) for d in (0, 1, 2, 8)]
-    write(folder / "robustness.csv", table)
-    write(folder / "curves.csv", curves)
+def put_predictions(folder: Path, accuracies: dict[str, tuple[float, ...]] | None = None) -> None:
+    """The images from the first on are wrong, as many as the accuracy says."""
+    rows = []
+    for a, values in (accuracies or ACCURACY).items():
+        for r, value in enumerate(values):
+            wrong = round((1 - value) * IMAGES)
+            rows += [
+                schema.Prediction(a, r, i, i % 10, (i + (i < wrong)) % 10, 1 + (i < wrong), 0.9)
+                for i in range(IMAGES)
+            ]
+    write_table(schema.Prediction, rows, folder)
 
 
-def put_branches(folder: Path) -> None:
-    inputs = {"none": "", "highest": "1", "medium": "2", "lowest": "4", "highest+medium": "1+2",
-              "highest+lowest": "1+4", "medium+lowest": "2+4", "all": "1+2+4"}  # fmt: skip
-    write(
-        folder / "branches.csv",
-        [("td", r, a, name, where, 20, 0.9 - 0.1 * i) for r in (0, 1) for a in ("pgd", "blur")
-         for i, (name, where) in enumerate(inputs.items())],
-    )  # fmt: skip
+def put_search(folder: Path) -> None:
+    rows = [schema.Trial("td", "lr", lr, 32, 0.0, 0.5 + lr, int(lr == 0.3)) for lr in (0.1, 0.3)]
+    write_table(schema.Trial, rows, folder)
 
 
-def put_corruptions(folder: Path) -> None:
-    fall = {("bu", "noise"): 0.1, ("td", "noise"): 0.05, ("bu", "contrast"): 0.02, ("td", "contrast"): 0.12}
-    write(
-        folder / "corruptions.csv",
-        [
-            (a, r, c, s, 50, 0.95 - s * (fall[a, c] + 0.001 * r))
-            for (a, c) in fall
-            for r in (0, 1)
-            for s in range(6)
-        ],
-    )
+def put_robustness(
+    folder: Path, attacks: dict[str, float] | None = None, repeats: int = 3, images: int = 30
+) -> None:
+    """Attacks on images, the first of which is wrong without any."""
+    random = np.random.default_rng(0)
+    table: list[Any] = []
+    curves: list[Any] = []
+    distances: list[Any] = []
+    for attack, factor in (attacks or ATTACKS).items():
+        of_bu = random.gamma(4, 0.5, images)
+        found: dict[tuple[str, int], np.ndarray] = {}
+        for a in ("bu", "td"):
+            for r in range(repeats):
+                d = of_bu * (1 if a == "bu" else factor) * random.uniform(0.9, 1.1, images)
+                found[a, r] = np.where(np.arange(images) == 0, 0.0, d)
+        limit = max(float(d[np.isfinite(d)].max()) for d in found.values())
+        for (a, r), d in found.items():
+            right = d[1:]
+            table.append(
+                schema.Robustness(a, r, attack, images, 1 - 1 / images, float(np.isfinite(right).mean()),
+                                  float(np.median(right)), float(np.minimum(d, limit).mean() / limit), limit,
+                                  int(np.isinf(right).sum()), 0, 120.0, 0.9 if attack == "pgd" else 1.0)
+            )  # fmt: skip
+            grid = np.linspace(0, limit, 20)
+            curves += [schema.CurvePoint(a, r, attack, float(x), float((d > x).mean())) for x in grid]
+            distances += [schema.ImageDistance(a, r, attack, i, float(x)) for i, x in enumerate(d)]
+    for kind, rows in ((schema.Robustness, table), (schema.CurvePoint, curves), (schema.ImageDistance, distances)):
+        write_table(kind, rows, folder)
 
 
-def put_explanations(folder: Path, channels: int = 1, count: int = 3) -> None:
-    write(
-        folder / "localisation.csv",
-        [(a, r, n, 0.2, 30, 20.5, 10, 5, p + 0.01 * r, 0.5 + 0.01 * r)
-         for n, better in (("plain", 0.7), ("centred", 0.5))
-         for a, p in (("bu", 0.6), ("td", better)) for r in (0, 1)],
-    )  # fmt: skip
-    write(
-        folder / "faithfulness.csv",
-        [(a, r, n, 30, 0.8, d + 0.001 * r, 0.6) for n in ("plain", "centred") for a, d in (("bu", 0.3), ("td", 0.2))
-         for r in (0, 1)],
-    )  # fmt: skip
+INPUTS = {"none": "", "highest": "1", "medium": "2", "lowest": "4", "highest+medium": "1+2",
+          "highest+lowest": "1+4", "medium+lowest": "2+4", "all": "1+2+4"}  # fmt: skip
+
+
+def put_branches(folder: Path, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0)) -> None:
+    """Accuracy falls by 0.02 per scale and place in `INPUTS`."""
+    more = {"failures": 0} if "failures" in schema.columns(schema.Branch) else {}
+    rows = [
+        schema.Branch("td", r, a, name, where, scale, 20, accuracy=0.9 - 0.02 * i * scale, **more)
+        for r in (0, 1) for a in ("pgd", "gaussian-blur") for i, (name, where) in enumerate(INPUTS.items())
+        for scale in scales
+    ]  # fmt: skip
+    write_table(schema.Branch, rows, folder)
+
+
+def put_corruptions(folder: Path, repeats: int = 3) -> None:
+    """Top-down is right at one severity more under noise, and at two less under contrast."""
+    fall = {("bu", "gaussian-noise"): 3, ("td", "gaussian-noise"): 4, ("bu", "contrast"): 4, ("td", "contrast"): 2}
+    images = [
+        schema.CorruptedImage(a, r, c, i, 5, min(5, n + (i + r) % 2)) for (a, c), n in fall.items()
+        for r in range(repeats) for i in range(IMAGES)
+    ]  # fmt: skip
+    write_table(schema.CorruptedImage, images, folder)
+    rows = [
+        schema.Corruption(a, r, c, s, IMAGES, 0.95 - 0.02 * s * (5 - n) - 0.001 * r) for (a, c), n in fall.items()
+        for r in range(repeats) for s in range(6)
+    ]  # fmt: skip
+    write_table(schema.Corruption, rows, folder)
+
+
+def put_bands(folder: Path, repeats: int = 2) -> None:
+    """The error of top-down is 0.2 lower in the middle."""
+    bands = ((0, 3, 0.0), (3, 6, -0.2), (6, 16, 0.0))
+    networks = [(a, r) for a in ("bu", "td") for r in range(repeats)]
+    rows, images = [], []
+    for (a, r), (low, high, gain) in ((n, b) for n in networks for b in bands):
+        error = 0.4 + (gain if a == "td" else 0) + 0.01 * r
+        rows.append(schema.Band(a, r, low, high, 4.0, 40, error))
+        images += [schema.BandImage(a, r, low, high, 4.0, i, error + 0.005 * (i % 5)) for i in range(40)]
+    write_table(schema.Band, rows, folder)
+    write_table(schema.BandImage, images, folder)
+
+
+def put_explanations(folder: Path, channels: int = 1, count: int = 3, repeats: int = 2) -> None:
+    """Top-down is better in precision at the last level, worse at the last convolution."""
+    local, faithful, images = [], [], []
+    for layer, kind in LAYERS:
+        gain = 0.1 if layer == "last-level" else -0.1
+        for a, r in ((a, r) for a in ("bu", "td") for r in range(repeats)):
+            p, d = 0.6 + 0.01 * r + (gain if a == "td" else 0), 0.3 - (0.1 if a == "td" else 0)
+            local.append(schema.Localisation(a, r, layer, kind, 0.2, 30, 2, 1, 0, 20.5, 10, 5, p, 0.5))
+            faithful.append(schema.Faithfulness(a, r, layer, kind, 30, 2, 0.8, d, 0.6))
+            for i in range(30):
+                empty, swing = i in (3, 4), 0.02 * (i % 5 - 2) * (1 if a == "bu" else -1)
+                images.append(
+                    schema.ExplainedImage(a, r, layer, kind, i, math.nan if empty else p + swing,
+                                          math.nan if empty else 0.5, float(i % 5 > 0), d + swing, 0.6)
+                )  # fmt: skip
+    for table, rows in (
+        (schema.Localisation, local),
+        (schema.Faithfulness, faithful),
+        (schema.ExplainedImage, images),
+    ):
+        write_table(table, rows, folder)
     random = np.random.default_rng(0)
     arrays: dict[str, Any] = {
         "images": random.random((count, channels, 8, 8), np.float32),
@@ -143,8 +189,35 @@ def put_explanations(folder: Path, channels: int = 1, count: int = 3) -> None:
     np.savez(folder / "explanations.npz", **arrays)
 
 
+def put_boxes(folder: Path) -> None:
+    rows = [schema.Boxes(a, r, "last-level", "plain", 30, 0.5) for a in ("bu", "td") for r in (0, 1)]
+    write_table(schema.Boxes, rows, folder)
+
+
 def put_logs(folder: Path) -> None:
     for arrangement in ALL:
         for repeat in range(2):
-            rows = [(e, 0.1, 2 / (e + 1 + repeat), 0.5, 1.0, 0.1 * e, 1) for e in range(1, 4)]
-            write(folder / f"runs/{arrangement}-{repeat}/log.csv", rows, "log")
+            place = folder / f"runs/{arrangement}-{repeat}"
+            place.mkdir(parents=True)
+            rows = [schema.Epoch(e, 0.1, 2 / (e + 1 + repeat), 0.5, 1.0, 0.1 * e, 1.0) for e in range(1, 4)]
+            write_table(schema.Epoch, rows, place)
+
+
+PUTS = {
+    "accuracy": put_accuracy,
+    "predictions": put_predictions,
+    "search": put_search,
+    "robustness": put_robustness,
+    "branches": put_branches,
+    "corruptions": put_corruptions,
+    "bands": put_bands,
+    "explanations": put_explanations,
+    "boxes": put_boxes,
+    "logs": put_logs,
+}
+
+
+def put_all(folder: Path) -> Path:
+    for put in PUTS.values():
+        put(folder)
+    return folder

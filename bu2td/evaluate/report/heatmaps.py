@@ -146,4 +146,4 @@ def _finish(figure: Figure, grid: np.ndarray) -> None:
     bar.set_ticks([0, 0.5, 1])
     bar.outline.set_visible(False)
     engine: Any = figure.get_layout_engine()
-    engine.set(h_pad=0.02, w_pad=0.02, hspace=0.01, wspace=0.01)
+    engine.set(h_pad=0.02, w_pad=0.05, hspace=0.01, wspace=0.01)

@@ -17,7 +17,7 @@ from bu2td.evaluate.report.compare import (
 )
 from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
 from bu2td.evaluate.report.statistics import ALPHA, least_p
-from bu2td.evaluate.report.words import DASH, digits, fixed, listed, probability, title
+from bu2td.evaluate.report.words import DASH, digits, fixed, listed, probability, title, together
 from bu2td.evaluate.schema import WORDS
 
 __all__ = ["summary_blocks", "verdict_table"]
@@ -143,7 +143,7 @@ def summary_blocks(comparisons: Sequence[Comparison], arrangements: Iterable[str
         blocks.append(Heading(f"{WORDS[arrangement].capitalize()} against bottom-up", 3))
         for family in Family:
             if any(c.family is family for c in own):
-                blocks.append(Text(sentence(own, family), lead=f"{family.value}:"))
+                blocks.append(Text(together(sentence(own, family)), lead=f"{family.value}:"))
     return [*blocks, Text(_rule(comparisons), small=True)]
 
 
@@ -176,35 +176,42 @@ def verdict_table(comparisons: Sequence[Comparison], *families: Family) -> list[
     own = [c for c in comparisons if c.family in families]
     if not own:
         return []
-    several = len({c.arrangement for c in own}) > 1
+    networks, measures = ({getattr(c, name) for c in own} for name in ("arrangement", "measure"))
+    subjects = any(c.subject for c in own)
     rows: list[list[str | Cell]] = []
     for c in own:
-        measure = c.measure if c.higher_is_better else f"{c.measure} (lower is better)"
         reason = f" ({c.reason})" if c.reason else ""
         rows.append(
             [
-                *([WORDS[c.arrangement]] if several else []),
-                (title(c.subject) or DASH) + ("" if c.primary else " *"),
-                measure,
+                *([WORDS[c.arrangement]] if len(networks) > 1 else []),
+                *([_named(c) + ("" if c.primary or subjects else " *")] if len(measures) > 1 else []),
+                *([(title(c.subject) or DASH) + ("" if c.primary else " *")] if subjects else []),
                 c.level.value,
-                _counted(c),
-                amount(c, c.bottom_up),
-                amount(c, c.top_down),
+                Cell(f"{_MARKS[c.verdict]} {c.verdict.value}{reason}", _TONES[c.verdict]),
                 amount(c, c.estimate),
                 DASH if math.isnan(c.low) else f"{amount(c, c.low)} to {amount(c, c.high)}",
-                digits(c.p, 2),
-                digits(c.adjusted_p, 2),
-                Cell(f"{_MARKS[c.verdict]} {c.verdict.value}{reason}", _TONES[c.verdict]),
+                *(probability(p).removeprefix("p = ").removeprefix("p ") for p in (c.adjusted_p, c.p)),
+                amount(c, c.bottom_up),
+                amount(c, c.top_down),
+                _counted(c),
             ]
         )
-    units = "L2 norms of pixel values from 0 to 1" if Family.ATTACKS in families else (
-        "per cent and points, deletion and insertion areas from 0 to 1" if Family.FAITHFULNESS in families
-        else "per cent and points"
-    )  # fmt: skip
-    text = f"Verdicts number by number; the difference is top-down less bottom-up; {units}."
+    units = {
+        Family.ATTACKS: "distances in L2 (Linf where the attack says so), pixel values from 0 to 1",
+        Family.FAITHFULNESS: "deletion and insertion are areas from 0 to 1, the pointing game is in per cent",
+    }.get(families[0], "in per cent and points")
+    what = f" of the {_named(own[0])}" if len(measures) == 1 else ""
+    text = f"Verdicts{what}, number by number; the difference is top-down less bottom-up; {units}."
     if not all(c.primary for c in own):
-        text += " * not what the verdict above rests on; adjusted among themselves."
-    heads = ["of", "measure", "level", "n", "bottom-up", "top-down", "difference", "95 % interval", "p",
-             "adjusted p", "verdict"]  # fmt: skip
-    first = ["network"] if several else []
-    return [Table(text, [*first, *heads], rows, words=3 + several)]
+        text += " * beside what the verdict above rests on; p values are adjusted among these."
+    heads = [
+        *(["network"] if len(networks) > 1 else []),
+        *(["measure"] if len(measures) > 1 else []),
+        *(["of"] if subjects else []),
+        *("level", "verdict", "difference", "95 % interval", "adjusted p", "p", "bottom-up", "top-down", "n"),
+    ]
+    return [Table(text, heads, rows, words=heads.index("verdict"))]
+
+
+def _named(found: Comparison) -> str:
+    return found.measure if found.higher_is_better else f"{found.measure} (lower is better)"

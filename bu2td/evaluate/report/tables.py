@@ -54,8 +54,9 @@ class Drawer:
         if figure is None:
             return []
         path = self.folder / f"{name}.png"
-        for file in (path, path.with_suffix(".svg")):
-            figures.save_figure(figure, file)
+        figures.save_figure(figure, path)
+        figure.set_layout_engine("none")  # what was laid out for one is laid out for the other
+        figures.save_figure(figure, path.with_suffix(".svg"))
         self.written.add(name)
         return [Picture(path, caption, round(figure.get_figwidth() * PIXELS * SCALE))]
 

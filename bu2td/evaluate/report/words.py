@@ -13,7 +13,7 @@ from bu2td.evaluate.robustness.registry import ATTACKS
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 #: Names that are not their words with a capital.
 _TITLES = {
-    STRONGEST: "Strongest attack per image",
+    STRONGEST: "Strongest attack",
     f"{STRONGEST}-white-box": "Strongest white-box attack",
     f"{STRONGEST}-black-box": "Strongest black-box attack",
     "unbounded": "White box without a bound",
@@ -35,6 +35,9 @@ _TITLES = {
     PAPERS_NORMALISATION: "centred",
     "plain": "plain",
     "jpeg-compression": "JPEG compression",
+    "lr": "learning rate",
+    "batch_size": "batch size",
+    "weight_decay": "weight decay",
     "none": "none",
     "all": "all",
 }
@@ -105,10 +108,15 @@ def share(found: Statistic, places: int = 2) -> str:
 
 
 def probability(p: float) -> str:
-    """A p value with its sign: = or <."""
+    """A p value with its sign: = or <; a dash for none."""
     if math.isnan(p):
         return DASH
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+
+
+def together(text: str) -> str:
+    """Numbers are not torn from what they belong to at the end of a line."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=\bp) (?=[=<])|(?<=p [=<]) ", "\N{NO-BREAK SPACE}", text)
 
 
 def spread(values: Iterable[float]) -> str:

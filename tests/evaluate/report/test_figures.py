@@ -1,4 +1,4 @@
-"""Verdicts by the stated rule, and figures: what they show, and what odd data make of them."""
+"""Figures: what they show, and what odd data make of them."""
 
 from __future__ import annotations
 
@@ -10,86 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from run_folders import ACCURACY, put_accuracy, put_branches, put_explanations, start
+from run_folders import INPUTS, put_accuracy, put_branches, put_explanations, start
 
-from bu2td.evaluate.report import figures, heatmaps
-from bu2td.evaluate.report.compare import Statistic, compare, corruption_means, statistic
+from bu2td.evaluate.report import branch_figures, figures, heatmaps
 from bu2td.evaluate.report.read import Explanations, read_run, read_table
-
-# --- verdicts -----------------------------------------------------------------------------------------
-
-
-def test_the_rule_against_one_written_again() -> None:
-    random = np.random.default_rng(0)
-    verdicts = set()
-    for _ in range(300):
-        n, m = random.integers(2, 6, 2)
-        a, b = random.normal(0, 1, n), random.normal(random.uniform(-4, 4), 1.5, m)
-        variances = a.var(ddof=1), b.var(ddof=1)
-        least = max(math.sqrt(sum(variances)), 2 * math.sqrt(variances[0] / n + variances[1] / m))
-        gain = b.mean() - a.mean()
-        expected = "no clear difference" if abs(gain) <= least else "better" if gain > 0 else "worse"
-        assert compare(statistic(a), statistic(b)).verdict == expected
-        turned = {"better": "worse", "worse": "better"}.get(expected, expected)
-        assert compare(statistic(a), statistic(b), higher_is_better=False).verdict == turned
-        assert compare(statistic(b), statistic(a)).verdict == turned
-        verdicts.add(expected)
-    assert len(verdicts) == 3
-
-
-def test_the_chance_of_a_verdict_is_that_of_equal_networks() -> None:
-    """Four repeats each, drawn from one normal distribution: the stated chance is the share of clear verdicts."""
-    random = np.random.default_rng(1)
-    clear, stated = 0, []
-    for _ in range(3000):
-        found = compare(statistic(random.normal(size=4)), statistic(random.normal(size=4)))
-        clear += found.verdict != "no clear difference"
-        stated.append(found.chance)
-    assert clear / 3000 == pytest.approx(np.mean(stated), abs=0.02)
-    assert stated[0] == pytest.approx(0.0924, abs=1e-3)  # twice the tail of Student's t beyond 2, 6 degrees
-
-
-@pytest.mark.parametrize(
-    ("bottom_up", "top_down", "verdict"),
-    [
-        ([0.5], [0.9], "not decided"),
-        ([0.5, 0.5], [0.9], "not decided"),
-        ([math.inf, math.inf], [math.inf, math.inf], "no clear difference"),
-        ([1.0, 1.1], [math.inf, math.inf], "better"),
-        ([math.inf, math.inf], [1.0, 1.1], "worse"),
-        ([1.0, 1.1], [1.0, math.inf], "not decided"),
-        ([math.nan, math.nan], [1.0, 2.0], "not decided"),
-        ([0.5, 0.5], [0.5, 0.5], "no clear difference"),
-        ([0.5, 0.5], [0.6, 0.6], "better"),
-        ([0.5, 0.5], [0.501, 0.501], "no clear difference"),  # less than the floor
-        ([0.0, 0.0], [1.0, 1.0], "better"),
-    ],
-)
-def test_verdicts_at_the_edges(bottom_up: list[float], top_down: list[float], verdict: str) -> None:
-    found = compare(statistic(bottom_up), statistic(top_down), floor=0.01)
-    assert found.verdict == verdict
-
-
-def test_statistics() -> None:
-    values = [0.1, math.nan, 0.4, 0.7]
-    assert statistic(values) == Statistic(pytest.approx(0.4), pytest.approx(0.3), 3, (0.1, 0.4, 0.7))
-    assert statistic([2.0]).n == 1
-    assert math.isnan(statistic([2.0]).std)
-    assert statistic([1.0, math.inf]).mean == math.inf
-    assert math.isnan(statistic([]).mean)
-
-
-def test_corruptions_are_averaged_over_the_severities_that_all_have() -> None:
-    def row(arrangement: str, severity: int, accuracy: float) -> dict[str, Any]:
-        return {"arrangement": arrangement, "repeat": 0, "corruption": "fog", "severity": severity, "samples": 9,
-                "accuracy": accuracy}  # fmt: skip
-
-    rows = [row("bu", s, 1 - s / 10) for s in range(6)] + [row("td", s, 1 - s / 5) for s in range(3)]
-    found = {r["arrangement"]: r for r in corruption_means(rows)}
-    assert found["bu"]["severities"] == [1, 2]  # a run that was stopped says nothing about severities 3 to 5
-    assert (found["bu"]["accuracy"], found["td"]["accuracy"]) == (pytest.approx(0.85), pytest.approx(0.7))
-
 
 # --- figures ------------------------------------------------------------------------------------------
 
@@ -128,7 +54,7 @@ def test_curves_show_the_loss_of_accuracy() -> None:
         {"arrangement": a, "repeat": r, "attack": "pgd", "l2": d, "accuracy": clean - fall * d}
         for a, fall in (("bu", 0.2), ("td", 0.1)) for r, clean in ((0, 0.9), (1, 0.8)) for d in (0.0, 1.0, 2.0)
     ]  # fmt: skip
-    figure = figures.curves_figure(rows)
+    figure = figures.curves_figure(pd.DataFrame(rows))
     assert figure is not None
     lines = {line.get_color(): line for line in figure.axes[0].lines}
     x, y = lines[figures.COLORS["bu"]].get_data()
@@ -137,65 +63,95 @@ def test_curves_show_the_loss_of_accuracy() -> None:
     assert np.interp([0, 1, 2], x, y) == pytest.approx([0, 10, 20])
 
 
-def test_the_table_of_inputs(tmp_path: Path) -> None:
+def test_the_strongest_attack_stands_first() -> None:
+    rows = [
+        {"arrangement": "bu", "repeat": 0, "attack": name, "l2": d, "accuracy": 1 - d / 2}
+        for name in ("pgd", "strongest") for d in (0.0, 1.0)
+    ]  # fmt: skip
+    figure = figures.curves_figure(pd.DataFrame(rows))
+    assert figure is not None
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Strongest attack", "PGD (L2)"]
+
+
+def test_accuracy_against_the_scale_of_a_perturbation(tmp_path: Path) -> None:
     put_branches(tmp_path)
     rows = read_table(tmp_path / "branches.csv")
-    order = ["none", "highest", "medium", "lowest", "highest+medium", "highest+lowest", "medium+lowest", "all"]
-    assert heatmaps.inputs_of(rows[::-1]) == order
-    figure = heatmaps.branches_figure(rows)
+    assert branch_figures.inputs_of(rows[::-1]) == list(INPUTS)
+    figure = branch_figures.branches_figure(rows)
     assert figure is not None
-    values = figure.axes[0].images[0].get_array()
-    assert np.asarray(values) == pytest.approx(np.tile(90 - 10 * np.arange(8.0), (2, 1)))
-    frame = figure.axes[0].patches[0]
-    assert round(frame.get_x() + 0.44) == 3  # of the single inputs, the lowest costs most
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["PGD (L2)", "Gaussian blur"]
+    lines = figure.axes[0].lines
+    assert len(lines) == len(INPUTS)
+    for i, line in enumerate(lines):
+        x, y = line.get_data()
+        assert list(x) == [1, 1.5, 2, 3]
+        assert list(y) == pytest.approx([0.9 - 0.02 * i * scale for scale in x])
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts[:3] == ["none", "highest (r1)", "medium (r2)"]
+    assert len({(line.get_color(), line.get_gapcolor(), line.get_linestyle()) for line in lines}) == len(INPUTS)
 
 
 def test_inputs_of_a_deep_pyramid() -> None:
     names = {"lowest": "16", "r8": "8", "none": "", "all": "1+2+8+16", "highest": "1", "r2+r8": "2+8", "r2": "2"}
-    rows = [{"inputs": name, "reductions": where} for name, where in names.items()]
-    assert heatmaps.inputs_of(rows) == ["none", "highest", "r2", "r8", "lowest", "r2+r8", "all"]
+    rows = pd.DataFrame({"inputs": list(names), "reductions": list(names.values())})
+    assert branch_figures.inputs_of(rows) == ["none", "highest", "r2", "r8", "lowest", "r2+r8", "all"]
+    assert [branch_figures.input_title(n, names[n]) for n in ("r8", "lowest", "r2+r8", "all")] == [
+        "r8", "lowest (r16)", "r2 + r8", "all"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "draw",
+    ("draw", "name"),
     [
-        figures.accuracy_figure,
-        figures.training_figure,
-        figures.curves_figure,
-        figures.corruptions_figure,
-        figures.localisation_figure,
-        heatmaps.branches_figure,
+        (figures.accuracy_figure, "accuracy"),
+        (figures.training_figure, "log"),
+        (figures.curves_figure, "curves"),
+        (figures.corruptions_figure, "corruptions"),
+        (figures.localisation_figure, "localisation"),
+        (branch_figures.branches_figure, "branches"),
     ],
 )
-def test_nothing_to_draw(draw: Callable[[list[dict[str, Any]]], Any]) -> None:
-    assert draw([]) is None
+def test_nothing_to_draw(draw: Callable[[pd.DataFrame], Any], name: str, tmp_path: Path) -> None:
+    assert draw(read_run(start(tmp_path)).tables[name]) is None
+
+
+def frame(*rows: dict[str, Any], **more: Any) -> pd.DataFrame:
+    return pd.DataFrame([{"arrangement": "td", "repeat": 0, **more, **row} for row in rows])
 
 
 def test_odd_values_do_not_stop_a_figure(tmp_path: Path) -> None:
     nan, inf = math.nan, math.inf
-    base = {"arrangement": "td", "repeat": 0}
+    heat = {"layer": "last-level", "normalisation": "plain", "threshold": 0.2, "precision": nan}
+    branch = {"attack": "猫" * 40, "inputs": "all", "reductions": "1", "scale": 1.0}
     drawn = [
-        figures.accuracy_figure([{**base, "test_accuracy": 1.0}]),
-        figures.accuracy_figure([{**base, "test_accuracy": 0.0}, {**base, "repeat": 1, "test_accuracy": 0.0}]),
-        figures.training_figure([{**base, "epoch": 1, "train_loss": nan, "validation_accuracy": nan}]),
-        figures.training_figure([{**base, "epoch": 1, "train_loss": inf, "validation_accuracy": 1.0}]),
-        figures.training_figure([{**base, "epoch": 1, "train_loss": 0.0, "validation_accuracy": 0.5}]),
-        figures.curves_figure([{**base, "attack": "a", "l2": 0.0, "accuracy": 0.5}]),
-        figures.curves_figure([{**base, "attack": "a", "l2": float(i), "accuracy": 0.5} for i in range(9)]),
-        figures.corruptions_figure([{**base, "corruption": "a", "severity": 1, "accuracy": 0.0}]),
-        figures.localisation_figure(
-            [{**base, "normalisation": "plain", "threshold": 0.2, "precision": nan, "recall": 0.5}]
-        ),
-        heatmaps.branches_figure(
-            [{**base, "attack": "猫" * 40, "inputs": "all", "reductions": "1", "accuracy": 0.5}]
-        ),
+        figures.accuracy_figure(frame({"test_accuracy": 1.0})),
+        figures.accuracy_figure(frame({"test_accuracy": 0.0}, {"repeat": 1, "test_accuracy": 0.0})),
+        figures.training_figure(frame({"epoch": 1, "train_loss": nan, "validation_accuracy": nan})),
+        figures.training_figure(frame({"epoch": 1, "train_loss": inf, "validation_accuracy": 1.0})),
+        figures.training_figure(frame({"epoch": 1, "train_loss": 0.0, "validation_accuracy": 0.5})),
+        figures.curves_figure(frame({"attack": "a", "l2": 0.0, "accuracy": 0.5})),
+        figures.curves_figure(frame(*({"l2": float(i), "accuracy": 0.5} for i in range(9)), attack="a")),
+        figures.corruptions_figure(frame({"corruption": "a", "severity": 1, "accuracy": 0.0})),
+        figures.localisation_figure(frame({**heat, "recall": 0.5})),
+        branch_figures.branches_figure(frame({**branch, "accuracy": 0.5})),
     ]
     for number, figure in enumerate(drawn):
         assert figure is not None
         figures.save_figure(figure, tmp_path / f"{number}.png")
-    assert figures.localisation_figure([{**base, "normalisation": "plain", "threshold": 0.2, "precision": nan,
-                                         "recall": nan}]) is None  # fmt: skip
-    assert figures.curves_figure([{**base, "attack": "a", "l2": inf, "accuracy": 0.5}]) is None
+    assert figures.localisation_figure(frame({**heat, "recall": nan})) is None
+    assert figures.curves_figure(frame({"attack": "a", "l2": inf, "accuracy": 0.5})) is None
+    assert branch_figures.branches_figure(frame({**branch, "accuracy": nan})) is None
+
+
+@pytest.mark.parametrize(("suffix", "start_of"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_a_figure_is_the_same_file_twice(tmp_path: Path, suffix: str, start_of: bytes) -> None:
+    paths = [tmp_path / f"{k}.{suffix}" for k in range(2)]
+    for path in paths:
+        figure = figures.accuracy_figure(frame({"test_accuracy": 0.5}))
+        assert figure is not None
+        figures.save_figure(figure, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert paths[0].read_bytes().startswith(start_of)
 
 
 @pytest.mark.parametrize(("channels", "count"), [(1, 1), (3, 3), (2, 12)])
@@ -219,5 +175,5 @@ def test_the_users_matplotlib_is_left_alone(tmp_path: Path) -> None:
         "assert matplotlib.rcParams['font.size'] == 23, matplotlib.rcParams['font.size']\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
-    put_accuracy(start(tmp_path), ACCURACY)
+    put_accuracy(start(tmp_path))
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)

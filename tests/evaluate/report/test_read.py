@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-from run_folders import COLUMNS, put_explanations, start, write
+from run_folders import put_all, put_explanations, put_logs, put_robustness, start
 
 from bu2td.errors import FileError
-from bu2td.evaluate.report.read import read_run, read_table
+from bu2td.evaluate import schema
+from bu2td.evaluate.folder import FORMAT
+from bu2td.evaluate.report.read import empty, read_run, read_table
 from bu2td.evaluate.report.writing import write_report
+from bu2td.evaluate.schema import TABLES, columns, write_table
+
+NAMES = [Path(file).stem for file in TABLES]
+HEADERS = {Path(file).stem: ",".join(columns(table)) for file, table in TABLES.items()}
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
@@ -29,34 +36,74 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     [
         ("{", "not JSON"),
         ("[]", "format 'list'"),
-        ('{"format": 2}', "format 2; this version reads format 1"),
-        ('{"format": 1}', "does not name the model and the data"),
-        ('{"format": 1, "model": "x", "data": []}', "does not name the model and the data"),
-        ('{"format": 1, "model": "x", "data": {"name": "y"}, "versions": 3}', "versions is int"),
+        ('{"format": 99}', f"format 99; this version reads format {FORMAT}"),
+        ('{"format": FORMAT}', "does not name the model and the data"),
+        ('{"format": FORMAT, "model": "x", "data": []}', "does not name the model and the data"),
+        ('{"format": FORMAT, "model": "x", "data": {"name": "y"}, "versions": 3}', "versions is int"),
     ],
 )
 def test_a_damaged_run_json(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "run.json").write_text(text.replace("FORMAT", str(FORMAT)))
     with pytest.raises(FileError, match=re.escape(words)):
         write_report(tmp_path)
 
 
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    """As by pandas alone, which checks nothing."""
+    run = read_run(put_all(start(tmp_path)))
+    read = {name for name, frame in run.tables.items() if len(frame)}
+    assert {"accuracy", "predictions", "distances", "branches", "explained_images", "log", "search"} <= read
+    for name in read - {"log"}:
+        other = pd.read_csv(tmp_path / f"{name}.csv", keep_default_na=False)
+        for column in columns(TABLES[f"{name}.csv"]):
+            ours = run.tables[name][column]
+            theirs = other[column] if ours.dtype == object else pd.to_numeric(other[column])
+            assert ours.equals(theirs.astype(ours.dtype)), (name, column)
+
+
+def test_numbers_are_numbers_and_what_was_not_measured_is_nan(tmp_path: Path) -> None:
+    (tmp_path / "accuracy.csv").write_text(f"{HEADERS['accuracy']}\n\nbu,0,1,10,20,2,0.5,,0.8,,0.1,1,1,\n")
+    frame = read_table(tmp_path / "accuracy.csv")
+    assert (frame["parameters"].dtype, frame["test_accuracy"].dtype) == (int, float)
+    assert frame["validation_accuracy"].isna().all()
+    (tmp_path / "distances.csv").write_bytes(f"\ufeff{HEADERS['distances']}\nbu,0,a,1,inf\n".encode())
+    assert read_table(tmp_path / "distances.csv")["distance"][0] == np.inf
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_without_rows(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.csv"
+    for text in (f"{HEADERS[name]}\n", "\n"):  # the second is what a writer makes of no rows at all
+        path.write_text(text)
+        frame = read_table(path)
+        pd.testing.assert_frame_equal(frame, empty(TABLES[path.name]), check_index_type=False)
+
+
+def test_unreadable_text(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="cannot be read: No such file"):
+        read_table(tmp_path / "accuracy.csv")
+
+
 GOOD = {
-    "accuracy": "td,0,0,10,20,2,0.5,0.9,0.8,1,1,",
-    "robustness": "td,0,pgd,10,0.9,1.0,inf,0.5,3",
+    "accuracy": "td,0,0,10,20,2,0.5,0.9,0.8,,0.1,1,1,",
+    "predictions": "td,0,7,3,3,1,0.9",
+    "robustness": "td,0,pgd,10,0.9,1.0,inf,0.5,3,0,0,9,1",
+    "distances": "td,0,pgd,7,inf",
     "curves": "td,0,pgd,0.0,0.9",
-    "branches": "td,0,pgd,none,,10,0.9",
     "corruptions": "td,0,fog,1,10,0.9",
-    "localisation": "td,0,plain,0.2,10,1,2,3,0.5,0.5",
-    "faithfulness": "td,0,plain,10,0.5,0.5,0.5",
-    "boxes": "td,0,plain,10,0.5",
+    "localisation": "td,0,last-level,plain,0.2,10,0,0,0,1,2,3,0.5,0.5",
+    "faithfulness": "td,0,last-level,plain,10,0,0.5,0.5,0.5",
+    "boxes": "td,0,last-level,plain,10,0.5",
 }
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_a_file_that_is_not_whole(tmp_path: Path, name: str) -> None:
     path = tmp_path / f"{name}.csv"
-    header, row = COLUMNS[name], GOOD[name]
+    header, row = HEADERS[name], GOOD[name]
 
     def refused(text: str | bytes, words: str) -> None:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -92,8 +139,11 @@ def test_a_file_that_is_not_whole(tmp_path: Path, name: str) -> None:
         ("curves", "accuracy", ("x", "1.1", "nan")),
         ("corruptions", "severity", ("x", "1.5", "")),
         ("localisation", "normalisation", ("x", "")),
+        ("localisation", "layer", ("x", "")),
+        ("distances", "distance", ("-1", "nan", "")),
+        ("predictions", "confidence", ("1.5", "")),
         ("localisation", "precision", ("x", "1.2")),
-        ("branches", "inputs", ("", " ")),
+        ("robustness", "attack", ("", " ")),
         ("faithfulness", "pointing", ("x", "-1")),
     ],
 )
@@ -101,24 +151,27 @@ def test_a_cell_that_does_not_hold_what_it_should(
     tmp_path: Path, name: str, column: str, cells: tuple[str, ...]
 ) -> None:
     path = tmp_path / f"{name}.csv"
-    place = COLUMNS[name].split(",").index(column)
+    place = HEADERS[name].split(",").index(column)
     for cell in cells:
         row = GOOD[name].split(",")
         row[place] = cell
-        path.write_text(f"{COLUMNS[name]}\n{','.join(row)}\n")
+        path.write_text(f"{HEADERS[name]}\n{','.join(row)}\n")
         with pytest.raises(FileError, match=re.escape(f"line 2: {column} is {cell!r}; expected")):
             read_table(path)
 
 
 def test_areas_up_to_different_limits_are_not_compared(tmp_path: Path) -> None:
-    rows = [("bu", 0, "pgd", 10, 0.9, 1, 2, 0.5, 3), ("td", 0, "pgd", 10, 0.9, 1, 2, 0.5, 4)]
-    write(start(tmp_path) / "robustness.csv", rows)
+    put_robustness(start(tmp_path), {"pgd": 2.0})
+    rows = read_table(tmp_path / "robustness.csv")
+    rows["limit"] = [3.0, *[4.0] * (len(rows) - 1)]
+    write_table(schema.Robustness, [schema.Robustness(**row) for row in rows.to_dict("records")], tmp_path)
     with pytest.raises(FileError, match="areas of pgd reach to 3 and to 4"):
         write_report(tmp_path)
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:
-    write(start(tmp_path) / "runs/td-0/log.csv", [(1, 0.1, 1, 0.5, 1, "much", 1)], "log")
+    put_logs(start(tmp_path))
+    (tmp_path / "runs/td-0/log.csv").write_text(f"{HEADERS['log']}\n1,0.1,1,0.5,1,much,1\n")
     with pytest.raises(FileError, match=r"td-0.log.csv, line 2: validation_accuracy is 'much'"):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
@@ -126,8 +179,12 @@ def test_a_damaged_log_is_named(tmp_path: Path) -> None:
 
 def test_folders_beside_the_runs_are_left_alone(tmp_path: Path) -> None:
     for name in ("td-0.1", "other-0", "td"):
-        write(start(tmp_path) / f"runs/{name}/log.csv", [("x",)], "log")
-    assert read_run(tmp_path).tables["log"] == []
+        (start(tmp_path) / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "log.csv").write_text("x")
+    assert not len(read_run(tmp_path).tables["log"])
+
+
+# --- heat maps ----------------------------------------------------------------------------------------
 
 
 def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
