@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import bu2td
 
@@ -29,14 +29,7 @@ def test_rivals_have_the_networks_parameters(name: str) -> None:
     pair = rivals.PAIRS[name]
     with torch.device("meta"):
         rival = pair.rival()
-    network = bu2td.convert(
-        rivals.create_model(pair.word, device="meta"),
-        stem=pair.stem,
-        example_inputs=torch.zeros(2, *pair.shape, device="meta"),
-        device="meta",
-        max_macs_ratio=None,
-    )
-    given, wanted = ([tuple(p.shape) for p in model.parameters()] for model in (network, rival))
+    given, wanted = ([tuple(p.shape) for p in model.parameters()] for model in (pair.convert(device="meta"), rival))
     assert sorted(given) == sorted(wanted)
 
 
@@ -52,49 +45,38 @@ def test_rivals_compute_the_same(name: str) -> None:
     assert float((one - two).abs().max()) > 1e-3 * float(one.abs().max())  # it sees the image
 
 
+@pytest.mark.parametrize("name", LIGHT)
+def test_a_prepared_rival_computes_what_the_reference_computes(name: str) -> None:
+    images = images_of(name)
+    rival, reference = rivals.PAIRS[name].rival().eval(), rivals.paper.build(name, "td").eval()
+    rivals.fill(rival)
+    rivals.fill(reference)
+    with torch.no_grad():
+        torch.testing.assert_close(rival(images), reference(images))
+    with pytest.raises(RuntimeError):
+        rival(images[..., :-4])
+
+
 @pytest.mark.parametrize("name", ["lenet_fc", "resnet32"])
 def test_rivals_train_the_same(name: str) -> None:
     network, rival = (model.double().train() for model in rivals.build(name))
-    for module in rival.modules():
-        if isinstance(module, rivals.Pyramid):
-            rival.pyramid = rivals.Pyramid(rivals.PAIRS[name].shape[1], module.reductions).double()
+    rivals.prepared(rival, rivals.PAIRS[name].shape, torch.float64)
     images = images_of(name, 4).double()
     losses = [model(images).square().mean() for model in (network, rival)]
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-4, atol=1e-9)
     for loss in losses:
         loss.backward()
-    given, wanted = (rivals.weighted_modules(model, images) for model in (network, rival))
-    total: list[float] = [sum(float(m.weight.grad.square().sum()) for m in side) for side in (given, wanted)]  # type: ignore[operator, union-attr, misc]
+    total = [sum(float(p.grad.square().sum()) for p in side.parameters()) for side in (network, rival)]  # type: ignore[union-attr]
     assert total[0] == pytest.approx(total[1], rel=1e-3)
 
 
-FAULTS = {
-    "order": lambda unit, x, lateral: unit(torch.cat([lateral, x + lateral], 1)),
-    "no sum": lambda unit, x, lateral: unit(torch.cat([x, lateral], 1)),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("name", LIGHT)
-def test_the_check_notices_faults(name: str, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, rival = rivals.build(name)
-    monkeypatch.setattr(rivals, "merge", FAULTS[fault])
-    with pytest.raises(ValueError, match="the rival differs by"):
-        rivals.check(network, rival, images_of(name))
-
-
-def test_the_check_notices_an_upsampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, rival = rivals.build("lenet_fc")
-    bilinear = torch.nn.functional.interpolate
-    monkeypatch.setattr(rivals, "upsample", lambda x, size: bilinear(x, size=size, mode="bilinear"))
-    with pytest.raises(ValueError, match="the rival differs by"):
-        rivals.check(network, rival, images_of("lenet_fc"))
-
-
-def test_copying_needs_the_same_modules() -> None:
-    network = rivals.PAIRS["lenet_fc"].convert()
-    with pytest.raises(ValueError, match="does not have the modules"):
-        rivals.copy_weights(network, nn.Conv2d(1, 6, 5), images_of("lenet_fc"))
+@pytest.mark.parametrize(
+    ("name", "fault"), [(name, fault) for name in LIGHT for fault in rivals.paper.mutants(name, "td")]
+)
+def test_the_check_notices_faults(name: str, fault: str) -> None:
+    said = "does not have the parameters" if fault == "merge_before_block" else "the rival differs by"
+    with pytest.raises(ValueError, match=said):
+        rivals.build(name, fault)
 
 
 # --- timing -------------------------------------------------------------------------------------------

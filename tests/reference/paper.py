@@ -37,6 +37,7 @@ MUTANTS: dict[str, tuple[str, ...]] = {
     "bn_relu_swapped": (*PLAIN, *RESIDUAL),
     "bilinear": (*PLAIN, *RESIDUAL),
     "concat_order": (*PLAIN, *RESIDUAL),
+    "no_sum": (*PLAIN, *RESIDUAL),
     "cascaded_pyramid": (*PLAIN, *RESIDUAL),
     "merge_before_block": RESIDUAL,
     "projection_reads_x": RESIDUAL,
@@ -132,7 +133,7 @@ class PreActBlock(nn.Module):
         self.norm2 = RESIDUAL_KIND.norm(outputs)
         self.conv2 = conv(outputs, outputs, 3, bias=True)
         self.projection = conv(inputs, outputs, 1, bias=True) if inputs != outputs else None
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.projection_reads_x = mutant == "projection_reads_x"
         self.mode = "bilinear" if mutant == "bilinear" else "nearest"
 
@@ -198,7 +199,7 @@ class ResidualTopDown(nn.Module):
         for inputs, outputs in pairwise(widths):
             self.finer.append(ResidualLevel(inputs, outputs, blocks, channels, mutant))
         self.norm = RESIDUAL_KIND.norm(widths[-1])
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.classifier = nn.Linear(widths[-1], 10)
 
     def forward(self, image: Tensor) -> Tensor:

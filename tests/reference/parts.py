@@ -35,22 +35,31 @@ def resample_matrix(inputs: int, outputs: int) -> Tensor:
 
 def resample(image: Tensor, size: Size) -> Tensor:
     """Return `image` resampled to `size`, one axis after the other."""
-    rows = resample_matrix(image.shape[-2], size[0]).to(image)
-    columns = resample_matrix(image.shape[-1], size[1]).to(image)
-    return torch.einsum("ph,nchw,qw->ncpq", rows, image, columns)
+    rows, columns = (resample_matrix(*sizes).to(image) for sizes in zip(size_of(image), size, strict=True))
+    return rows @ image @ columns.t()
 
 
 class Pyramid(nn.Module):
     """The image at every reduction, each level from the full-resolution image.
 
     Rules, "Pyramid": out = ceil(in / f) where f does not divide; level 1 is the image itself.
-    `cascaded` is a deliberate fault: each level is computed from the next finer one.
+    `prepare` makes the matrices once, as one does who is in a hurry. `cascaded` is a deliberate
+    fault: each level is computed from the next finer one.
     """
 
     def __init__(self, reductions: tuple[int, ...], *, cascaded: bool = False) -> None:
         super().__init__()
         self.reductions = reductions
         self.cascaded = cascaded
+        self.prepared = False
+
+    def prepare(self, size: Size, dtype: torch.dtype = torch.float32) -> None:
+        """Keep the matrices for images of one size; from now on others fail."""
+        for reduction in self.reductions:
+            for axis, side in enumerate(size):
+                matrix = resample_matrix(side, math.ceil(side / reduction)).to(dtype)
+                self.register_buffer(f"matrix{reduction}_{axis}", matrix, persistent=False)
+        self.prepared = True
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the levels in the order of `reductions`, coarse to fine."""
@@ -59,7 +68,13 @@ class Pyramid(nn.Module):
         source = image
         for reduction in reversed(self.reductions):
             size = (math.ceil(height / reduction), math.ceil(width / reduction))
-            level = image if reduction == 1 else resample(source, size)
+            if reduction == 1:
+                level = image
+            elif self.prepared and not self.cascaded:
+                rows, columns = (getattr(self, f"matrix{reduction}_{axis}") for axis in (0, 1))
+                level = rows @ image @ columns.t()
+            else:
+                level = resample(source, size)
             if self.cascaded:
                 source = level
             levels.append(level)
@@ -83,7 +98,7 @@ class Kind:
     bias: bool
     eps: float = 1e-5
     momentum: float = 0.1
-    act: type[nn.Module] = nn.ReLU
+    act: type[nn.ReLU | nn.ReLU6] = nn.ReLU
     pre_activation: bool = False
 
     def norm(self, width: int) -> nn.BatchNorm2d:
@@ -101,7 +116,7 @@ class Unit(nn.Module):
         super().__init__()
         self.conv = conv(inputs, outputs, kernel, kind.bias)
         self.norm = kind.norm(inputs if kind.pre_activation else outputs)
-        self.act = kind.act()
+        self.act = kind.act(inplace=True)
         self.pre_activation = kind.pre_activation
         self.swapped = swapped
 
@@ -137,11 +152,12 @@ class Merge(nn.Module):
         self.lateral = lateral(channels, width, kernel, kind, without_relu=mutant == "lateral_without_relu")
         self.unit = Unit(2 * width, width, 3, kind, swapped=mutant == "bn_relu_swapped")
         self.lateral_first = mutant == "concat_order"
+        self.without_sum = mutant == "no_sum"
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Merge `x`, already at the size of `image`, with the lateral of `image`."""
         side = self.lateral(image)
-        total = x + side
+        total = x if self.without_sum else x + side
         pair = [side, total] if self.lateral_first else [total, side]
         return self.unit(torch.cat(pair, dim=1))
 

@@ -1,20 +1,21 @@
-"""Top-down networks of three timm models, by hand: ResNet18, MobileNetV2 and DenseNet121.
+"""Top-down networks of four timm models, by hand: ResNet18, ResNet50, MobileNetV2 and DenseNet121.
 
 Every layer is written out from `torch.nn`, after timm's own blocks: BatchNorm with eps 1e-5 and
-momentum 0.1, convs without bias, no dropout and no drop-path by default. All three have the
+momentum 0.1, convs without bias, no dropout and no drop-path by default. All have the
 levels 32, 16, 8, 4, 2, 1, coarse to fine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from .parts import Entry, Kind, Merge, Pyramid, Size, Unit, conv, lateral, size_of, upsample
 
-NAMES = ("resnet18", "mobilenetv2_100", "densenet121")
+NAMES = ("resnet18", "resnet50", "mobilenetv2_100", "densenet121")
 ARRANGEMENTS = ("td", "rev")
 REDUCTIONS = (32, 16, 8, 4, 2, 1)
 CHANNELS = 3
@@ -28,9 +29,16 @@ def run(levels: nn.ModuleList, x: Tensor, images: Sequence[Tensor]) -> Tensor:
     return x
 
 
-# --- ResNet18: post-activation basic blocks -------------------------------------------------------
+# --- ResNets: post-activation blocks --------------------------------------------------------------
 
 RESNET = Kind(bias=False)
+
+
+def projection(inputs: int, outputs: int) -> nn.Module:
+    """Return the shortcut of a block: a 1x1 conv with a norm if the width changes, else nothing."""
+    if inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(conv(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
@@ -47,10 +55,8 @@ class BasicBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = conv(outputs, outputs, 3, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU()
-        self.projection: nn.Module = nn.Identity()
-        if inputs != outputs:
-            self.projection = nn.Sequential(conv(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
+        self.projection = projection(inputs, outputs)
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
         """Run the block; with `size`, as an up-block to that size."""
@@ -59,51 +65,95 @@ class BasicBlock(nn.Module):
             x, shortcut = upsample(x, size), upsample(shortcut, size)
         x = self.relu(self.norm1(self.conv1(x)))
         x = self.norm2(self.conv2(x))
-        return self.relu(x + shortcut)
+        x += shortcut
+        return self.relu(x)
 
 
-class BasicLevel(nn.Module):
-    """Rules, "Block": up-block, merge outside the residual, then the second block."""
+class Bottleneck(nn.Module):
+    """timm's Bottleneck at stride 1; with a size, as an up-block.
 
-    def __init__(self, inputs: int, width: int) -> None:
+    Rules, "Block": as a basic block, but that the upsampling stands before the 3x3 conv; the 1x1
+    conv runs at low resolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.up_block = BasicBlock(inputs, width)
+        inner = outputs // 4
+        self.conv1 = conv(inputs, inner, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(inner)
+        self.conv2 = conv(inner, inner, 3, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.conv3 = conv(inner, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.projection = projection(inputs, outputs)
+
+    def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
+        """Run the block; with `size`, as an up-block to that size."""
+        shortcut = self.projection(x)
+        x = self.relu(self.norm1(self.conv1(x)))
+        if size is not None:
+            x, shortcut = upsample(x, size), upsample(shortcut, size)
+        x = self.relu(self.norm2(self.conv2(x)))
+        x = self.norm3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)
+
+
+Block = Callable[[int, int], nn.Module]
+
+
+class BlockLevel(nn.Module):
+    """Rules, "Block": up-block, merge outside the residual, then the other blocks."""
+
+    def __init__(self, block: Block, inputs: int, width: int, count: int) -> None:
+        super().__init__()
+        self.up_block = block(inputs, width)
         self.merge = Merge(CHANNELS, width, 3, RESNET)
-        self.block = BasicBlock(width, width)
+        self.rest = nn.Sequential(*(block(width, width) for _ in range(count - 1)))
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
         """Take features of the coarser level to this one."""
-        return self.block(self.merge(self.up_block(x, size_of(image)), image))
+        return self.rest(self.merge(self.up_block(x, size_of(image)), image))
 
 
-class ResNet18TopDown(nn.Module):
-    """ResNet18.
+class ResNetTopDown(nn.Module):
+    """ResNet18 and ResNet50: blocks with the widths and numbers of the levels 32 to 4.
 
     Rules, "Coarsest level": a lateral of the first block's width, then plain blocks. Reductions 2
     and 1 have no body: the stem's width 64 and laterals like the stem's 7x7 conv.
     """
 
-    def __init__(self, arrangement: str) -> None:
+    def __init__(self, block: Block, widths: Sequence[int], counts: Sequence[int]) -> None:
         super().__init__()
-        widths = {"td": (512, 256, 128, 64), "rev": (64, 128, 256, 512)}[arrangement]
         self.pyramid = Pyramid(REDUCTIONS)
-        self.lateral = lateral(CHANNELS, widths[0], 3, RESNET)
-        self.coarsest = nn.Sequential(BasicBlock(widths[0], widths[0]), BasicBlock(widths[0], widths[0]))
-        self.finer = nn.ModuleList(
-            [
-                BasicLevel(widths[0], widths[1]),
-                BasicLevel(widths[1], widths[2]),
-                BasicLevel(widths[2], widths[3]),
-                Entry(widths[3], 64, CHANNELS, 7, RESNET),
-                Entry(64, 64, CHANNELS, 7, RESNET),
-            ]
-        )
+        first = widths[0]
+        self.lateral = lateral(CHANNELS, first, 3, RESNET)
+        self.coarsest = nn.Sequential(*(block(first, first) for _ in range(counts[0])))
+        bodies = zip(pairwise(widths), counts[1:], strict=True)
+        levels: list[nn.Module] = [BlockLevel(block, *both, count) for both, count in bodies]
+        stem = [Entry(widths[-1], 64, CHANNELS, 7, RESNET), Entry(64, 64, CHANNELS, 7, RESNET)]
+        self.finer = nn.ModuleList([*levels, *stem])
         self.fc = nn.Linear(64, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
         coarsest, *images = self.pyramid(image)
         x = self.coarsest(self.lateral(coarsest))
         return self.fc(run(self.finer, x, images).mean(dim=(2, 3)))
+
+
+def resnet18(arrangement: str) -> nn.Module:
+    """Return ResNet18."""
+    widths = {"td": (512, 256, 128, 64), "rev": (64, 128, 256, 512)}[arrangement]
+    return ResNetTopDown(BasicBlock, widths, (2, 2, 2, 2))
+
+
+def resnet50(arrangement: str) -> nn.Module:
+    """Return ResNet50, which has 3, 4, 6 and 3 blocks."""
+    widths, counts = ((2048, 1024, 512, 256), (3, 6, 4, 3))
+    if arrangement == "rev":
+        widths, counts = widths[::-1], counts[::-1]
+    return ResNetTopDown(Bottleneck, widths, counts)
 
 
 # --- MobileNetV2: inverted residuals --------------------------------------------------------------
@@ -123,7 +173,7 @@ class DepthwiseSeparable(nn.Module):
         self.norm1 = nn.BatchNorm2d(inputs)
         self.project = conv(inputs, outputs, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.relu6 = nn.ReLU6()
+        self.relu6 = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu6(self.norm1(self.depthwise(x)))
@@ -146,7 +196,7 @@ class InvertedResidual(nn.Module):
         self.norm2 = nn.BatchNorm2d(inner)
         self.project = conv(inner, outputs, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(outputs)
-        self.relu6 = nn.ReLU6()
+        self.relu6 = nn.ReLU6(inplace=True)
         self.shortcut = shortcut
 
     def forward(self, x: Tensor, size: Size | None = None) -> Tensor:
@@ -271,7 +321,7 @@ class DenseLayer(nn.Module):
         self.conv1 = conv(inputs, 4 * GROWTH, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(4 * GROWTH)
         self.conv2 = conv(4 * GROWTH, GROWTH, 3, bias=False)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Append the new features to `x`."""
@@ -352,7 +402,7 @@ class DenseNet121TopDown(nn.Module):
             ]
         self.finer = nn.ModuleList([*levels, Entry(64, 64, CHANNELS, 7, DENSENET)])
         self.norm = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.classifier = nn.Linear(64, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -361,8 +411,9 @@ class DenseNet121TopDown(nn.Module):
         return self.classifier(self.relu(self.norm(x)).mean(dim=(2, 3)))
 
 
-MODELS: dict[str, type[nn.Module]] = {
-    "resnet18": ResNet18TopDown,
+MODELS: dict[str, Callable[[str], nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet50": resnet50,
     "mobilenetv2_100": MobileNetV2TopDown,
     "densenet121": DenseNet121TopDown,
 }

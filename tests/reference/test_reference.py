@@ -26,6 +26,8 @@ REAL = [(name, arr) for name in real.NAMES for arr in real.ARRANGEMENTS]
 REAL_PARAMETERS = {
     ("resnet18", "td"): 15_297_320,
     ("resnet18", "rev"): 17_654_440,
+    ("resnet50", "td"): 49_658_344,
+    ("resnet50", "rev"): 123_065_832,
     ("mobilenetv2_100", "td"): 2_680_304,
     ("mobilenetv2_100", "rev"): 3_737_072,
     ("densenet121", "td"): 8_769_640,
@@ -168,6 +170,7 @@ def timm_pairs() -> list[tuple[str, nn.Module, nn.Module, int]]:
     separable, expand, skip = mobile.blocks[0][0], mobile.blocks[4][0], mobile.blocks[4][1]
     return [
         ("basic", resnet.layer3[1], real.BasicBlock(256, 256), 256),
+        ("bottleneck", timm.create_model("resnet50").layer2[1], real.Bottleneck(512, 512), 512),
         ("separable", separable, real.DepthwiseSeparable(32, 16), 32),
         ("inverted", expand, real.InvertedResidual(64, 384, 96, shortcut=False), 64),
         ("inverted add", skip, real.InvertedResidual(96, 576, 96, shortcut=True), 96),
