@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from bu2td.evaluate.parts import Part
 from bu2td.evaluate.schema import Row
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.accuracy import load_classifier
+from bu2td.evaluate.train.checkpoint import digest
+from bu2td.evaluate.train.identity import networks_of
 from bu2td.evaluate.train.model import Classifier
 
 #: Rows to print by title.
@@ -50,7 +51,8 @@ class Context:
                 f"Train these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
                 f"{' '.join(self.settings.arrangements)} {' '.join(arrangements)}"
             )
-        return [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]
+        there = networks_of(self.settings)
+        return [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted if (a, k) in there]
 
     def classifier(self, arrangement: str, repeat: int) -> Classifier:
         """A trained network, in eval mode, on the engine's device."""
@@ -84,16 +86,6 @@ class Stage:
     plan: Callable[[Context], list[Part]]
     collect: Callable[[Context], Answer]
     files: tuple[str, ...] = ()
-
-
-def digest(tensors: Sequence[Tensor], words: str = "") -> str:
-    """A hash of tensors: their types, shapes and values."""
-    found = hashlib.sha256(words.encode())
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return found.hexdigest()
 
 
 def digest_model(model: nn.Module) -> str:
