@@ -8,7 +8,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from bu2td.errors import Bu2tdError, FileError
 from bu2td.evaluate.checks import check_logits, evaluating
 from bu2td.evaluate.data.sets import Data, Images, split
 from bu2td.evaluate.folder import RunFolder
-from bu2td.evaluate.parts import check_shard
 from bu2td.evaluate.schema import Epoch, Prediction, Training, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.calibration import calibration_error, top_k_accuracy
@@ -47,7 +46,9 @@ Norms = tuple[Tensor | None, Tensor | None]
 Columns = dict[str, np.ndarray]
 
 
-def run_accuracy(folder: RunFolder, data: Data, engine: Any, shard: tuple[int, int] = (0, 1)) -> list[Training]:
+def run_accuracy(
+    folder: RunFolder, data: Data, engine: Any, only: Collection[tuple[str, int]] | None = None
+) -> list[Training]:
     """Train every network as often as asked for, and measure it on the test images.
 
     What is finished is read, what was begun goes on from its checkpoint, what is damaged is made again.
@@ -56,7 +57,7 @@ def run_accuracy(folder: RunFolder, data: Data, engine: Any, shard: tuple[int, i
         folder: the evaluation's.
         data: what is learned.
         engine: from `bu2td.evaluate.train.engine.start`.
-        shard: (i, n): the networks i, i + n, ... are this machine's.
+        only: the networks (arrangement, repeat) to make; None: all.
 
     Returns:
         A row per network that is finished, which accuracy.csv holds too; predictions.csv has those of every image.
@@ -64,11 +65,9 @@ def run_accuracy(folder: RunFolder, data: Data, engine: Any, shard: tuple[int, i
     Raises:
         Bu2tdError: as `bu2td.evaluate.train.loop.fit` and `bu2td.evaluate.train.model.build_classifier`.
     """
-    index, count = check_shard(shard)
-    settings = folder.settings
     identities = _identities(folder, data)
-    maker = _Maker(settings, data, engine, {}, {})
-    for arrangement, repeat in networks_of(settings)[index::count]:
+    maker = _Maker(folder.settings, data, engine, {}, {})
+    for arrangement, repeat in (n for n in identities if only is None or n in only):
         path, identity = folder.run(arrangement, repeat), identities[arrangement, repeat]
         with naming(arrangement, repeat):
             if not _is_finished(path, identity, engine):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.model import Classifier, build_classifier
 from bu2td.models.libraries import library_of
 from bu2td.models.words import create_model
+from bu2td.packages import imported
 from bu2td.runtime import TopDownNetwork
 
 #: Under which names training loops keep weights in a checkpoint.
@@ -78,7 +78,7 @@ def pretrained_norms(word: str, network: nn.Module) -> tuple[Tensor | None, Tens
     """Mean and standard deviation (C, 1, 1) that a library's weights were trained with; None if unknown."""
     found = library_of(word)
     if found is not None and found[0].prefix == "torchvision":
-        models: Any = importlib.import_module("torchvision.models")
+        models = imported("torchvision.models")
         config: Any = vars(models.get_model_weights(found[1]).DEFAULT.transforms())
     else:
         config = getattr(network, "pretrained_cfg", None) or {}
