@@ -28,6 +28,8 @@ INITIALISATIONS = ("default", "glorot_uniform", "he_normal")
 NORMALISATIONS = ("none", "pixel-mean", "mean-std")
 AMP_DTYPES = ("float16", "bfloat16")
 OBJECTS = ("auto", "bright", "boxes", "none")
+DECAYED = ("all", "kernels")
+FILLS = ("black", "edge")
 
 
 _EMPTY: Mapping[str, Any] = {}
@@ -61,6 +63,10 @@ class Settings:
     repeats: int = _about(4, "trainings of every network, each with another split and other weights", "data")
     validation_share: float = _about(0.1, "share of the training images kept for validation", "data")
     seed: int = _about(0, "of weights, splits, batches and noise; repeat k uses seed + k", "data")
+    checkpoint: Mapping[str, Any] = _about(_EMPTY, "own weights as NETWORK=FILE (bu=mine.pt): such a network is "
+                                           "measured and not trained", "data")  # fmt: skip
+    pretrained: bool = _about(False, "take the bottom-up network with its library's weights, and do not train it",
+                              "data")  # fmt: skip
 
     epochs: int = _about(15, "passes over the training images")
     batch_size: int = _about(32, "images per step, over all processes", flags=("-b",))
@@ -78,11 +84,13 @@ class Settings:
     pca_color: float = _about(0.0, "standard deviation of noise along the principal colours")
     amp: bool = _about(False, "automatic mixed precision")
     amp_dtype: str = _about("bfloat16", "its number format", choices=AMP_DTYPES)
-    torchcompile: bool = _about(False, "compile the training step with torch.compile")
-    channels_last: bool = _about(False, "channels-last memory format")
     grad_checkpointing: bool = _about(False, "recompute activations in the backward pass")
     top_down: Mapping[str, Any] = _about(_EMPTY, "training settings of td, uni and rev, as "
                                          "KEY=VALUE, where they differ")  # fmt: skip
+    weight_decay_of: str = _about("all", "what the L2 penalty is on: all parameters, or kernels (no biases, no "
+                                  "norms)", choices=DECAYED)  # fmt: skip
+    shift_fill: str = _about("black", "what moves in at shifts and crops: black, or the image's edge",
+                             choices=FILLS)  # fmt: skip
 
     attacks: tuple[str, ...] = _about(
         ("paper", "gradient"), "attacks, or groups of them (paper, gradient, autoattack)", "robustness"
@@ -116,6 +124,12 @@ class Settings:
 
     workers: int = _about(0, "processes that read images", "machine", flags=("-j",))
     device: str = _about("auto", "cpu, cuda, or auto: cuda where there is one", "machine")
+    optimize: bool = _about(True, "train top-down networks as bu2td.optimize makes them: the same numbers, "
+                            "faster", "machine")  # fmt: skip
+    channels_last: bool | None = _about(None, "channels-last memory format; by default for top-down networks",
+                                        "machine")  # fmt: skip
+    torchcompile: bool = _about(False, "compile the training step with torch.compile", "machine")
+    measure_memory: bool = _about(True, "measure the memory of a training step, in a process of its own", "machine")
 
     def for_arrangement(self, arrangement: str) -> Settings:
         """The settings with which one network is trained."""
@@ -212,7 +226,7 @@ def _more(name: str, old: Any, new: Any) -> Any:
 def flag_type(name: str) -> str:
     """How a setting is written on the command line: "bool", "list", "mapping" or "word"."""
     kind = _TYPES[name]
-    if kind is bool:
+    if kind in (bool, bool | None):
         return "bool"
     if kind == Mapping[str, Any]:
         return "mapping"
@@ -265,6 +279,16 @@ def check(settings: Settings) -> Settings:
         if choices and getattr(settings, name) not in choices:
             word = getattr(settings, name)
             raise OptionError(f"{name} = {word!r}: expected {', '.join(choices)}.{nearest(word, choices)}")
+    for key in settings.checkpoint:
+        if key not in ARRANGEMENTS:
+            raise OptionError(
+                f"checkpoint = {key!r}: expected {', '.join(ARRANGEMENTS)}.{nearest(key, ARRANGEMENTS)}"
+            )
+    given = {*settings.checkpoint, *(["bu"] if settings.pretrained else [])}
+    _require(given <= {*settings.arrangements}, settings, "arrangements",
+             f"{', '.join(sorted(given))} among them, whose weights are given")  # fmt: skip
+    _require(not (settings.pretrained and "bu" in settings.checkpoint), settings, "pretrained",
+             "false, for checkpoint has the weights of bu")  # fmt: skip
     training = [n for n, f in FIELDS.items() if f.metadata["group"] == "training" and n != "top_down"]
     for key in settings.top_down:
         if key not in training:
@@ -333,6 +357,8 @@ def converted(name: str, value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise OptionError(f"{name} = {value!r}: expected a mapping of settings")
         inner = {str(key).replace("-", "_"): v for key, v in value.items()}
+        if name == "checkpoint":
+            return {str(key): str(file) for key, file in value.items()}
         return inner if name == "convert" else {key: converted(key, v) for key, v in inner.items()}
     target = kind
     if isinstance(kind, types.UnionType):  # T | None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from bu2td.evaluate.parts import Part
 from bu2td.evaluate.schema import Row
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.accuracy import load_classifier
+from bu2td.evaluate.train.checkpoint import digest
+from bu2td.evaluate.train.identity import networks_of
 from bu2td.evaluate.train.model import Classifier
 
 #: Rows to print by title.
@@ -60,7 +61,8 @@ class Context:
                 f"Train these too: bu2td evaluate train -o {self.run.path} --resume --arrangements "
                 f"{' '.join(arrangements)}"
             )
-        networks = [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted]
+        there = networks_of(self.settings)
+        networks = [(a, k) for k in range(min(repeats, self.settings.repeats)) for a in wanted if (a, k) in there]
         return networks if self.only is None else [own for own in networks if own in self.only]
 
     def repeats(self, arrangements: Sequence[str]) -> list[int]:
@@ -102,16 +104,6 @@ class Stage:
     collect: Callable[[Context], Answer]
     files: tuple[str, ...] = ()
     then: Callable[[Context], list[Part]] | None = None
-
-
-def digest(tensors: Sequence[Tensor], words: str = "") -> str:
-    """A hash of tensors: their types, shapes and values."""
-    found = hashlib.sha256(words.encode())
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return found.hexdigest()
 
 
 def digest_model(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from bu2td.errors import UnknownModelError, nearest
+from bu2td.errors import OptionError, UnknownModelError, nearest
 from bu2td.models.library import FORMS, Wishes, built, describe, reason
 
 __all__ = ["from_file", "from_module"]
@@ -133,6 +133,8 @@ def _granted(factory: Callable[..., Any], wishes: Wishes) -> dict[str, int]:
     except (TypeError, ValueError):
         return {}
     granted = {name: value for name, value in wishes.items() if name in taken}
+    if "pretrained" in wishes and "pretrained" not in taken:
+        raise OptionError(f"{getattr(factory, '__name__', factory)} takes no argument 'pretrained'")
     if "in_channels" in wishes and "in_channels" not in taken and "in_chans" in taken:
         granted["in_chans"] = wishes["in_channels"]
     return granted

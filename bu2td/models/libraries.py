@@ -27,7 +27,7 @@ class Timm(Library):
     """timm, whose models are named alone."""
 
     package = pip = "timm"
-    quick = True
+    quick = has_weights = True
     #: Modules of convolutional classifiers (timm 1.0).
     modules = (
         "byoanet", "byobnet", "convmixer", "convnext", "cspnet", "cspnext", "csatv2", "densenet", "dla", "dpn",
@@ -68,15 +68,15 @@ class Timm(Library):
         return bool(self.load().is_model(name.partition(".")[0]))
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
-        options = renamed(wishes, in_channels="in_chans")
-        return functools.partial(self.load().create_model, name, pretrained=False, **options)
+        options = {"pretrained": False, **renamed(wishes, in_channels="in_chans")}
+        return functools.partial(self.load().create_model, name, **options)
 
 
 class Torchvision(Library):
     """torchvision; its classifiers are listed, its other models are built too."""
 
     prefix = package = pip = "torchvision"
-    quick = True
+    quick = has_weights = True
     excluded = MappingProxyType(
         dict.fromkeys(("vision_transformer", "swin_transformer", "maxvit"), "a transformer, no CNN")
     )
@@ -95,7 +95,10 @@ class Torchvision(Library):
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         models = self._models()
-        options: dict[str, Any] = {"weights": None, **{k: v for k, v in wishes.items() if k == "num_classes"}}
+        options: dict[str, Any] = {
+            "weights": "DEFAULT" if "pretrained" in wishes else None,
+            **{k: v for k, v in wishes.items() if k == "num_classes"},
+        }
         if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
             options["weights_backbone"] = None  # segmentation and detection: a download by default
         if name.removeprefix("quantized_") in ("googlenet", "inception_v3"):

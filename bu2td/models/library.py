@@ -23,7 +23,7 @@ FORMS = (
     "package.module:factory or file.py:factory."
 )
 
-#: What a caller asks of a constructor: ``num_classes`` and ``in_channels``, as far as they are given.
+#: What a caller asks of a constructor: ``num_classes``, ``in_channels``, ``pretrained``, as far as they are given.
 Wishes = Mapping[str, int]
 
 
@@ -34,6 +34,7 @@ class Library(ABC):
         prefix: of its words, ``prefix:NAME``; empty for the library whose models are named alone.
         package: that is imported; empty where nothing is.
         pip: the arguments of ``pip install`` that bring it.
+        has_weights: whether it has weights for its models.
         quick: whether its names are listed in little time, so that a mistyped word may be looked for among them.
         excluded: part of the library (as `families` names it) -> why it is no image classifier of its own.
     """
@@ -42,6 +43,7 @@ class Library(ABC):
     package: str = ""
     pip: str = ""
     quick: bool = False
+    has_weights: bool = False
     excluded: Mapping[str, str] = {}
 
     @abstractmethod

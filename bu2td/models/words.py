@@ -13,7 +13,8 @@ word                            model
 ``path/to/file.py:factory``     what ``factory()`` of a Python file returns
 ==============================  ===================================================================================
 
-Weights are random in every case; nothing is downloaded. `bu2td.models.libraries` has the libraries.
+Weights are random, and nothing is downloaded, unless ``pretrained`` is asked for. `bu2td.models.libraries` has the
+libraries.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,12 @@ __all__ = ["create_model", "list_models"]
 
 
 def create_model(
-    word: str, *, device: str | None = None, num_classes: int | None = None, in_channels: int | None = None
+    word: str,
+    *,
+    device: str | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build the model that a MODEL word names, with random weights.
 
@@ -46,6 +52,8 @@ def create_model(
         num_classes, in_channels: handed on to a constructor that takes arguments of these names (``in_chans``
             in timm, ``num_labels`` and ``num_channels`` in transformers); one that does not builds what it always
             builds.
+        pretrained: with the library's weights, which it may download (timm, torchvision; a factory needs an
+            argument of this name).
 
     Returns:
         The live model, in the mode (train or eval) that its constructor leaves it in. Its attribute
@@ -55,12 +63,13 @@ def create_model(
         UnknownModelError: No such name, module, file or factory; or the factory raises, or does not
             return an `nn.Module`.
         MissingPackageError: The word needs a library that is not installed.
-        OptionError: The device does not exist on this machine.
+        OptionError: The device does not exist on this machine, or nothing has weights for this word.
     """
     if not isinstance(word, str):
         raise UnknownModelError(f"Expected a model's name, got {describe(word)}. {FORMS}")
     target = as_device(device)
-    model = _build(_constructor(word, {"num_classes": num_classes, "in_channels": in_channels}), target)
+    wishes = {"num_classes": num_classes, "in_channels": in_channels, "pretrained": pretrained or None}
+    model = _build(_constructor(word, wishes), target)
     if num_classes is None and in_channels is None:
         vars(model)["bu2td_factory"] = word
     return model
@@ -113,6 +122,8 @@ def _constructor(word: str, wishes: dict[str, int | None]) -> Callable[[], nn.Mo
     found = library_of(word)
     if found is not None:
         library, name = found
+        if "pretrained" in given and not library.has_weights:
+            raise OptionError(f"{library.title} has no weights for {word!r}; timm, torchvision and a factory do")
         return library.checked(name, given)
     return (from_file if source.endswith(".py") else from_module)(source, name, given)
 

@@ -49,7 +49,7 @@ class Augmented:
 
 
 def augment(image: Tensor, settings: Settings, random: torch.Generator) -> Tensor:
-    """Augment one image (C, H, W) in [0, 1]; what moves in from outside is black.
+    """Augment one image (C, H, W) in [0, 1]; what moves in from outside is black or the edge (`shift_fill`).
 
     Shifts are whole pixels, drawn evenly from -share .. share of the side; the crop is drawn from the image padded
     by a share of its side, which is the same as a shift up to that share in both directions at once.
@@ -58,13 +58,22 @@ def augment(image: Tensor, settings: Settings, random: torch.Generator) -> Tenso
     down = _shift(max(settings.vshift, settings.random_crop), height, random)
     right = _shift(max(settings.hshift, settings.random_crop), width, random)
     if down or right:
-        image = F.pad(image, (right, -right, down, -down))
+        image = _moved(image, down, right, settings.shift_fill)
     if settings.hflip and torch.rand((), generator=random) < settings.hflip:
         image = image.flip(-1)
     if settings.pca_color and image.shape[0] == 3:
         strength = torch.randn(3, generator=random) * settings.pca_color * torch.tensor(_COLOUR_VALUES)
         image = (image + (torch.tensor(_COLOUR_VECTORS) @ strength)[:, None, None]).clamp(0, 1)
     return image
+
+
+def _moved(image: Tensor, down: int, right: int, fill: str) -> Tensor:
+    if fill == "black":
+        return F.pad(image, (right, -right, down, -down))
+    rows, columns = (
+        (torch.arange(n) - by).clamp(0, n - 1) for n, by in zip(image.shape[1:], (down, right), strict=True)
+    )
+    return image[:, rows[:, None], columns]
 
 
 def _shift(share: float, side: int, random: torch.Generator) -> int:

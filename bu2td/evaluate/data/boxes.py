@@ -5,28 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from bu2td.errors import DataError, nearest
+from bu2td.evaluate.data.pictures import fitted_sides, seen_size
 
 Box = tuple[float, float, float, float]
 COLUMNS = ("file", "left", "top", "right", "bottom")
 FILE = "boxes.csv"
-
-
-def fitted_sides(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, int, int]:
-    """How an image is made to fit: the shorter side is resized, the centre is cropped.
-
-    Args:
-        size: (H, W) of the image as it is.
-        target: (h, w) as it is wanted.
-
-    Returns:
-        Height and width after resizing, and top and left of the crop.
-    """
-    scale = max(target[0] / size[0], target[1] / size[1])
-    height, width = (max(round(side * scale), wanted) for side, wanted in zip(size, target, strict=True))
-    return height, width, round((height - target[0]) / 2), round((width - target[1]) / 2)
 
 
 def read_boxes(table: Path, folder: Path, files: Sequence[str], target: tuple[int, int]) -> tuple[list[Box], ...]:
@@ -34,7 +19,8 @@ def read_boxes(table: Path, folder: Path, files: Sequence[str], target: tuple[in
 
     Args:
         table: a CSV with the columns file (relative to `folder`), left, top, right, bottom: pixels of the image as
-            it is stored, right and bottom exclusive. Several rows of one file are several boxes.
+            it is seen (turned as its EXIF data say), right and bottom exclusive. Several rows of one file are
+            several boxes.
         folder: of the test images.
         files: the test images, in their order.
         target: (H, W) at which they are read; boxes are resized, moved and cut as the images are.
@@ -56,7 +42,7 @@ def read_boxes(table: Path, folder: Path, files: Sequence[str], target: tuple[in
             raise DataError(f"{table}, line {line}: there is no image {name!r} in {folder}.{nearest(name, names)}")
         index = names[name]
         if index not in sizes:
-            sizes[index] = _size(files[index])
+            sizes[index] = seen_size(Path(files[index]))
         found[index].append(_fitted(_numbers(row, table, line), sizes[index], target, f"{table}, line {line}"))
     bare = next((name for name, index in names.items() if not found[index]), None)
     if bare is not None:
@@ -66,7 +52,7 @@ def read_boxes(table: Path, folder: Path, files: Sequence[str], target: tuple[in
 
 def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
@@ -82,16 +68,6 @@ def _numbers(row: dict[str, str], table: Path, line: int) -> Box:
     except (TypeError, ValueError):
         raise DataError(f"{table}, line {line}: left, top, right, bottom must be numbers") from None
     return left, top, right, bottom
-
-
-def _size(file: Any) -> tuple[int, int]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            return picture.height, picture.width
-    except OSError as error:
-        raise DataError(f"{file} cannot be read as an image ({error}); repair or remove it") from error
 
 
 def _fitted(box: Box, size: tuple[int, int], target: tuple[int, int], where: str) -> Box:

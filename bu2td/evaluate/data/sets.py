@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import zlib
 from collections.abc import Callable, Sequence
@@ -14,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bu2td.errors import DataError, MissingPackageError, OptionError, nearest
+from bu2td.errors import DataError, OptionError, nearest
+from bu2td.evaluate.data import idx
 from bu2td.evaluate.data.boxes import FILE as BOXES
-from bu2td.evaluate.data.boxes import Box, fitted_sides, read_boxes
+from bu2td.evaluate.data.boxes import Box, read_boxes
+from bu2td.evaluate.data.pictures import FileImages
+from bu2td.packages import imported
 
 _FOLDER = "folder:"
 _FORMS = "Data are digits, digits-padded, mnist, fashion-mnist, cifar10, imagenette or folder:PATH."
@@ -64,30 +66,6 @@ class Part:
         return self.source[self.indices[index]]
 
 
-class FileImages:
-    """Images read from files when they are asked for, resized and cropped to one size.
-
-    Args:
-        files: a torchvision data set of PIL images.
-        shape: (C, H, W); the shorter side is resized, the centre is cropped.
-    """
-
-    def __init__(self, files: Any, shape: tuple[int, int, int]) -> None:
-        self.files, self.shape = files, shape
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        try:
-            picture, label = self.files[index]
-        except OSError as error:  # PIL's own: truncated, not an image, vanished
-            path = getattr(self.files, "samples", getattr(self.files, "_samples", None))
-            name = path[index][0] if path else f"image {index}"
-            raise DataError(f"{name} cannot be read as an image ({error}); repair or remove it") from error
-        return _fitted(picture, self.shape), int(label)
-
-
 @dataclass(frozen=True)
 class Data:
     """A data set, split into what is trained on and what is tested on.
@@ -124,7 +102,8 @@ def load_data(
             of 32 x 32, so that most of an image is background, as in MNIST), ``mnist``, ``fashion-mnist``,
             ``cifar10``, ``imagenette``, or ``folder:PATH`` with PATH/train/CLASS/*, PATH/val/CLASS/* (or test) and,
             where objects have boxes, PATH/boxes.csv (`bu2td.evaluate.data.boxes`).
-        root: the folder of torchvision's data sets.
+        root: the folder of torchvision's data sets. mnist and fashion-mnist may also lie in it, or in root/NAME, as
+            four idx files, packed (.gz) or not; fashion-mnist is found where Debian's package puts it, too.
         input_size: (C, H, W) of the images; by default the data set's own (128 x 128 for imagenette and folders).
         download: fetch torchvision's data sets where they are missing.
 
@@ -172,7 +151,7 @@ def first_images(images: Images, count: int | None = None) -> tuple[Tensor, Tens
 
 
 def _digits(name: str, root: Path, size: tuple[int, int, int] | None, download: bool) -> Data:
-    bunch = _package("sklearn.datasets", "scikit-learn").load_digits()
+    bunch = imported("sklearn.datasets", "scikit-learn", "digits need it:").load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(bunch.target, dtype=torch.int64)
     channels, height, width = size or (1, 32, 32)
@@ -209,26 +188,43 @@ def _stratified(labels: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(train).sort().values, torch.cat(test)[shuffled]
 
 
-def _torchvision(cls: str) -> Callable[..., Data]:
-    """A loader of a data set that torchvision holds in memory (``data`` and ``targets``)."""
-
-    def load(name: str, root: Path, size: tuple[int, int, int] | None, download: bool) -> Data:
-        parts = []
+def _mnist(name: str, root: Path, size: tuple[int, int, int] | None, download: bool) -> Data:
+    cls, classes = idx.SETS[name]
+    if download and idx.find(name, root) is None:
         for train in (True, False):
-            files = _fetch(cls, name, root, download, train=train)
-            images = torch.as_tensor(files.data)
-            images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-            labels = torch.as_tensor(files.targets, dtype=torch.int64)
-            if len(images) != len(labels):
-                raise DataError(
-                    f"{name} in {root} has {len(images)} images and {len(labels)} labels: fetch it anew"
-                )
-            parts.append(TensorImages(_resized(images, size), labels))
-        classes = tuple(str(c) for c in files.classes)
-        shape = cast("tuple[int, int, int]", tuple(parts[0].images.shape[1:]))
-        return _checked(Data(name, parts[0], parts[1], classes, shape))
+            _fetch(cls, name, root, True, train=train)
+    place = idx.find(name, root)
+    if place is None:
+        debian = "; Debian and Ubuntu have it as the package dataset-fashion-mnist" if name != "mnist" else ""
+        raise DataError(
+            f"{name} is not there: {root}, {root / cls / 'raw'} and {root / name} lack some of its four idx files; "
+            f"add --download (download=True), or name their folder with --data-dir{debian}"
+        )
+    try:
+        parts = [idx.read_part(place, part) for part in idx.PARTS]
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return _in_memory(
+        name, [torch.tensor(images)[:, None] for images, _ in parts], [y for _, y in parts], classes, size
+    )
 
-    return load
+
+def _cifar10(name: str, root: Path, size: tuple[int, int, int] | None, download: bool) -> Data:
+    files = [_fetch("CIFAR10", name, root, download, train=train) for train in (True, False)]
+    images = [torch.as_tensor(part.data).permute(0, 3, 1, 2) for part in files]
+    return _in_memory(name, images, [part.targets for part in files], tuple(map(str, files[0].classes)), size)
+
+
+def _in_memory(
+    name: str, images: list[Tensor], labels: list[Any], classes: tuple[str, ...], size: tuple[int, int, int] | None
+) -> Data:
+    """Data of uint8 images (N, C, H, W) and labels, those to train and those to test with."""
+    train, test = (
+        TensorImages(_resized(x, size), torch.tensor(y, dtype=torch.int64))
+        for x, y in zip(images, labels, strict=True)
+    )
+    shape = cast("tuple[int, int, int]", tuple(train.images.shape[1:]))
+    return _checked(Data(name, train, test, classes, shape))
 
 
 def _imagenette(name: str, root: Path, size: tuple[int, int, int] | None, download: bool) -> Data:
@@ -236,7 +232,7 @@ def _imagenette(name: str, root: Path, size: tuple[int, int, int] | None, downlo
     train = _fetch("Imagenette", name, root, download, split="train", size="160px")
     test = _fetch("Imagenette", name, root, False, split="val", size="160px")
     classes = tuple(str(names[0]) for names in train.classes)
-    return Data(name, FileImages(train, shape), FileImages(test, shape), classes, shape)
+    return Data(name, FileImages(train._samples, shape), FileImages(test._samples, shape), classes, shape)
 
 
 def _folder(name: str, size: tuple[int, int, int] | None) -> Data:
@@ -247,7 +243,7 @@ def _folder(name: str, size: tuple[int, int, int] | None) -> Data:
     if not (place / "train").is_dir() or not tests:
         found = sorted(p.name for p in place.iterdir())[:8]
         raise DataError(f"{place} needs the folders train and val (or test), found {', '.join(found) or 'nothing'}")
-    datasets = _package("torchvision.datasets", "torchvision")
+    datasets = imported("torchvision.datasets", why="these data need it:")
     shape = size or (3, 128, 128)
     sets = []
     for part in (place / "train", tests[-1]):
@@ -262,15 +258,16 @@ def _folder(name: str, size: tuple[int, int, int] | None) -> Data:
     boxes = None
     if (place / BOXES).is_file():
         boxes = read_boxes(place / BOXES, tests[-1], [file for file, _ in sets[1].samples], (shape[1], shape[2]))
-    return Data(name, FileImages(sets[0], shape), FileImages(sets[1], shape), tuple(sets[0].classes), shape, boxes)
+    train, test = (FileImages(part.samples, shape) for part in sets)
+    return Data(name, train, test, tuple(sets[0].classes), shape, boxes)
 
 
 _LOADERS: dict[str, Callable[..., Data]] = {
     "digits": _digits,
     "digits-padded": _digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion-mnist": _torchvision("FashionMNIST"),
-    "cifar10": _torchvision("CIFAR10"),
+    "mnist": _mnist,
+    "fashion-mnist": _mnist,
+    "cifar10": _cifar10,
     "imagenette": _imagenette,
 }
 
@@ -280,7 +277,7 @@ _LOADERS: dict[str, Callable[..., Data]] = {
 
 def _fetch(cls: str, name: str, root: Path, download: bool, **options: Any) -> Any:
     """Build a data set of torchvision, and say in one line what is wrong with its files."""
-    constructor = getattr(_package("torchvision.datasets", "torchvision"), cls)
+    constructor = getattr(imported("torchvision.datasets", why="these data need it:"), cls)
     try:
         return constructor(str(root), download=download, **options)
     except (RuntimeError, OSError) as error:
@@ -319,16 +316,6 @@ def _resized(images: Tensor, size: tuple[int, int, int] | None) -> Tensor:
     return images
 
 
-def _fitted(picture: Any, shape: tuple[int, int, int]) -> Tensor:
-    """A PIL image as (C, H, W) in [0, 1]: the shorter side resized, the centre cropped."""
-    functional = _package("torchvision.transforms.v2.functional", "torchvision")
-    channels, height, width = shape
-    image = functional.pil_to_tensor(picture.convert("L" if channels == 1 else "RGB"))
-    *sides, top, left = fitted_sides((image.shape[1], image.shape[2]), (height, width))
-    image = functional.resize(image, sides, antialias=True)[:, top : top + height, left : left + width]
-    return image.float() / 255
-
-
 def _checked(data: Data) -> Data:
     for part, images in (("train", data.train), ("test", data.test)):
         labels = cast("TensorImages", images).labels
@@ -338,13 +325,6 @@ def _checked(data: Data) -> Data:
                 f"files are damaged"
             )
     return data
-
-
-def _package(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingPackageError(f"these data need {package}. Run: pip install {package}") from error
 
 
 __all__ = ["Data", "Images", "Part", "TensorImages", "first_images", "list_data", "load_data", "split"]

@@ -87,11 +87,14 @@ def build_classifier(
         ModelOutputError: the model cannot give one logit per class for images of this shape.
         Bu2tdError: as `bu2td.convert` and `bu2td.models.words.create_model`.
     """
-    wanted, channels = len(data.classes), data.shape[0]
+    channels = data.shape[0]
+    keeps = arrangement == "bu" and settings.pretrained  # its own classes and channels, as its weights have them
+    wishes: dict[str, Any] = {} if keeps else {"num_classes": len(data.classes), "in_channels": channels}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = create_model(settings.model, device="cpu", num_classes=wanted, in_channels=channels)
-    inner = _channels_of(model, data, settings.model, wanted)
+        model = create_model(settings.model, device="cpu", **wishes)
+    hint = "Pretrained weights know their own classes: train the last layer, and give --checkpoint bu=FILE"
+    inner = _channels_of(model, data, settings.model, hint if keeps else "A factory may take num_classes")
     network: nn.Module = model
     if arrangement != "bu":
         example = torch.zeros(2, inner, *data.shape[1:])
@@ -110,9 +113,10 @@ def _checkpoint(network: nn.Module) -> None:
     switch()
 
 
-def _channels_of(model: nn.Module, data: Data, word: str, wanted: int) -> int:
+def _channels_of(model: nn.Module, data: Data, word: str, hint: str) -> int:
     """How many channels the model takes for these data, checked by running it."""
     channels, height, width = data.shape
+    wanted = len(data.classes)
     reasons = []
     was_training = model.training
     model.eval()
@@ -129,7 +133,7 @@ def _channels_of(model: nn.Module, data: Data, word: str, wanted: int) -> int:
         if found != (2, wanted):
             raise ModelOutputError(
                 f"{word} returns {found} for two images, expected (2, {wanted}): one logit for each of the "
-                f"{wanted} classes of {data.name}. A factory may take num_classes"
+                f"{wanted} classes of {data.name}. {hint}"
             )
         return count
     raise ModelOutputError(

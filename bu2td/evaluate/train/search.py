@@ -14,7 +14,7 @@ from bu2td.evaluate.data.sets import Data, split
 from bu2td.evaluate.folder import RunFolder
 from bu2td.evaluate.schema import Trial, write_table
 from bu2td.evaluate.settings import Settings, check, to_yaml
-from bu2td.evaluate.train.accuracy import identity_of
+from bu2td.evaluate.train.identity import identity_of
 from bu2td.evaluate.train.loop import fit
 from bu2td.evaluate.train.model import build_classifier, normalisation_of
 from bu2td.files import replacing
@@ -84,7 +84,7 @@ def _accuracy(place: Path, data: Data, arrangement: str, settings: Settings, eng
     train, validation = split(data.train, settings.seed, settings.validation_share)
     normalisation = normalisation_of(train, settings.normalise)
     classifier = build_classifier(settings, data, arrangement, settings.seed, normalisation)
-    identity = identity_of(settings, arrangement, 0)
+    identity = identity_of(settings, arrangement, 0, classifier.network)
     try:
         log = fit(
             classifier,

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from bu2td.errors import DataError, OptionError
+from bu2td.evaluate.data import idx
 from bu2td.evaluate.data.sets import first_images, list_data, load_data, split
 
 pytest.importorskip("torchvision")
@@ -232,14 +233,17 @@ def test_unknown_data() -> None:
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "imagenette"])
-def test_missing_files_say_how_to_get_them(tmp_path: Path, name: str) -> None:
+def test_missing_files_say_how_to_get_them(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idx, "DEBIAN", tmp_path / "nowhere")
     with pytest.raises(DataError, match="--download"):
         load_data(name, tmp_path)
 
 
 def test_truncated_mnist(tmp_path: Path) -> None:
     _mnist(tmp_path, cut=100)
-    with pytest.raises(DataError, match=r"mnist .* is damaged"):
+    with pytest.raises(
+        DataError, match=r"^mnist: .*train-images-idx3-ubyte is damaged: 15580 bytes for 20 x 28 x 28"
+    ):
         load_data("mnist", tmp_path)
 
 
