@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bu2td.errors import UnknownModelError
+from bu2td.errors import OptionError, UnknownModelError
 from bu2td.models.factories import from_file, from_module
 from bu2td.models.libraries import LIBRARIES, library_of
 from bu2td.models.library import FORMS, describe, is_installed

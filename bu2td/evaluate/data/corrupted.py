@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from bu2td.errors import DataError
-from bu2td.evaluate.data.sets import Data, FileImages
+from bu2td.evaluate.data.pictures import FileImages
+from bu2td.evaluate.data.sets import Data
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LABELS = "labels.npy"
@@ -228,25 +229,8 @@ def _labels(place: Path, rows: int, data: Data) -> np.ndarray:
 # --- image files --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Image files with labels, as `FileImages` reads them."""
-
-    samples: list[tuple[Path, int]]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        path, label = self.samples[index]
-        with Image.open(path) as picture:
-            return picture.convert("RGB"), label
-
-
 def _read(samples: list[tuple[Path, int]], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    images = FileImages(_Pictures(samples), shape)
+    images = FileImages(samples, shape)
     pairs = [images[i] for i in range(len(images))]
     return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 

@@ -214,7 +214,7 @@ def curves_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
         axes.set_yticks([0, 50, 100])
     figure.supylabel("loss of accuracy, points", fontsize=7.5)
     figure.supxlabel("L2 distance, pixel values in [0, 1]", fontsize=7.5)
-    _legend(figure, drawn)
+    legend(figure, drawn)
     return figure
 
 
@@ -257,7 +257,7 @@ def corruptions_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
     figure.supylabel("accuracy", fontsize=7.5)
     figure.supxlabel("severity, 0 is clean", fontsize=7.5)
-    _legend(figure, drawn, markers=True)
+    legend(figure, drawn, markers=True)
     return figure
 
 
@@ -310,7 +310,7 @@ def localisation_figure(rows: pd.DataFrame) -> Figure | None:
         axes.set_ylim(0, 1.02)
         percent_axis(axes.yaxis, 1)
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
-    _legend(figure, drawn, patches=True)
+    legend(figure, drawn, patches=True)
     return figure
 
 
@@ -364,7 +364,7 @@ def training_figure(rows: pd.DataFrame) -> Figure | None:
     for axes in (loss, accuracy):
         _whole(axes.xaxis)
         axes.grid(color=FAINT, linewidth=0.7)
-    _legend(figure, drawn)
+    legend(figure, drawn)
     return figure
 
 
@@ -421,7 +421,7 @@ def _mean_line(
         axes.fill_between(places, low, values + stds, color=color, alpha=0.18, linewidth=0)
 
 
-def _legend(figure: Figure, drawn: dict[str, int], patches: bool = False, markers: bool = False) -> None:
+def legend(figure: Figure, drawn: dict[str, int], patches: bool = False, markers: bool = False) -> None:
     """One legend above all axes, with the number of repeats."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch

@@ -15,7 +15,7 @@ import pandas as pd
 
 from bu2td.evaluate.report import figures as shared
 from bu2td.evaluate.report.figures import COLORS, COLUMN, DASHES, FAINT, GREY, MARKERS, PAGE, SHORT
-from bu2td.evaluate.report.read import ARRANGEMENTS, WORDS
+from bu2td.evaluate.schema import ARRANGEMENTS, WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -163,7 +163,7 @@ def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
     axes.set_xticks(range(len(edges)), [octave(*edge) for edge in edges])
     axes.set(xlabel="radius, cycles per image", ylabel="error")
     _share_axis(axes)
-    shared._legend(figure, drawn, markers=True)
+    shared.legend(figure, drawn, markers=True)
     return figure
 
 
@@ -203,7 +203,7 @@ def filters_figure(rows: Any) -> Figure | None:
         _share_axis(axes)
     figure.supxlabel("radius of the cut, cycles per image", fontsize=7.5)
     figure.supylabel("accuracy", fontsize=7.5)
-    shared._legend(figure, drawn)
+    shared.legend(figure, drawn)
     return figure
 
 
@@ -214,7 +214,7 @@ def spectra_figure(rows: Any, columns: int = 4) -> Figure | None:
     attacks = list(dict.fromkeys(spectra["attack"])) if len(spectra) else []
     if not attacks:
         return None
-    figure, grid = shared._small_multiples(len(attacks), columns, 1.45)
+    figure, grid = shared.small_multiples(len(attacks), columns, 1.45)
     drawn: dict[str, int] = {}
     for axes, attack in zip(grid, attacks, strict=True):
         own = spectra[spectra["attack"] == attack]
@@ -230,7 +230,7 @@ def spectra_figure(rows: Any, columns: int = 4) -> Figure | None:
         axes.grid(color=FAINT, linewidth=0.7)
     figure.supylabel("share of the power, %", fontsize=7.5)
     figure.supxlabel("radius, cycles per image", fontsize=7.5)
-    shared._legend(figure, drawn)
+    shared.legend(figure, drawn)
     return figure
 
 
@@ -266,7 +266,7 @@ def _line(axes: Axes, places: np.ndarray, values: np.ndarray, arrangement: str) 
 
 def _share_axis(axes: Axes) -> None:
     axes.set_ylim(-0.02, 1.02)
-    shared._percent(axes.yaxis, 1)
+    shared.percent_axis(axes.yaxis, 1)
     axes.grid(axis="y", color=FAINT, linewidth=0.7)
 
 

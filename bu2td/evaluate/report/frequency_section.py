@@ -9,7 +9,8 @@ import pandas as pd
 
 from bu2td.evaluate.report.frequency_figures import figures, frame, octave
 from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
-from bu2td.evaluate.report.read import ARRANGEMENTS, WORDS, Run
+from bu2td.evaluate.report.read import Run
+from bu2td.evaluate.schema import ARRANGEMENTS, WORDS
 
 if TYPE_CHECKING:
     from bu2td.evaluate.report.sections import Drawer

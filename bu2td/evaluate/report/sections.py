@@ -9,6 +9,7 @@ from bu2td.evaluate.report import figures, heatmaps
 from bu2td.evaluate.report.attack_sections import corruptions, robustness
 from bu2td.evaluate.report.compare import Comparison, Family, aggregate, statistic
 from bu2td.evaluate.report.figures import present
+from bu2td.evaluate.report.frequency_section import frequency_section
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table, Text
 from bu2td.evaluate.report.read import Run
 from bu2td.evaluate.report.summary import verdict_table
@@ -48,7 +49,7 @@ def sections(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> lis
         *_search(run),
         *robustness(run, comparisons, drawer),
         *corruptions(run, comparisons, drawer),
-        # PLACE OF THE FREQUENCY SECTION: *frequency_section(run, drawer),
+        *frequency_section(run, drawer),
         *verdict_table(comparisons, Family.BANDS),
         *_explanation(run, comparisons, drawer),
         *_making(run),

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bu2td.evaluate.parts import Found, Part
+from bu2td.evaluate.parts import Found, Part, load, path_of
 from bu2td.evaluate.report.compare import aggregate
 from bu2td.evaluate.robustness import frequency as f
-from bu2td.evaluate.robustness import stage as attacks
+from bu2td.evaluate.robustness.gather import cuts, gather, part_name
 from bu2td.evaluate.robustness.judged import Judged, Network, by_network, joined
 from bu2td.evaluate.schema import ARRANGEMENTS, Band, BandImage, Filtered, FourierCell, Spectrum, write_table
 from bu2td.evaluate.stages import Answer, Context, Stage, digest, digest_model
@@ -140,20 +140,31 @@ def _filters(context: Context) -> list[Filtered]:
 
 def _spectra(context: Context) -> list[Spectrum]:
     """The spectra of what the attacks of the robustness experiment found; nothing without it."""
-    rows = []
-    for network, own in attacks._found(context).items():
-        for attack, (found, positions) in own.items():
-            there = found.clean & np.isfinite(found.distance) & (found.distance > 0)
-            if not there.any():
-                continue
-            clean = torch.stack([context.data.test[p][0] for p, is_ in zip(positions, there, strict=True) if is_])
-            power = f.radial_power(found.images[there].astype(np.float64) - clean.double().numpy()).mean(0)
-            white = f.white_power(*clean.shape[2:])
-            rows += [
-                Spectrum(*network, attack, radius, int(there.sum()), min(float(p), 1.0), float(w))
-                for radius, (p, w) in enumerate(zip(power, white, strict=True))
+    folder, rows = context.run.parts("robustness"), []
+    for network, own in gather(folder).attacks.items():
+        for attack, found in own.items():
+            powers = [
+                power
+                for start, end in cuts(folder, network, attack, len(found.positions), len(found.positions))
+                for power in _powers(context, load(path_of(part_name(network, attack, start, end), folder)))
             ]
+            if powers:
+                power, white = np.mean(powers, axis=0), f.white_power(*context.data.shape[1:])
+                rows += [
+                    Spectrum(*network, attack, radius, len(powers), min(float(p), 1.0), float(w))
+                    for radius, (p, w) in enumerate(zip(power, white, strict=True))
+                ]
     return rows
+
+
+def _powers(context: Context, part: Found) -> list[np.ndarray]:
+    """The radial power of the perturbation of every image of a batch that has one."""
+    arrays = part.arrays
+    there = arrays["clean"] & np.isfinite(arrays["distance"]) & (arrays["distance"] > 0)
+    if not there.any():
+        return []
+    clean = torch.stack([context.data.test[int(p)][0] for p in arrays["positions"][there]])
+    return list(f.radial_power(arrays["images"][there].astype(np.float64) - clean.double().numpy()))
 
 
 def collect(context: Context) -> Answer:
