@@ -46,18 +46,24 @@ def sweep(
         summary: what else is written beside the rows.
         about: settings; rows of an earlier run with others are not gone on with.
     """
-    file = args.out.with_suffix(".json")
-    rows: list[Row] = []
-    if file.exists() and not args.fresh:
-        before = json.loads(file.read_text())
-        if any(before["about"].get(name) != value for name, value in about.items()):
-            raise SystemExit(f"{file} is of other settings; run with --fresh, or with another --out")
-        rows = before["rows"]
+    rows = [] if args.fresh else earlier(args.out, "run with --fresh, or with another --out", **about)
     done = {tuple(row[column] for column in columns) for row in rows}
     for job in (bar := tqdm([job for job in jobs if job not in done])):
         bar.set_description(" ".join(job))
         rows += run(*job)
         write(args.out, rows, **about, **summary(rows))
+    return rows
+
+
+def earlier(stem: Path, remedy: str, **about: Any) -> list[Row]:
+    """The rows of ``stem.json``, none where it is not there; rows of other settings are not gone on with."""
+    file = stem.with_suffix(".json")
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text())
+    if any(before["about"].get(name) != value for name, value in about.items()):
+        raise SystemExit(f"{file} is of other settings; {remedy}")
+    rows: list[Row] = before["rows"]
     return rows
 
 

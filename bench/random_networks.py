@@ -11,7 +11,6 @@ Writes bench/results/random_networks.csv and .json, whole, every few seconds.
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 import re
 import sys
@@ -119,13 +118,8 @@ def main() -> None:
     args = parser.parse_args()
     about = {"grammar": version(), "real": args.real, "device": "cpu"}
     seeds = range(args.seed, args.seed + args.count)
-    rows: list[dict[str, Any]] = []
-    file = args.out.with_suffix(".json")
-    if args.resume and file.exists():
-        before = json.loads(file.read_text())
-        if any(before["about"].get(name) != value for name, value in about.items()):
-            parser.error(f"{file} is of another grammar or other settings; run without --resume")
-        rows = [row for row in before["rows"] if row["seed"] in seeds]
+    before = _results.earlier(args.out, "run without --resume", **about) if args.resume else []
+    rows = [row for row in before if row["seed"] in seeds]
     done = {row["seed"] for row in rows}
     todo = [seed for seed in seeds if seed not in done]
     written = time.monotonic()

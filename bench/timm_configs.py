@@ -11,7 +11,6 @@ do not count: others take their places). Writes bench/results/timm_configs.csv a
 """
 
 import argparse
-import json
 import multiprocessing
 import time
 import warnings
@@ -103,13 +102,7 @@ def worked(seeds: list[int], args: argparse.Namespace) -> Iterator[list[dict[str
 
 def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Check seeds until as many networks as are asked for are no invalid ones; goes on with rows that are there."""
-    rows: list[dict[str, Any]] = []
-    file = args.out.with_suffix(".json")
-    if args.resume and file.exists():
-        before = json.loads(file.read_text())
-        if any(before["about"].get(name) != value for name, value in _about(args).items()):
-            raise SystemExit(f"{file} is of other settings; run without --resume")
-        rows = before["rows"]
+    rows = _results.earlier(args.out, "run without --resume", **_about(args)) if args.resume else []
     last, seed = time.monotonic(), args.seed
     with tqdm(total=args.count) as bar:
         while missing := max(0, args.count - len({row["seed"] for row in rows if row["status"] != INVALID})):

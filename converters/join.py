@@ -192,19 +192,27 @@ def _parts(site: Site, fields: Mapping[str, Any], axis: int) -> tuple[Field, ...
     return tuple(compressed(p, [axis]) if site.input_dims()[axis].kind == "channel" else p for p in parts)
 
 
-@register_converter(torch.split, "method:split")
-class SplitConverter(Converter):
-    """Split into parts of given sizes, which are literals that go stale."""
+@register_converter(torch.chunk, "method:chunk")
+class ChunkConverter(Converter):
+    """Chunk into equal parts."""
 
     role = Role.SPLIT
     aliases = True
+    equal = True
 
     def tie(self, site: Site, system: System) -> Any:
         """Cut the dimension into the parts."""
-        return _split(site, system, site.axis(2, default=0), equal=False)
+        return _split(site, system, site.axis(2, default=0), equal=self.equal)
 
     def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
         return _parts(site, fields, site.axis(2, default=0))
+
+
+@register_converter(torch.split, "method:split")
+class SplitConverter(ChunkConverter):
+    """Split into parts of given sizes, which are literals that go stale."""
+
+    equal = False
 
     def rebuild(self, site: Site, change: Change) -> Rebuilt:
         """Rewrite the sizes as a list."""
@@ -235,21 +243,6 @@ class ChannelShuffleConverter(Converter):
         order = (0, 2, 1, *range(3, 3 + len(plane)))
         dealt = transpose(viewed(fields[site.source()], (n, c, *plane), (n, groups, c // groups, *plane)), order)
         return viewed(dealt, (n, c // groups, groups, *plane), (n, c, *plane))
-
-
-@register_converter(torch.chunk, "method:chunk")
-class ChunkConverter(Converter):
-    """Chunk into equal parts."""
-
-    role = Role.SPLIT
-    aliases = True
-
-    def tie(self, site: Site, system: System) -> Any:
-        """Cut the dimension into equal parts."""
-        return _split(site, system, site.axis(2, default=0), equal=True)
-
-    def interval(self, site: Site, fields: Mapping[str, Any]) -> Any:
-        return _parts(site, fields, site.axis(2, default=0))
 
 
 @register_converter(nn.GLU, torch.nn.functional.glu)

@@ -277,7 +277,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"reductions": 4}, errors.OptionError, "reductions=4"),
     ({"seed": -1}, errors.OptionError, "seed=-1"),
     ({"seed": 1.5}, errors.OptionError, "seed=1.5"),
-    ({"device": "gpu"}, errors.OptionError, "device='gpu'"),
+    ({"device": "gpu"}, errors.OptionError, "The device 'gpu' cannot be used"),
     ({"max_macs_ratio": 0}, errors.OptionError, "max_macs_ratio=0"),
 ]
 

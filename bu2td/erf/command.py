@@ -30,6 +30,7 @@ from bu2td.erf.gradient import Gradients, gradient
 from bu2td.erf.panel import Panel
 from bu2td.erf.plot import check_plot, plot
 from bu2td.erf.subject import Subject, subject
+from bu2td.erf.table import extent
 from bu2td.erf.theory import Fields, theory
 from bu2td.errors import (
     ModelOutputError,
@@ -291,10 +292,10 @@ def _theory_cells(row: dict[str, Any]) -> dict[str, Any]:
     if row["size"] is None:
         cause = "unknown" if row["unknown"] else "whole image" if row["gated"] else "none"
         return {"field": cause, "jump": "", "meet": ""}
-    meet = ", ".join(_sides(size) for size in row["merged"])
+    meet = ", ".join(extent(size) for size in row["merged"])
     return {
-        "field": _sides(row["size"]) + "+" * row["gated"],
-        "jump": _sides(row["jump"]),
+        "field": extent(row["size"]) + "+" * row["gated"],
+        "jump": extent(row["jump"]),
         "meet": f"{{{meet}}}" if meet else "",
     }
 
@@ -306,12 +307,6 @@ def _gradient_cells(row: dict[str, Any]) -> dict[str, Any]:
         "sigma": round(row["sigma"], 1),
         "inside": "" if row["share"] is None else f"{row['share']:.1%}",
     }
-
-
-def _sides(size: Sequence[float]) -> str:
-    """10 for (10, 10)."""
-    height, width = (f"{side:g}" for side in size)
-    return height if height == width else f"{height}x{width}"
 
 
 def _notes(sides: list[_Side]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from bu2td.files import write_csv, write_json
@@ -45,6 +46,12 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON-ready data."""
         return {"rows": self.rows}
+
+
+def extent(size: Sequence[float]) -> str:
+    """A height and a width as one word: 10 for (10, 10), else 10x12."""
+    height, width = (f"{side:g}" if isinstance(side, float) else str(side) for side in size)
+    return height if height == width else f"{height}x{width}"
 
 
 def data_frame(rows: list[dict[str, Any]]) -> Any:

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from bu2td.erf.intervals import Intervals, Line, PyramidField, intervals
 from bu2td.erf.plot import plot_fields
 from bu2td.erf.subject import Subject, subject
-from bu2td.erf.table import Table
+from bu2td.erf.table import Table, extent
 from bu2td.errors import OptionError, TopologyError, nearest
 from bu2td.ir import Analysis, flat, format_table, is_tensor, reduction_of
 from bu2td.ops import Role, Site, converter_for
@@ -344,15 +344,10 @@ def _positions(line: Line | None) -> list[Pair | None] | None:
 def _shown(column: str, value: Any) -> Any:
     """A cell of the table: equal pairs as one number."""
     if column == "merged":
-        return "{" + ", ".join(_pair(size) for size in value) + "}" if value else ""
+        return "{" + ", ".join(extent(size) for size in value) + "}" if value else ""
     if isinstance(value, tuple):
-        return _pair(value)
+        return extent(value)
     return value
-
-
-def _pair(value: Pair) -> str:
-    height, width = (f"{v:g}" if isinstance(v, float) else str(v) for v in value)
-    return height if height == width else f"{height}x{width}"
 
 
 def _notes(row: Mapping[str, Any]) -> str:

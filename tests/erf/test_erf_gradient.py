@@ -244,7 +244,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": -1}, errors.OptionError, "seed=-1"),
     ({"input_size": (3, 4, 5, 6, 0)}, errors.OptionError, "input_size"),
     ({"input_size": -3}, errors.OptionError, "input_size"),
-    ({"device": "gpu"}, errors.OptionError, "device='gpu'"),
+    ({"device": "gpu"}, errors.OptionError, "The device 'gpu' cannot be used"),
     ({"images": torch.zeros(3, 8, 8)}, errors.ExampleInputError, r"found \(3, 8, 8\)"),
     ({"images": torch.full((1, 3, 8, 8), float("nan"))}, errors.NonFiniteError, "images hold"),
     ({"images": torch.zeros(1, 4, 32, 32)}, errors.ExampleInputError, "does not run on images"),
