@@ -39,7 +39,7 @@ MAPS = "explanations.npz"
 CHUNK = 50  # images of a part
 _PICTURES = 10  # images whose heat maps are kept
 _STEPS = 20  # of deletion and insertion
-_MEASURES = ("precision", "recall", "pointing", "boxes", "deletion", "insertion")
+_MEASURES = ("precision", "recall", "pointing", "max_box_acc_v2", "deletion", "insertion")
 _NAME = re.compile(r"(\w+)-(\d+)/(\d+)-(\d+)")
 
 #: What is there of a network: its parts in order of their images.
@@ -118,7 +118,7 @@ def collect(context: Context) -> Answer:
     """Tables of all explanations that are there, of the arrangements that are compared now."""
     objects, parts = _objects(context), _load(context)
     context.run.note(objects=vars(objects))
-    arrangements = [a for a, _ in context.networks(context.settings.explain_arrangements, 1)]
+    arrangements = [a for a in context.settings.explain_arrangements if a in context.settings.arrangements]
     repeats = sorted({k for _, k in parts})
     shared = {k: _shared([parts.get((a, k), ()) for a in arrangements]) for k in repeats}
     found = _summary([(parts[a, k], shared[k]) for k in repeats for a in arrangements if (a, k) in parts], context)
@@ -135,7 +135,7 @@ def collect(context: Context) -> Answer:
     arrays = _pictures(context, {a: parts.get((a, 0), ()) for a in arrangements}, shared.get(0, []))
     if arrays:
         save_explanations(context.run.path / MAPS, arrays)
-    lone = [str(k) for k, images in shared.items() if not images]
+    lone = [str(k) for k in repeats if not shared[k] and all((a, k) in parts for a in arrangements)]
     note: Answer = (
         {f"no image that all networks of repeat {', '.join(lone)} classify correctly": []} if lone else {}
     )
