@@ -39,7 +39,7 @@ _GROUPS = {
     "search": ("data", "training", "machine"),
     "robustness": ("robustness", "machine"),
     "corruptions": ("corruptions", "robustness", "machine"),
-    "explain": ("explain", "machine"),
+    "explain": ("explain", "robustness", "machine"),
 }
 _TITLES = {
     "data": "what is compared",
