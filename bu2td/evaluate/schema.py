@@ -444,7 +444,8 @@ class ExplainedImage(Row):
     """Measures of the heat map of one image, as in `Localisation` and `Faithfulness`; nothing where not defined.
 
     `image` is its place in the test set; every network that is compared classifies it correctly. `empty` is 1 for a
-    heat map of zeros; `boxes` is the share of overlaps at which its box is found, whose mean is MaxBoxAccV2.
+    heat map of zeros; `max_box_acc_v2` is the share of overlaps at which its box is found, whose mean is
+    MaxBoxAccV2.
     """
 
     arrangement: Arrangement
@@ -461,7 +462,7 @@ class ExplainedImage(Row):
     pointing: ShareOrNothing
     deletion: Number
     insertion: Number
-    boxes: ShareOrNothing
+    max_box_acc_v2: ShareOrNothing
     file = "explained_images.csv"
     key = ("arrangement", "repeat", "layer", "normalisation", "image")
 

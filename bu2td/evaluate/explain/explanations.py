@@ -181,7 +181,7 @@ def measure(
             for i, image in enumerate(positions):
                 values: Any = {name: column[i] for name, column in columns.items()}
                 start = (*network, layer, kind, int(image), int(empty[i]))
-                rows.append(ExplainedImage(*start, **values, boxes=float("nan")))
+                rows.append(ExplainedImage(*start, **values, max_box_acc_v2=float("nan")))
             overlaps.append(own)
     return Measured(rows, None if objects.boxes is None else np.concatenate(overlaps))
 
@@ -215,7 +215,7 @@ def summarise(rows: Sequence[ExplainedImage], threshold: float, overlaps: np.nda
             accuracy = box_accuracy(overlaps[own.index])
             found.boxes.append(Boxes(**start, **counts, max_box_acc_v2=accuracy.mean))
             for i, right in zip(own.index, accuracy.right, strict=True):
-                made[i] = replace(made[i], boxes=float(right))
+                made[i] = replace(made[i], max_box_acc_v2=float(right))
         means: Any = {name: float(own[name].mean()) for name in ("pointing", "deletion", "insertion")}
         found.faithfulness.append(Faithfulness(**start, **counts, pointed=int(own["pointing"].count()), **means))
         if own["tp"].count():

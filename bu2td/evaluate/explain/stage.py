@@ -30,7 +30,7 @@ from bu2td.evaluate.explain.explanations import (
 from bu2td.evaluate.explain.gradcam import GradCam, HeatMaps
 from bu2td.evaluate.explain.objects import LOOKED_AT, Choice, choose_objects, find_objects
 from bu2td.evaluate.parts import Found, Part, load_all
-from bu2td.evaluate.schema import LAYERS, Boxes, ExplainedImage, Faithfulness, Localisation, write_table
+from bu2td.evaluate.schema import LAYERS, Boxes, ExplainedImage, Faithfulness, Localisation, Row, write_table
 from bu2td.evaluate.stages import Answer, Context, Stage, digest, digest_model
 from bu2td.evaluate.train.model import Classifier
 from bu2td.packages import imported
@@ -39,7 +39,7 @@ MAPS = "explanations.npz"
 CHUNK = 50  # images of a part
 _PICTURES = 10  # images whose heat maps are kept
 _STEPS = 20  # of deletion and insertion
-_MEASURES = ("precision", "recall", "pointing", "boxes", "deletion", "insertion")
+_MEASURES = ("precision", "recall", "pointing", "max_box_acc_v2", "deletion", "insertion")
 _NAME = re.compile(r"(\w+)-(\d+)/(\d+)-(\d+)")
 
 #: What is there of a network: its parts in order of their images.
@@ -118,24 +118,22 @@ def collect(context: Context) -> Answer:
     """Tables of all explanations that are there, of the arrangements that are compared now."""
     objects, parts = _objects(context), _load(context)
     context.run.note(objects=vars(objects))
-    arrangements = [a for a, _ in context.networks(context.settings.explain_arrangements, 1)]
+    arrangements = [a for a in context.settings.explain_arrangements if a in context.settings.arrangements]
     repeats = sorted({k for _, k in parts})
     shared = {k: _shared([parts.get((a, k), ()) for a in arrangements]) for k in repeats}
     found = _summary([(parts[a, k], shared[k]) for k in repeats for a in arrangements if (a, k) in parts], context)
-    tables = (
-        (Localisation, found.localisation),
-        (ExplainedImage, found.images),
-        (Faithfulness, found.faithfulness),
-    )
-    for name in (*(table.file for table in STAGE.tables), MAPS):  # what is there may be of other arrangements
-        (context.run.path / name).unlink(missing_ok=True)
-    for table, rows in (*tables, (Boxes, found.boxes)):
+    made: tuple[Sequence[Row], ...] = (found.localisation, found.images, found.faithfulness, found.boxes)
+    for table, rows in zip(STAGE.tables, made, strict=True):
         if rows:
             write_table(table, rows, context.run.path)
+        else:  # what is there is of other arrangements or objects
+            (context.run.path / table.file).unlink(missing_ok=True)
     arrays = _pictures(context, {a: parts.get((a, 0), ()) for a in arrangements}, shared.get(0, []))
     if arrays:
         save_explanations(context.run.path / MAPS, arrays)
-    lone = [str(k) for k, images in shared.items() if not images]
+    else:
+        (context.run.path / MAPS).unlink(missing_ok=True)
+    lone = [str(k) for k in repeats if not shared[k] and all((a, k) in parts for a in arrangements)]
     note: Answer = (
         {f"no image that all networks of repeat {', '.join(lone)} classify correctly": []} if lone else {}
     )
@@ -162,7 +160,7 @@ def _load(context: Context) -> Parts:
 def _shared(networks: Sequence[Sequence[Found]]) -> list[int]:
     """The images that all networks classify correctly; of a network without parts that is none."""
     right = [{int(i) for p in parts for i in p.arrays["images"][p.arrays["right"]]} for parts in networks]
-    return sorted(set.intersection(*right))
+    return sorted(set.intersection(*right)) if right else []
 
 
 def _summary(networks: Sequence[tuple[Sequence[Found], Sequence[int]]], context: Context) -> Explained:

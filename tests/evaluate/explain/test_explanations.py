@@ -240,7 +240,7 @@ def test_rows_of_the_tables(explained: Explained) -> None:
     assert explained.boxes == []
     keys = [(r.arrangement, r.repeat, r.layer, r.normalisation, r.image) for r in explained.images]
     assert keys == [(*key, i) for key in KEYS for i in explained.index.tolist()]
-    assert all(math.isnan(r.boxes) for r in explained.images)
+    assert all(math.isnan(r.max_box_acc_v2) for r in explained.images)
 
 
 def test_means_of_the_tables_are_those_of_their_images(explained: Explained) -> None:
@@ -317,7 +317,12 @@ def test_boxes_take_the_place_of_bright_pixels(trained: dict[str, nn.Module]) ->
     assert all(0 <= r.max_box_acc_v2 <= 1 and r.samples == len(found.index) for r in found.boxes)
     for row in found.boxes:
         key = (row.arrangement, row.layer, row.normalisation)
-        own = [r.boxes for r in found.images if (r.arrangement, r.layer, r.normalisation) == key if not r.empty]
+        own = [
+            r.max_box_acc_v2
+            for r in found.images
+            if (r.arrangement, r.layer, r.normalisation) == key
+            if not r.empty
+        ]
         assert row.max_box_acc_v2 == pytest.approx(sum(own) / len(own))
     masks = box_masks(boxes[found.index], (16, 16))
     heat = grad_cam(trained["bu"], images[found.index], levels="last-convolution").plain()[:, 0]

@@ -43,6 +43,23 @@ def test_bottom_up_equals_captum(name: str) -> None:
         torch.testing.assert_close(found.maps[layer], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("build", "convolution", "level"),
+    [
+        (baselines.lenet_fc, "classifier", "unit3"),
+        (flat_lenet, "13", "10"),
+        (baselines.nin_light, "classifier", "features.unit3_2"),
+    ],
+)
+def test_both_layers_equal_captum(build: Callable[[], nn.Module], convolution: str, level: str) -> None:
+    model = ready(build())
+    images, targets = torch.rand(3, 1, 28, 28), torch.tensor([1, 7, 4])
+    found = grad_cam(model, images, targets, levels=["last-convolution", "last-level"])
+    for name, layer in (("last-convolution", convolution), ("last-level", level)):
+        expected = captum_map(model, model.get_submodule(layer), images, targets)
+        torch.testing.assert_close(found.maps[name], expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("arrangement", ["td", "rev"])
 @pytest.mark.parametrize("name", ["lenet_fc", "nin_light"])
 def test_top_down_equals_captum(name: str, arrangement: str) -> None:
