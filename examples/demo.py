@@ -8,7 +8,6 @@ converted. The whole takes about a minute on two cores.
 """
 
 import argparse
-import json
 import platform
 import time
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from typing import Any
 
 import timm
 import torch
-from _report import atomic, curves_figure, features_figure, pyramid_figure, save_figure, save_report
+from _report import curves_figure, features_figure, pyramid_figure, save_figure, save_report
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 import bu2td
 from bu2td.draw import draw
+from bu2td.files import write_json
 from bu2td.models.baselines import LeNetFC
 from bu2td.nn import gaussian_resample
 
@@ -201,8 +201,7 @@ def main() -> None:
         "plans": {"lenet_fc": lenet_td.plan.to_dict(), "resnet18": resnet_td.plan.to_dict()},
         "seconds": round(time.perf_counter() - started, 1),
     }
-    with atomic(out / "results.json") as path:
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(record, out / "results.json")
     save_report(record, {"lenet_fc": lenet_td.plan, "resnet18": resnet_td.plan}, out)
 
     for name, result in results.items():

@@ -126,7 +126,9 @@ def _environment() -> Any:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t\N{NO-BREAK SPACE}" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t\N{NO-BREAK SPACE}" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def _plain(text: str) -> str:
