@@ -10,6 +10,7 @@ from bu2td.evaluate.report.figures import (
     COLORS,
     FAINT,
     PAGE,
+    log_axis,
     new_figure,
     percent_axis,
     save_figure,
@@ -37,7 +38,8 @@ def curves_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
         loss.plot(epochs, [row["loss"] for row in history], label=name, **style)
         label = f"{name} ({result['test_accuracy']:.1%})"
         accuracy.plot(epochs, [row["test_accuracy"] for row in history], label=label, **style)
-    loss.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    loss.set(xlabel="epoch", ylabel="training loss")
+    log_axis(loss)
     accuracy.set(xlabel="epoch", ylabel="test accuracy")
     percent_axis(accuracy.yaxis, 1)
     for axes, place in ((loss, "best"), (accuracy, "lower right")):
@@ -99,8 +101,8 @@ def save_report(record: Mapping[str, Any], plans: Mapping[str, Any], out: Path) 
     ]
     blocks: list[Block] = [
         Text(
-            "A bottom-up network loses resolution with depth. Its top-down network starts from the coarsest level of "
-            "an image pyramid, and every level adds resolution and detail."
+            "A bottom-up network loses resolution with depth. Its top-down network starts from the coarsest level "
+            "of an image pyramid, and every level adds resolution and detail."
         ),
         Heading("LeNetFC on handwritten digits"),
         Table(
@@ -111,14 +113,14 @@ def save_report(record: Mapping[str, Any], plans: Mapping[str, Any], out: Path) 
         ),
         Picture(
             out / "accuracy.png",
-            "Training loss and test accuracy after every epoch. While the learning rate is high, test accuracy lags: "
-            "the running averages of the paper's batch norm (momentum 0.01) follow the weights slowly.",
+            "Training loss and test accuracy after every epoch. While the learning rate is high, test accuracy "
+            "lags: the running averages of the paper's batch norm (momentum 0.01) follow the weights slowly.",
             WIDTH,
         ),
         Picture(
             out / "pyramid.png",
-            "A test image at every level of the pyramid, named by its reduction. Each level is computed from the full "
-            "image by a Gaussian resample.",
+            "A test image at every level of the pyramid, named by its reduction. Each level is computed from the "
+            "full image by a Gaussian resample.",
             WIDTH,
         ),
         Picture(
@@ -142,9 +144,10 @@ def save_report(record: Mapping[str, Any], plans: Mapping[str, Any], out: Path) 
 def _plan(plan: Any) -> list[Block]:
     before, after, rows = plan.bottom_up_cost, plan.cost, plan.rows()
     titles = [t for t in rows[0] if any(row[t] not in ("", None) for row in rows)]
+    size = "\N{MULTIPLICATION SIGN}".join(map(str, plan.image_shape[-2:]))
     caption = (
         f"{after.parameters:,} parameters (bottom-up {before.parameters:,}); {after.macs / 1e6:,.1f} million "
-        f"multiply-accumulates for an image of {plan.image_shape[-2]}\N{MULTIPLICATION SIGN}{plan.image_shape[-1]}, "
+        f"multiply-accumulates for an image of {size}, "
         f"{after.macs / before.macs:.1f} times the bottom-up network's."
     )
     table = Table(caption, titles, [[_cell(row[t]) for t in titles] for row in rows], words=len(titles))
