@@ -42,10 +42,10 @@ def curves_figure(results: Mapping[str, Mapping[str, Any]]) -> Any:
     log_axis(loss)
     accuracy.set(xlabel="epoch", ylabel="test accuracy")
     percent_axis(accuracy.yaxis, 1)
-    for axes, place in ((loss, "best"), (accuracy, "lower right")):
+    for axes in (loss, accuracy):
         whole_axis(axes.xaxis)
         axes.grid(color=FAINT, linewidth=0.6)
-        axes.legend(loc=place)
+        axes.legend()
     return figure
 
 
