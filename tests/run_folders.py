@@ -55,10 +55,18 @@ def start(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def row(table: type[schema.Row], network: tuple[str, int], **known: Any) -> Any:
+    """A row; of columns that are not named, names are "x", counts 0, and numbers were not measured."""
+    blank = {str: "x", int: 0, float: math.nan}
+    values = {name: blank[of] for name, (of, _) in schema.columns(table).items()}
+    return table(**{**values, "arrangement": network[0], "repeat": network[1], **known})
+
+
 def put_accuracy(folder: Path, accuracies: dict[str, tuple[float, ...]] | None = None) -> None:
     rows = [
-        schema.Training(a, r, 7 + r, 1000 * (1 + ALL.index(a)), 5000, 2, 0.25, 0.9, value, math.nan, 0.03, 1.5 + r,
-                        0.75, math.nan)
+        row(schema.Training, (a, r), seed=7 + r, parameters=1000 * (1 + ALL.index(a)), macs=5000.0, epochs=2,
+            train_loss=0.25, validation_accuracy=0.9, test_accuracy=value, calibration_error=0.03, seconds=1.5 + r,
+            seconds_per_epoch=0.75)
         for a, values in (accuracies or ACCURACY).items()
         for r, value in enumerate(values)
     ]  # fmt: skip
@@ -102,9 +110,10 @@ def put_robustness(
         for (a, r), d in found.items():
             right = d[1:]
             table.append(
-                schema.Robustness(a, r, attack, images, 1 - 1 / images, float(np.isfinite(right).mean()),
-                                  float(np.median(right)), float(np.minimum(d, limit).mean() / limit), limit,
-                                  int(np.isinf(right).sum()), 0, 120.0, 0.9 if attack == "pgd" else 1.0)
+                row(schema.Robustness, (a, r), attack=attack, samples=images, clean_accuracy=1 - 1 / images,
+                    success_rate=float(np.isfinite(right).mean()), median_l2=float(np.median(right)),
+                    auc=float(np.minimum(d, limit).mean() / limit), limit=limit,
+                    failures=int(np.isinf(right).sum()), queries=120.0, converged=0.9 if attack == "pgd" else 1.0)
             )  # fmt: skip
             grid = np.linspace(0, limit, 20)
             curves += [schema.CurvePoint(a, r, attack, float(x), float((d > x).mean())) for x in grid]
@@ -119,9 +128,9 @@ INPUTS = {"none": "", "highest": "1", "medium": "2", "lowest": "4", "highest+med
 
 def put_branches(folder: Path, scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0)) -> None:
     """Accuracy falls by 0.02 per scale and place in `INPUTS`."""
-    more = {"failures": 0} if "failures" in schema.columns(schema.Branch) else {}
     rows = [
-        schema.Branch("td", r, a, name, where, scale, 20, accuracy=0.9 - 0.02 * i * scale, **more)
+        row(schema.Branch, ("td", r), attack=a, inputs=name, reductions=where, scale=scale, samples=20,
+            accuracy=0.9 - 0.02 * i * scale)
         for r in (0, 1) for a in ("pgd", "gaussian-blur") for i, (name, where) in enumerate(INPUTS.items())
         for scale in scales
     ]  # fmt: skip
@@ -163,14 +172,16 @@ def put_explanations(folder: Path, channels: int = 1, count: int = 3, repeats: i
         gain = 0.1 if layer == "last-level" else -0.1
         for a, r in ((a, r) for a in ("bu", "td") for r in range(repeats)):
             p, d = 0.6 + 0.01 * r + (gain if a == "td" else 0), 0.3 - (0.1 if a == "td" else 0)
-            local.append(schema.Localisation(a, r, layer, kind, 0.2, 30, 2, 1, 0, 20.5, 10, 5, p, 0.5))
-            faithful.append(schema.Faithfulness(a, r, layer, kind, 30, 2, 0.8, d, 0.6))
+            known: dict[str, Any] = {"network": (a, r), "layer": layer, "normalisation": kind}
+            counts: dict[str, Any] = {**known, "samples": 30, "empty": 2}
+            pixels = {"threshold": 0.2, "without_prediction": 1, "tp": 20.5, "fp": 10.0, "fn": 5.0}
+            local.append(row(schema.Localisation, **counts, **pixels, precision=p, recall=0.5))
+            faithful.append(row(schema.Faithfulness, **counts, pointing=0.8, deletion=d, insertion=0.6))
             for i in range(30):
                 empty, swing = i in (3, 4), 0.02 * (i % 5 - 2) * (1 if a == "bu" else -1)
-                images.append(
-                    schema.ExplainedImage(a, r, layer, kind, i, math.nan if empty else p + swing,
-                                          math.nan if empty else 0.5, float(i % 5 > 0), d + swing, 0.6)
-                )  # fmt: skip
+                found = {} if empty else {"precision": p + swing, "recall": 0.5}
+                curves = {"deletion": d + swing, "insertion": 0.6, "pointing": float(i % 5 > 0)}
+                images.append(row(schema.ExplainedImage, **known, image=i, **found, **curves))
     for table, rows in (
         (schema.Localisation, local),
         (schema.Faithfulness, faithful),
@@ -190,7 +201,10 @@ def put_explanations(folder: Path, channels: int = 1, count: int = 3, repeats: i
 
 
 def put_boxes(folder: Path) -> None:
-    rows = [schema.Boxes(a, r, "last-level", "plain", 30, 0.5) for a in ("bu", "td") for r in (0, 1)]
+    rows = [
+        row(schema.Boxes, (a, r), layer="last-level", normalisation="plain", samples=30, max_box_acc_v2=0.5)
+        for a in ("bu", "td") for r in (0, 1)
+    ]  # fmt: skip
     write_table(schema.Boxes, rows, folder)
 
 

@@ -326,6 +326,9 @@ def _explained(tables: Tables, family: Family, run_table: str, value: str, title
 def _localisation(tables: Tables) -> Iterator[Sample]:
     for value in ("precision", "recall"):
         yield from _explained(tables, Family.LOCALISATION, "localisation", value, value)
+    if "boxes" in tables["explained_images"]:  # of an image, the share of overlaps at which its box is found
+        images = tables["explained_images"].rename(columns={"boxes": "max_box_acc_v2"})
+        tables = {**tables, "explained_images": images}
     yield from _explained(tables, Family.LOCALISATION, "boxes", "max_box_acc_v2", "MaxBoxAccV2", primary=False)
 
 

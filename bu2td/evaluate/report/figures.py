@@ -252,7 +252,7 @@ def corruptions_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
             drawn[arrangement] = max(drawn.get(arrangement, 0), *(s.n for s in statistics))
         axes.set_title(plain(title(corruption)), loc="left", pad=3)
         axes.set_ylim(max(0, math.floor(10 * lowest - 0.5) / 10) - 0.02, 1.02)
-        _whole(axes.xaxis)
+        whole_axis(axes.xaxis)
         percent_axis(axes.yaxis, 1)
         axes.grid(axis="y", color=FAINT, linewidth=0.7)
     figure.supylabel("accuracy", fontsize=7.5)
@@ -334,8 +334,6 @@ def training_figure(rows: pd.DataFrame) -> Figure | None:
     """Training loss and validation accuracy per epoch: mean and standard deviation over the repeats."""
     if not len(rows):
         return None
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
     figure = new_figure(PAGE, 2.1)
     loss, accuracy = figure.subplots(1, 2)
     drawn: dict[str, int] = {}
@@ -353,16 +351,14 @@ def training_figure(rows: pd.DataFrame) -> Figure | None:
             _mean_line(axes, np.array(epochs, float), values, stds, arrangement, floor=axes is loss)
             losses += list(values) if axes is loss else []
     if losses and min(losses) > 0:
-        loss.set_yscale("log")
-        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        loss.yaxis.set_minor_formatter(NullFormatter())
+        log_axis(loss)
     loss.set(xlabel="epoch", ylabel="training loss")
     accuracy.set(xlabel="epoch", ylabel="validation accuracy")
     low, high = accuracy.get_ylim()
     accuracy.set_ylim(max(low, 0), min(high, 1.02))
     percent_axis(accuracy.yaxis, high - low)
     for axes in (loss, accuracy):
-        _whole(axes.xaxis)
+        whole_axis(axes.xaxis)
         axes.grid(color=FAINT, linewidth=0.7)
     legend(figure, drawn)
     return figure
@@ -449,7 +445,18 @@ def percent_axis(axis: Any, span: float) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.{digits}%}" if value < 1 + 1e-9 else ""))
 
 
-def _whole(axis: Any) -> None:
+def log_axis(axes: Axes) -> None:
+    """A logarithmic axis of y with plain numbers at 1, 2 and 5."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def whole_axis(axis: Any) -> None:
+    """Whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(6, integer=True))

@@ -207,6 +207,7 @@ def family(random: np.random.Generator, images: int, runs: int, gain: float, sub
     return samples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [1, 3])
 def test_a_family_of_equal_networks_seldom_has_a_verdict(runs: int) -> None:
     """On the level of networks, equal means that no run differs: the same weights twice, but for the noise."""

@@ -29,7 +29,7 @@ from run_folders import (
 )
 
 from bu2td.evaluate import schema
-from bu2td.evaluate.report import statistics
+from bu2td.evaluate.report import figures, statistics
 from bu2td.evaluate.report.page import Cell, Heading, Missing, Table, Text, to_html, to_markdown
 from bu2td.evaluate.report.read import read_run
 from bu2td.evaluate.report.sections import sections
@@ -45,6 +45,7 @@ from bu2td.evaluate.schema import TABLES, columns, write_table
 def few_redrawn() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "REDRAWN", 200)
+        patch.setattr(figures, "DPI", 40)
         yield
 
 
