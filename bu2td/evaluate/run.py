@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.errors import OptionError
+from bu2td.evaluate.data.corrupted import open_corrupted
 from bu2td.evaluate.data.sets import Data, load_data
 from bu2td.evaluate.folder import RunFolder, create, describe_data, move_aside, open_run
 from bu2td.evaluate.parts import complete
+from bu2td.evaluate.robustness.frequency import frequencies
 from bu2td.evaluate.robustness.registry import find_attack
 from bu2td.evaluate.schema import Training
 from bu2td.evaluate.settings import Settings
@@ -66,6 +68,7 @@ def evaluate(
     if isinstance(settings, Settings):
         _check_attacks(settings)  # before the first hour of training
         data = _data(settings, download)
+        _check_measures(settings, data)
         engine = start(settings)
         run = _opened(engine, path, settings, resume, overwrite, preset)
     else:
@@ -198,6 +201,13 @@ def _check_attacks(settings: Settings) -> None:
     for word in settings.attacks:
         if word not in GROUPS:
             find_attack(word)
+
+
+def _check_measures(settings: Settings, data: Data) -> None:
+    """What later experiments need of the data, before the first hour of training."""
+    frequencies(*data.shape[1:], settings.frequency_step)
+    if settings.corrupted_data is not None:
+        open_corrupted(settings.corrupted_data, data)
 
 
 def _data(settings: Settings, download: bool) -> Data:
