@@ -53,7 +53,7 @@ def figures(tables: Mapping[str, Any]) -> list[tuple[str, Figure | None, str]]:
             f"0 is the mean brightness alone. Of {_range(own, 'samples')} test images; bars are {INTERVAL}. "
             "Dotted: the error without any wave."
         )
-        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own, filtered), caption))
+        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own), caption))
     if len(spectra):
         caption = (
             "Where the power of the smallest perturbations lies: share of their squared L2 norm at every radius, "
@@ -151,8 +151,8 @@ def _draw_maps(
 
 
 @shared.styled
-def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
-    """Error by band of frequencies, for one norm; with the rows of filtered images, the error without waves too."""
+def bands_figure(rows: Any) -> Figure | None:
+    """Error by band of frequencies, for one norm, and the error without a wave."""
     bands = frame(rows)
     names = _present(bands)
     if not names:
@@ -171,21 +171,12 @@ def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
             capsize=2,
         )  # fmt: skip
         drawn[name] = len(values)
-        for clean in _clean_errors(frame(filtered), name):
-            axes.axhline(clean, color=COLORS[name], linestyle=":", linewidth=0.9)
+        axes.axhline(own["clean_error"].mean(), color=COLORS[name], linestyle=":", linewidth=0.9)
     axes.set_xticks(range(len(edges)), [octave(*edge) for edge in edges])
     axes.set(xlabel="radius, cycles per image", ylabel="error")
     _share_axis(axes)
     shared._legend(figure, drawn, markers=True)
     return figure
-
-
-def _clean_errors(filtered: pd.DataFrame, name: str) -> list[float]:
-    """The mean error on images as they are, if it was measured."""
-    if not len(filtered):
-        return []
-    as_they_are = (filtered["arrangement"] == name) & (filtered["kept"] == "high") & (filtered["radius"] == 0)
-    return [1 - filtered[as_they_are]["accuracy"].mean()] if as_they_are.any() else []
 
 
 def octave(low: float, high: float) -> str:

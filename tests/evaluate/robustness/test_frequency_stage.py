@@ -63,6 +63,10 @@ def test_tables_are_what_the_functions_say(trained: Path) -> None:
             assert bands.error[low] == pytest.approx(wrong[there].mean(), abs=1e-5)
             by_image = own["band_images"][own["band_images"].low == low].set_index("image").error
             assert by_image[positions].tolist() == pytest.approx(wrong[there].mean(0).tolist(), abs=1e-5)
+            clean = (model(images).argmax(1) != labels).float().numpy()
+            assert bands.clean_error[low] == pytest.approx(clean.mean(), abs=1e-5)
+            rows = own["band_images"][own["band_images"].low == low].set_index("image")
+            assert rows.clean_error[positions].tolist() == clean.tolist()
         kept = own["filtered"].set_index(["kept", "radius"]).accuracy
         for one in ("low", "high"):
             right = model(keep_frequencies(images, one, 3)).argmax(1) == labels
