@@ -85,7 +85,7 @@ def test_the_basis_is_orthonormal_and_real_and_of_one_frequency(size: tuple[int,
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_basis_is_an_inverse_transform(size: tuple[int, int]) -> None:
-    """The real image whose transform is sqrt(H W) (1 - i) / 2 at one place and its conjugate at the mirrored one."""
+    """The image whose transform is sqrt(H W) (1 - i) / 2 at one place and its conjugate at the mirrored one."""
     chosen = frequencies(*size)
     for one, wave in zip(chosen.tolist(), basis(chosen, *size).numpy(), strict=True):
         transform = np.zeros(size, complex)
