@@ -12,6 +12,7 @@ from bu2td.evaluate.report.writing import write_report
 from bu2td.evaluate.robustness.branches import branch_accuracy
 from bu2td.evaluate.robustness.corruptions import corrupt, corruption_accuracy
 from bu2td.evaluate.robustness.curves import accuracy_curve, summarise
+from bu2td.evaluate.robustness.frequency import basis_errors, frequencies
 from bu2td.evaluate.robustness.registry import ATTACKS, find_attack
 from bu2td.evaluate.robustness.smallest import smallest_perturbations
 from bu2td.evaluate.run import evaluate, run_search
@@ -24,6 +25,7 @@ __all__ = [
     "Data",
     "Settings",
     "accuracy_curve",
+    "basis_errors",
     "branch_accuracy",
     "build_classifier",
     "corrupt",
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "explain_networks",
     "find_attack",
+    "frequencies",
     "grad_cam",
     "list_presets",
     "load_data",

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.errors import DataError, FileError
+from bu2td.evaluate.data.corrupted import open_corrupted
+from bu2td.evaluate.data.pictures import FileImages
 from bu2td.evaluate.data.sets import Data, Images
+from bu2td.evaluate.robustness.frequency import frequencies
 from bu2td.evaluate.robustness.registry import GROUPS, find_attack
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.model import build_classifier
@@ -19,6 +22,7 @@ PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "train": (("lightning_fabric", "lightning-fabric"), ("tqdm", "tqdm")),
     "robustness": (("foolbox", "foolbox"), ("tqdm", "tqdm")),
     "corruptions": (("tqdm", "tqdm"),),
+    "frequency": (("tqdm", "tqdm"),),
     "explain": (("tqdm", "tqdm"),),
     "report": (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), ("pandas", "pandas")),
 }
@@ -36,8 +40,8 @@ def check_before(settings: Settings, data: Data, stages: Sequence[str], folder: 
 
     Raises:
         MissingPackageError: a package of a stage.
-        OptionError: an attack is unknown, or a network cannot be built so.
-        DataError: a picture cannot be read.
+        OptionError: an attack is unknown, a frequency step too large, or a network cannot be built so.
+        DataError: a picture or the corrupted data cannot be read.
         FileError: the folder cannot be written.
         Bu2tdError: a network cannot be built for these data.
     """
@@ -47,6 +51,10 @@ def check_before(settings: Settings, data: Data, stages: Sequence[str], folder: 
     for word in settings.attacks:
         if word not in GROUPS:
             find_attack(word)
+    if "frequency" in stages:
+        frequencies(*data.shape[1:], settings.frequency_step)
+    if "corruptions" in stages and settings.corrupted_data is not None:
+        open_corrupted(settings.corrupted_data, data)
     if folder is not None:
         check_writable(folder)
     for part, images in (("train", data.train), ("test", data.test)):
@@ -78,10 +86,9 @@ def check_pictures(images: Images, name: str) -> None:
     """
     if not len(images):
         raise DataError(f"{name} has no images")
-    source: Any = getattr(images, "files", None)
-    listed = getattr(source, "samples", getattr(source, "_samples", None))
+    listed = images.samples if isinstance(images, FileImages) else ()
     pictures = imported("PIL.Image", "pillow", "pictures need it:") if listed else None
-    bad = [(path, reason) for path, _ in listed or () if (reason := _unreadable(path, pictures))]
+    bad = [(path, reason) for path, _ in listed if (reason := _unreadable(path, pictures))]
     if bad:
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         named = ", ".join(f"{path} ({reason})" for path, reason in bad[:_NAMED])

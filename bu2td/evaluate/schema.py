@@ -346,7 +346,10 @@ class FourierCell(Row):
 
 @dataclass(frozen=True)
 class Band(Row):
-    """Mean error under basis perturbations whose radius (cycles per image) lies in [low, high)."""
+    """Mean error under basis perturbations whose radius (cycles per image) lies in [low, high).
+
+    `clean_error` is that of the same images without any.
+    """
 
     arrangement: Arrangement
     repeat: Count
@@ -355,13 +358,17 @@ class Band(Row):
     norm: Number
     samples: Count
     error: Share
+    clean_error: ShareOrNothing
     file = "bands.csv"
     key = ("arrangement", "repeat", "low", "high", "norm")
 
 
 @dataclass(frozen=True)
 class BandImage(Row):
-    """Of one image, the share of the basis perturbations of a band that fool the network."""
+    """Of one image, the share of the basis perturbations of a band under which it is misclassified.
+
+    `clean_error` is 1 where it is misclassified without any.
+    """
 
     arrangement: Arrangement
     repeat: Count
@@ -370,6 +377,7 @@ class BandImage(Row):
     norm: Number
     image: Count
     error: Share
+    clean_error: ShareOrNothing
     file = "band_images.csv"
     key = ("arrangement", "repeat", "low", "high", "norm", "image")
 

@@ -7,7 +7,7 @@ where there is one training. Frequencies are cycles per image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,7 +53,7 @@ def figures(tables: Mapping[str, Any]) -> list[tuple[str, Figure | None, str]]:
             f"0 is the mean brightness alone. Of {_range(own, 'samples')} test images; bars are {INTERVAL}. "
             "Dotted: the error without any wave."
         )
-        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own, filtered), caption))
+        drawn.append((f"frequency-bands{_suffix(bands, norm)}", bands_figure(own), caption))
     if len(spectra):
         caption = (
             "Where the power of the smallest perturbations lies: share of their squared L2 norm at every radius, "
@@ -83,29 +83,37 @@ def maps_figure(rows: Any) -> Figure | None:
         return None
     maps = {a: _map(cells[cells["arrangement"] == a]) for a in names}
     others = [a for a in names if a != "bu"] if "bu" in names else []
-    wide = len(names) + len(others) <= 3
-    panels = max(len(names) + len(others) if wide else len(names), 1)
-    height = 0.72 * PAGE / max(panels, 3) + 0.5
-    figure = shared.new_figure(PAGE if panels > 2 else COLUMN * panels / 2 + 1, height if wide else 2 * height)
-    grid = figure.subplots(1 if wide else 2, panels, squeeze=False)
-    high = max(float(np.nanmax(values)) for values in maps.values()) or 1.0
-    for axes, name in zip(grid[0], names, strict=False):
-        mesh = _draw_map(axes, maps[name], cmap="cividis", vmin=0, vmax=100 * high)
-        axes.set_title(WORDS[name], loc="left", pad=3)
-    figure.colorbar(mesh, ax=list(grid[0][: len(names)]), label="error, %", shrink=0.8, pad=0.01)
-    places = list(grid[0][len(names) :] if wide else grid[1][1:])  # below the network, nothing below bottom-up
-    changes = {a: maps[a] - maps["bu"] for a in others}  # pandas matches frequencies
-    reach = 100 * max((float(np.nanmax(np.abs(c))) for c in changes.values()), default=0.0) or 1.0
-    for axes, name in zip(places, others, strict=False):
-        mesh = _draw_map(axes, changes[name], cmap="RdBu_r", vmin=-reach, vmax=reach)
-        axes.set_title(f"{SHORT[name]} less BU", loc="left", pad=3)
-    for axes in grid[1][: panels - len(others)] if not wide else ():
-        axes.remove()
+    figure, networks, differences = _panels(len(names), len(others))
+    high = _greatest(maps.values())
+    shown = {WORDS[a]: values for a, values in maps.items()}
+    _draw_maps(figure, networks, shown, "error, %", cmap="cividis", vmin=0, vmax=high)
     if others:
-        figure.colorbar(mesh, ax=places[: len(others)], label="difference, points", shrink=0.8, pad=0.01)
+        changes = {f"{SHORT[a]} less BU": maps[a] - maps["bu"] for a in others}  # pandas matches the frequencies
+        reach = _greatest(changes.values())
+        _draw_maps(figure, differences, changes, "difference, points", cmap="RdBu_r", vmin=-reach, vmax=reach)
     figure.supxlabel("horizontal frequency, cycles per image", fontsize=7.5)
     figure.supylabel("vertical frequency", fontsize=7.5)
     return figure
+
+
+def _panels(networks: int, differences: int) -> tuple[Figure, list[Axes], list[Axes]]:
+    """Up to three maps in one row; else every difference below its network, and nothing below bottom-up."""
+    one_row = networks + differences <= 3
+    columns = networks + differences if one_row else networks
+    width = PAGE if columns > 2 else COLUMN * columns / 2 + 1
+    height = 0.72 * PAGE / max(columns, 3) + 0.5
+    figure = shared.new_figure(width, height if one_row else 2 * height)
+    grid = figure.subplots(1 if one_row else 2, columns, squeeze=False)
+    if one_row:
+        return figure, list(grid[0][:networks]), list(grid[0][networks:])
+    for axes in grid[1][: columns - differences]:
+        axes.remove()
+    return figure, list(grid[0]), list(grid[1][columns - differences :])
+
+
+def _greatest(maps: Iterable[pd.DataFrame]) -> float:
+    """The greatest absolute value, in per cent; 100 where all are 0."""
+    return 100 * (max(float(np.nanmax(np.abs(values))) for values in maps) or 1.0)
 
 
 def _map(cells: pd.DataFrame) -> pd.DataFrame:
@@ -120,26 +128,31 @@ def _map(cells: pd.DataFrame) -> pd.DataFrame:
     return table.astype(float)
 
 
-def _draw_map(axes: Axes, values: pd.DataFrame, **colours: Any) -> Any:
+def _draw_maps(
+    figure: Figure, grid: list[Axes], maps: Mapping[str, pd.DataFrame], label: str, **colours: Any
+) -> None:
+    """Maps side by side, with one bar of colours."""
     from matplotlib.ticker import MaxNLocator
 
-    vertical, horizontal = values.index.to_numpy(float), values.columns.to_numpy(float)
-    shares = 100 * np.ma.masked_invalid(values.to_numpy())
-    mesh = axes.pcolormesh(horizontal, vertical, shares, shading="nearest", rasterized=True, **colours)
-    axes.set_aspect("equal" if len(vertical) == len(horizontal) else "auto")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 8, 10]))
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    return mesh
+    for axes, (title, values) in zip(grid, maps.items(), strict=True):
+        vertical, horizontal = values.index.to_numpy(float), values.columns.to_numpy(float)
+        shares = 100 * np.ma.masked_invalid(values.to_numpy())
+        mesh = axes.pcolormesh(horizontal, vertical, shares, shading="nearest", rasterized=True, **colours)
+        axes.set_aspect("equal" if len(vertical) == len(horizontal) else "auto")
+        axes.set_title(title, loc="left", pad=3)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 4, 5, 8, 10]))
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.colorbar(mesh, ax=grid, label=label, shrink=0.8, pad=0.01)
 
 
 # --- bands, filters, spectra --------------------------------------------------------------------------
 
 
 @shared.styled
-def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
-    """Error by band of frequencies, for one norm; with the rows of filtered images, the error without waves too."""
+def bands_figure(rows: Any) -> Figure | None:
+    """Error by band of frequencies, for one norm, and the error without a wave."""
     bands = frame(rows)
     names = _present(bands)
     if not names:
@@ -158,21 +171,12 @@ def bands_figure(rows: Any, filtered: Any = None) -> Figure | None:
             capsize=2,
         )  # fmt: skip
         drawn[name] = len(values)
-        for clean in _clean_errors(frame(filtered), name):
-            axes.axhline(clean, color=COLORS[name], linestyle=":", linewidth=0.9)
+        axes.axhline(own["clean_error"].mean(), color=COLORS[name], linestyle=":", linewidth=0.9)
     axes.set_xticks(range(len(edges)), [octave(*edge) for edge in edges])
     axes.set(xlabel="radius, cycles per image", ylabel="error")
     _share_axis(axes)
     shared.legend(figure, drawn, markers=True)
     return figure
-
-
-def _clean_errors(filtered: pd.DataFrame, name: str) -> list[float]:
-    """The mean error on images as they are, if it was measured."""
-    if not len(filtered):
-        return []
-    as_they_are = (filtered["arrangement"] == name) & (filtered["kept"] == "high") & (filtered["radius"] == 0)
-    return [1 - filtered[as_they_are]["accuracy"].mean()] if as_they_are.any() else []
 
 
 def octave(low: float, high: float) -> str:

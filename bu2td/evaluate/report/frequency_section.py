@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from bu2td.evaluate.report.corruption_section import spread
 from bu2td.evaluate.report.frequency_figures import figures, frame, octave
 from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
 from bu2td.evaluate.report.read import Run
@@ -31,15 +32,15 @@ def frequency_section(run: Run, drawer: Drawer) -> list[Block]:
         blocks.append(_missing(run, "The sensitivity to spatial frequencies is", "frequency"))
     else:
         blocks.append(Text(
-            "The paper expects a network that goes from coarse to fine to depend less on high frequencies. A "
-            "frequency is a number of cycles per image along the longer side; the bands are octaves, so that the "
-            "highest one below the corner of the plane is what only the finest level of a pyramid sees."
+            "The paper's claim is about frequencies: a network that blurs the higher ones and restores them late "
+            "is a defence against attacks that live there. Frequencies are cycles per image, along the longer "
+            "side; the bands are octaves, as every level of a pyramid loses the upper octave of the level before."
         ))  # fmt: skip
     for name, figure, caption in figures(run.tables):
         blocks += drawer.draw(name, figure, caption)
         if name.startswith("frequency-bands"):
             own = bands[bands["norm"] == _norm(name, bands)]
-            blocks.append(_band_table(own, frame(run.tables.get("filtered"))))
+            blocks.append(_band_table(own))
     if len(bands) and not len(spectra):
         blocks.append(_missing(run, "The spectra of the attacks need the attacks, which are", "robustness"))
         blocks.append(_missing(run, "Then the spectra are", "frequency"))
@@ -56,26 +57,20 @@ def _missing(run: Run, what: str, stage: str) -> Missing:
     return Missing(f"{what} not in this folder. This makes it:", command)
 
 
-def _band_table(bands: pd.DataFrame, filtered: pd.DataFrame) -> Table:
+def _band_table(bands: pd.DataFrame) -> Table:
     names = [a for a in ARRANGEMENTS if (bands["arrangement"] == a).any()]
     against = [a for a in names if a != "bu"] if "bu" in names else []
     table: list[list[str | Cell]] = []
     groups = [(octave(*edges), own) for edges, own in bands.groupby(["low", "high"])]
-    if len(filtered):
-        clean = filtered[(filtered["kept"] == "high") & (filtered["radius"] == 0)]
-        groups.insert(0, ("no wave", clean.assign(error=1 - clean["accuracy"])))
+    lowest = bands[bands["low"] == bands["low"].min()]
+    groups.insert(0, ("no wave", lowest.assign(error=lowest["clean_error"])))
     for words, own in groups:
         errors = {a: own[own["arrangement"] == a]["error"] for a in names}
         differences = [f"{100 * (errors[a].mean() - errors['bu'].mean()):+.1f}" for a in against]
-        table.append([words, *(_spread(errors[a]) for a in names), *differences])
+        table.append([words, *(spread(errors[a]) for a in names), *differences])
     caption = (
         f"Error under basis perturbations of L2 norm {bands['norm'].iloc[0]:.3g} per channel by radius, in per "
         "cent: mean ± standard deviation over the trainings; differences to bottom-up in points."
     )
     heads = ["radius", *(WORDS[a] for a in names), *(f"difference, {WORDS[a]}" for a in against)]
     return Table(caption, heads, table)
-
-
-def _spread(errors: pd.Series) -> str:
-    mean = f"{100 * errors.mean():.1f}" if len(errors) else "\N{EN DASH}"
-    return f"{mean} ± {100 * errors.std(ddof=1):.1f}" if len(errors) > 1 else mean

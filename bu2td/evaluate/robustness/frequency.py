@@ -159,6 +159,10 @@ def basis_errors(
     """
     check_images(images)
     labels = check_labels(labels, len(images), None)
+    if not isinstance(chosen, np.ndarray) or chosen.dtype.kind != "i" or chosen.ndim != 2 or chosen.shape[1] != 2:
+        raise OptionError(
+            f"frequencies must be whole numbers (F, 2), as `frequencies` gives them; found {chosen!r}"
+        )
     check_number("norm", norm, 0, 1e6, "an L2 norm from 0 up")
     check_count("seed", seed, 0)
     count, channels, height, width = images.shape
@@ -289,8 +293,9 @@ def filtered_right(
     labels = check_labels(labels, len(images), None)
     size = check_count("batch_size", batch_size) if batch_size is not None else _batch_size(*images.shape[2:])
     right = []
-    with frozen(model, device):
+    with frozen(model, device) as place:
+        x = images.to(place, torch.float32)
         for radius in radii:
-            found = predict_classes(model, keep_frequencies(images.float(), kept, radius), labels, size)
+            found = predict_classes(model, keep_frequencies(x, kept, radius), labels, size)
             right.append((found == labels).numpy())
     return np.stack(right)

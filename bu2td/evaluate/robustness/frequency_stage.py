@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -107,9 +108,10 @@ def _cells(network: Network, norm: float, table: Judged, height: int, width: int
 
 
 def _bands(
-    network: Network, norm: float, table: Judged, height: int, width: int
+    network: Network, norm: float, table: Judged, clean: Mapping[int, float], height: int, width: int
 ) -> tuple[list[Band], list[BandImage]]:
     """Errors by band, each basis perturbation counted once, of the images of which the whole band is there."""
+    without = np.array([clean.get(position, math.nan) for position in table.positions])
     radii = f.radii_of(np.array(table.things), height, width)
     bands, images = [], []
     for low, high in f.bands_of(height, width):
@@ -117,12 +119,27 @@ def _bands(
         whole = ~np.isnan(own).any(0)
         if len(own) and whole.any():
             errors = own[:, whole].mean(0)
-            bands.append(Band(*network, low, high, norm, int(whole.sum()), float(errors.mean())))
-            places = [p for p, there in zip(table.positions, whole, strict=True) if there]
+            means = (float(errors.mean()), float(without[whole].mean()))
+            bands.append(Band(*network, low, high, norm, int(whole.sum()), *means))
+            places = np.array(table.positions)[whole].tolist()
             images += [
-                BandImage(*network, low, high, norm, p, float(e)) for p, e in zip(places, errors, strict=True)
+                BandImage(*network, low, high, norm, *one)
+                for one in zip(places, errors.tolist(), without[whole].tolist(), strict=True)
             ]
     return bands, images
+
+
+def _clean_errors(context: Context) -> dict[Network, dict[int, float]]:
+    """1 for every image that is wrong as it is, else 0: what a high-pass filter of radius 0 leaves."""
+    high = f.KEPT.index("high")
+    return {
+        network: {
+            int(position): 1.0 - float(right)
+            for part in parts
+            for position, right in zip(part.arrays["positions"], part.arrays["right"][high, 0], strict=True)
+        }
+        for network, parts in by_network(context, STAGE.name, "filter-*").items()
+    }
 
 
 def _filters(context: Context) -> list[Filtered]:
@@ -173,9 +190,10 @@ def collect(context: Context) -> Answer:
     cells: list[FourierCell] = []
     bands: list[Band] = []
     images: list[BandImage] = []
+    clean = _clean_errors(context)
     for network, norm, table in _maps(context):
         cells += _cells(network, norm, table, height, width)
-        more, by_image = _bands(network, norm, table, height, width)
+        more, by_image = _bands(network, norm, table, clean.get(network, {}), height, width)
         bands, images = [*bands, *more], [*images, *by_image]
     path = context.run.path
     write_table(FourierCell, cells, path)

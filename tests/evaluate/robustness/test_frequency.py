@@ -84,6 +84,17 @@ def test_the_basis_is_orthonormal_and_real_and_of_one_frequency(size: tuple[int,
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_the_basis_is_an_inverse_transform(size: tuple[int, int]) -> None:
+    """The image whose transform is sqrt(H W) (1 - i) / 2 at one place and its conjugate at the mirrored one."""
+    chosen = frequencies(*size)
+    for one, wave in zip(chosen.tolist(), basis(chosen, *size).numpy(), strict=True):
+        transform = np.zeros(size, complex)
+        for (k, m), value in ((one, 0.5 - 0.5j), (mirrored(one, *size), 0.5 + 0.5j)):
+            transform[k % size[0], m % size[1]] += value * math.sqrt(math.prod(size))
+        np.testing.assert_allclose(np.fft.ifft2(transform), wave, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_a_shift_to_either_side_is_a_factor(size: tuple[int, int]) -> None:
     """U(x + 1) + U(x - 1) = 2 cos(2 pi m / W) U(x): an eigenfunction of every symmetric filter."""
     chosen = frequencies(*size)
@@ -311,6 +322,8 @@ def test_radii_of_filters() -> None:
         ({"norm": -1.0}, OptionError, "norm must be"),
         ({"norm": math.nan}, OptionError, "norm must be"),
         ({"seed": -1}, OptionError, "seed"),
+        ({"chosen": [(0, 1)]}, OptionError, "frequencies must be"),
+        ({"chosen": np.zeros((3, 2))}, OptionError, "frequencies must be"),
         ({"batch_size": 0}, OptionError, "batch_size"),
         ({"labels": torch.zeros(4).long()}, OptionError, "labels"),
         ({"labels": torch.full((5,), 2)}, DataError, "0 to 1"),

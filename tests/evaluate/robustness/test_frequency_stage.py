@@ -1,5 +1,6 @@
 """The stage of frequencies: tables of a run, how it grows, what it shares out."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 for package in ("foolbox", "lightning_fabric", "yaml", "sklearn"):
     pytest.importorskip(package)
 
-from bu2td.errors import OptionError
+from bu2td.errors import DataError, OptionError
 from bu2td.evaluate import evaluate
+from bu2td.evaluate.command import main
 from bu2td.evaluate.data.sets import load_data
 from bu2td.evaluate.folder import open_run
 from bu2td.evaluate.parts import complete, missing
@@ -61,6 +63,10 @@ def test_tables_are_what_the_functions_say(trained: Path) -> None:
             assert bands.error[low] == pytest.approx(wrong[there].mean(), abs=1e-5)
             by_image = own["band_images"][own["band_images"].low == low].set_index("image").error
             assert by_image[positions].tolist() == pytest.approx(wrong[there].mean(0).tolist(), abs=1e-5)
+            clean = (model(images).argmax(1) != labels).float().numpy()
+            assert bands.clean_error[low] == pytest.approx(clean.mean(), abs=1e-5)
+            rows = own["band_images"][own["band_images"].low == low].set_index("image")
+            assert rows.clean_error[positions].tolist() == clean.tolist()
         kept = own["filtered"].set_index(["kept", "radius"]).accuracy
         for one in ("low", "high"):
             right = model(keep_frequencies(images, one, 3)).argmax(1) == labels
@@ -138,6 +144,24 @@ def test_shards_make_the_same_tables(trained: Path, tmp_path: Path) -> None:
     assert not missing(parts, folder)
     frequency_stage.collect(context)
     assert {table.file: (trained / table.file).read_bytes() for table in TABLES} == whole
+
+
+def test_as_it_is_typed(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--frequency-step", "8", "--frequency-samples", "4", "--frequency-norm", "10"]
+    assert main(["frequency", "-o", str(trained), *words]) == 0
+    assert "error under basis perturbations of L2 norm 5, by radius in cycles per image" in capsys.readouterr().out
+    assert set(_tables(trained)["fourier"].samples) == {4}
+
+
+def test_what_cannot_be_measured_is_said_before_training(trained: Path, tmp_path: Path) -> None:
+    settings = open_run(trained).settings
+    for change, error, message in (
+        ({"frequency_step": 9}, OptionError, "at most 8"),
+        ({"corrupted_data": str(tmp_path / "none")}, DataError, "not a folder"),
+    ):
+        with pytest.raises(error, match=message):
+            evaluate("train", dataclasses.replace(settings, **change), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_step_too_large(trained: Path) -> None:
