@@ -336,6 +336,30 @@ def test_augmentation_moves_and_turns() -> None:
     assert augment(image, SETTINGS, torch.Generator()) is image
 
 
+def test_the_edge_fills_what_moves_in() -> None:
+    image = torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, hshift=0.4, vshift=0.5, shift_fill="edge")
+    seen = set()
+    for seed in range(100):
+        found = augment(image, settings, torch.Generator().manual_seed(seed))
+        black = augment(image, replace(settings, shift_fill="black"), torch.Generator().manual_seed(seed))
+        matches = [
+            (down, right)
+            for down in range(-3, 4)
+            for right in range(-3, 4)
+            if all(
+                torch.equal(found[:, y, x], image[:, min(max(y - down, 0), 5), min(max(x - right, 0), 8)])
+                for y in range(6)
+                for x in range(9)
+            )
+        ]
+        assert len(matches) == 1
+        seen.add(matches[0])
+        inside = black != 0
+        assert torch.equal(found[inside], black[inside])  # the same shift, another filling
+    assert len(seen) > 30  # of 7 x 7
+
+
 def test_colours_change_all_pixels_alike() -> None:
     image = torch.full((3, 4, 4), 0.5)
     found = augment(image, replace(SETTINGS, pca_color=1.0), torch.Generator().manual_seed(0))
