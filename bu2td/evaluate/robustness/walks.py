@@ -138,6 +138,7 @@ class Watched(Misclassification):
         self.nearest = [torch.full((len(images),), torch.inf, device=images.device)]
 
     def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        """Judge perturbed images (N, C, H, W) by the model's outputs for them: (N,) of bool."""
         hits = super().__call__(perturbed, outputs)
         distance = norms(ep.astensor(perturbed).raw - self.images)
         self.nearest.append(torch.where(ep.astensor(hits).raw, distance, torch.inf).minimum(self.nearest[-1]))
