@@ -129,7 +129,7 @@ def _push_halves(stack: list[tuple[Tensor, bool]], values: Tensor) -> None:
         stack.append((values[:half], True))
 
 
-class _Watched(Misclassification):
+class Watched(Misclassification):
     """Writes down, question by question, how near the nearest adversarial image so far is."""
 
     def __init__(self, labels: Tensor, images: Tensor) -> None:
@@ -138,6 +138,7 @@ class _Watched(Misclassification):
         self.nearest = [torch.full((len(images),), torch.inf, device=images.device)]
 
     def __call__(self, perturbed: Any, outputs: Any) -> Any:
+        """Judge perturbed images (N, C, H, W) by the model's outputs for them: (N,) of bool."""
         hits = super().__call__(perturbed, outputs)
         distance = norms(ep.astensor(perturbed).raw - self.images)
         self.nearest.append(torch.where(ep.astensor(hits).raw, distance, torch.inf).minimum(self.nearest[-1]))
@@ -163,7 +164,7 @@ class _Inward(SearchAttack):
         if not len(rows):
             return
         starts = search.best[rows]
-        criterion = _Watched(search.labels[rows], search.images[rows])
+        criterion = Watched(search.labels[rows], search.images[rows])
         try:
             found = self.inner.run(search.model, search.images[rows], criterion, starting_points=starts)
         except (AssertionError, ValueError):

@@ -218,6 +218,25 @@ def test_results_of_other_weights_are_refused(folder: Path, monkeypatch: pytest.
         collect(found)
 
 
+def test_the_whole_experiment_by_its_name(folder: Path, tmp_path: Path) -> None:
+    """Both halves, one after the other; the check of more steps looks at the first 50 images."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    found = context(folder, attacks=("ddn",), attack_samples=60, attack_batch_size=40)
+    names = [part.name for part in plan(found) if part.name.startswith("bu-0")]
+    assert names == [
+        *("bu-0/ddn-000000-000040", "bu-0/ddn-000040-000060"),
+        *("bu-0/more-steps-ddn-000000-000040", "bu-0/more-steps-ddn-000040-000050"),
+    ]
+    answer = evaluate("robustness", FEW, folder)
+    whole(other)
+    assert contents(folder) == contents(other)
+    (rows,) = answer["tables"].values()
+    medians = table(folder, "robustness").set_index(["arrangement", "attack"]).median_l2
+    for row in rows:
+        expected = medians["td", row["attack"]]
+        assert row["td"] == (f"{expected:.3f}" if np.isfinite(expected) else "none found for half")
+
+
 # --- tables ---------------------------------------------------------------------------------------------
 
 
