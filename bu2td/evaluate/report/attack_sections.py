@@ -17,6 +17,7 @@ from bu2td.evaluate.report.compare import (
     statistic,
     strongest_first,
 )
+from bu2td.evaluate.report.corruption_section import corruption_tables
 from bu2td.evaluate.report.figures import present
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table
 from bu2td.evaluate.report.read import Run
@@ -197,4 +198,5 @@ def corruptions(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> 
         "Accuracy in per cent, mean over the severities that every run has; mean ± standard deviation over repeats."
     )
     blocks.append(Table(text, ["corruption", "severities", *(WORDS[a] for a in arrangements)], table))
+    blocks += corruption_tables(run)
     return [*blocks, *verdict_table(comparisons, Family.CORRUPTIONS), *gaps(run, "corruptions", "corruption")]

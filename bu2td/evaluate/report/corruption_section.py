@@ -6,11 +6,11 @@ import pandas as pd
 
 from bu2td.evaluate.report.frequency_figures import frame
 from bu2td.evaluate.report.page import Block, Cell, Table
-from bu2td.evaluate.report.read import ARRANGEMENTS, WORDS, Run
+from bu2td.evaluate.report.read import Run
+from bu2td.evaluate.report.words import DASH
+from bu2td.evaluate.schema import ARRANGEMENTS, WORDS
 
 __all__ = ["corruption_tables"]
-
-DASH = "\N{EN DASH}"
 
 
 def corruption_tables(run: Run) -> list[Block]:
@@ -32,8 +32,8 @@ def corruption_tables(run: Run) -> list[Block]:
     if len(flips):
         caption = (
             "How often the predicted class flips from one frame of a sequence to the next (noise: from the first "
-            "frame on), and this flip probability relative to the bottom-up network of the same repeat, in per cent: "
-            "mean ± standard deviation over n trainings."
+            "frame on), and this flip probability relative to the bottom-up network of the same repeat, in per "
+            "cent: mean ± standard deviation over n trainings."
         )
         head = ["perturbation", "network", "n", "sequences", "flip probability", "flip rate"]
         blocks.append(Table(caption, head, _rows(flips, "perturbation", ("probability", "rate")), words=2))
