@@ -23,7 +23,7 @@ PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "robustness": (("foolbox", "foolbox"), ("tqdm", "tqdm")),
     "corruptions": (("tqdm", "tqdm"),),
     "frequency": (("tqdm", "tqdm"),),
-    "explain": (("tqdm", "tqdm"),),
+    "explain": (("tqdm", "tqdm"), ("pandas", "pandas")),
     "report": (("matplotlib", "matplotlib"), ("jinja2", "jinja2"), ("pandas", "pandas")),
 }
 _NAMED = 3

@@ -43,7 +43,7 @@ _GROUPS = {
     "robustness": ("robustness", "machine"),
     "corruptions": ("corruptions", "robustness", "machine"),
     "frequency": ("frequency", "robustness", "machine"),
-    "explain": ("explain", "robustness", "machine"),
+    "explain": ("explain", "machine"),
     "merge": ("machine",),
 }
 _TITLES = {

@@ -7,7 +7,7 @@
 
 ``auto`` takes boxes where the data have them, and bright pixels where the images themselves say that they are like
 MNIST: all are grey, and in 90 % of them more than half of the pixels along the border are black (at most 0.1). Over
-the test images of digits and of Fashion-MNIST the share of those images is 100 %; of photographs it is about 0.
+256 test images of digits the share of those images is 100 %, of Fashion-MNIST's 99.9 %, of photographs about 0.
 """
 
 from __future__ import annotations
