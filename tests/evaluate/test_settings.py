@@ -120,4 +120,4 @@ def test_identity_leaves_out_the_machine() -> None:
     assert Settings(lr=0.2).identity() != Settings().identity()
     assert Settings(attack_samples=5).identity("training") == Settings().identity("training")
     groups = {f.metadata["group"] for f in FIELDS.values()}
-    assert groups == {"data", "training", "robustness", "corruptions", "explain", "machine"}
+    assert groups == {"data", "training", "robustness", "corruptions", "frequency", "explain", "machine"}
