@@ -32,8 +32,13 @@ def corruption_tables(run: Run) -> list[Block]:
     if len(flips):
         caption = (
             "How often the predicted class flips from one frame of a sequence to the next (noise: from the first "
+<<<<<<< HEAD
             "frame on), and this flip probability relative to the bottom-up network of the same repeat, in per "
             "cent: mean ± standard deviation over n trainings."
+=======
+            "frame on), and this probability relative to the bottom-up network of the same repeat, in per cent: "
+            "mean ± standard deviation over n trainings."
+>>>>>>> ev_freq
         )
         head = ["perturbation", "network", "n", "sequences", "flip probability", "flip rate"]
         blocks.append(Table(caption, head, _rows(flips, "perturbation", ("probability", "rate")), words=2))
