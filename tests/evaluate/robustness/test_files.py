@@ -106,7 +106,7 @@ def test_parts_hold_what_the_attack_returns(folder: Path) -> None:
             np.testing.assert_array_equal(part.arrays[array], getattr(expected, array))
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_leave_the_same_bytes_as_one_process(folder: Path, tmp_path: Path, count: int) -> None:
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     whole(folder)
@@ -139,7 +139,13 @@ def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert contents(folder) == contents(other)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-200] + bytes(200)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (lambda b: b"", lambda b: b[:-200] + bytes(200))),
+    ],
+)
 def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
     whole(folder)
     before = contents(folder)
@@ -150,7 +156,9 @@ def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (4, 7)])
+@pytest.mark.parametrize(
+    "sizes", [(6, 4), pytest.param((6, 6), marks=pytest.mark.slow), pytest.param((4, 7), marks=pytest.mark.slow)]
+)
 def test_a_run_grows(folder: Path, sizes: tuple[int, int]) -> None:
     whole(folder, attack_samples=5, attack_batch_size=sizes[0], attacks=("fgsm",))
     first = contents(folder)
