@@ -226,6 +226,18 @@ def test_results_of_other_weights_are_refused(folder: Path, monkeypatch: pytest.
         collect(found)
 
 
+def test_more_images_than_there_are(folder: Path) -> None:
+    found = context(folder, attacks=("shifts",), attack_samples=5000, attack_batch_size=200)
+    assert [part.name for part in plan(found) if part.name.startswith("td-0")] == [
+        "td-0/shifts-000000-000200",
+        f"td-0/shifts-000200-{len(found.data.test):06d}",
+    ]
+
+
+def test_only_attacks_in_another_norm(folder: Path) -> None:
+    assert plan_branches(context(folder, attacks=("autoattack-linf",))) == []
+
+
 def test_the_whole_experiment_by_its_name(folder: Path, tmp_path: Path) -> None:
     """Both halves, one after the other; the check of more steps looks at the first 50 images."""
     other = Path(shutil.copytree(folder, tmp_path / "other"))
