@@ -238,6 +238,8 @@ def _median(results: Mapping[Network, Mapping[str, Perturbations]], arrangement:
         for (a, _), own in results.items()
         if a == arrangement and name in own
     ]
+    if not medians:
+        return "not run"
     known = [m for m in medians if math.isfinite(m)]
     return f"{sum(known) / len(known):.3f}" if known and len(known) == len(medians) else "none found for half"
 

@@ -234,6 +234,18 @@ def test_more_images_than_there_are(folder: Path) -> None:
     ]
 
 
+def test_attacks_on_one_network_alone_are_not_compared(folder: Path) -> None:
+    for network, names in (("bu", ("shifts", "deepfool")), ("td", ("shifts", "contrast-reduction"))):
+        found = attack(folder, attack_arrangements=(network,), attacks=names)
+    (rows,) = collect(found).values()
+    answers = {row["attack"]: (row["bu"] == "not run", row["td"] == "not run") for row in rows}
+    assert answers == {
+        "shifts": (False, False),
+        "deepfool": (False, True),
+        "contrast-reduction": (True, False),
+    }  # and no strongest attack: all that they share is one
+
+
 def test_only_attacks_in_another_norm(folder: Path) -> None:
     assert plan_branches(context(folder, attacks=("autoattack-linf",))) == []
 
