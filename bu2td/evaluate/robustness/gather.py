@@ -187,7 +187,7 @@ def check_planned(folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> None
     Raises:
         RunFolderError: there are such results.
     """
-    for name, part in load_all(folder):
+    for name, part in load_all(folder, "*/*-000000-*"):  # the first batch speaks for all of its kind
         match = _NAME.fullmatch(name)
         if match is not None and match[3] in wanted:
             now = dict(wanted[match[3]])

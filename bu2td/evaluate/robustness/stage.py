@@ -56,7 +56,7 @@ _ON_RADIUS = 1.002
 def plan(context: Context) -> list[Part]:
     """A part per network, attack and batch of images; some attacks once more with more steps, on a few images."""
     settings, folder = context.settings, context.run.parts(STAGE.name)
-    works = [(name, find_attack(name), settings.attack_samples) for name in attack_names(settings.attacks)]
+    works = [(name, find_attack(name), _count(context)) for name in attack_names(settings.attacks)]
     works += [
         (f"{MORE}{name}", attack.longer(FACTOR), min(count, IMAGES))
         for name, attack, count in works
@@ -64,18 +64,28 @@ def plan(context: Context) -> list[Part]:
     ]
     check_planned(folder, {name: _settings(attack, settings) for name, attack, _ in works})
     parts = []
-    for network in context.networks(settings.attack_arrangements, settings.attack_runs):
+    networks = context.networks(settings.attack_arrangements, settings.attack_runs)
+    batches = {
+        (network, name): cuts(folder, network, name, count, settings.attack_batch_size)
+        for network in networks
+        for name, _, count in works
+    }
+    positions, images, labels = context.sample(max(cut[-1][1] for cut in batches.values()))
+    for network in networks:
         model = context.classifier(*network)
         weights, seed = digest_model(model), settings.seed + network[1]
-        for name, attack, count in works:
-            batches = cuts(folder, network, name, count, settings.attack_batch_size)
-            positions, images, labels = context.sample(batches[-1][1])
-            for start, end in batches:
+        for name, attack, _ in works:
+            for start, end in batches[network, name]:
                 batch = (images[start:end], labels[start:end])
                 mark = {"weights": weights, "images": digest(batch), **_settings(attack, settings), "seed": seed}
                 work = partial(_attacked, model, batch, positions[start:end], attack, settings, seed, start)
                 parts.append(Part(part_name(network, name, start, end), mark, work))
     return parts
+
+
+def _count(context: Context) -> int:
+    """How many test images are attacked: as many as one asked for, or all."""
+    return min(context.settings.attack_samples, len(context.data.test))
 
 
 def _settings(attack: Attack, settings: Any) -> dict[str, Any]:
@@ -108,23 +118,25 @@ def plan_branches(context: Context) -> list[Part]:
     """A part per batch of perturbations in L2 of a top-down network."""
     settings, folder, parts = context.settings, context.run.parts(STAGE.name), []
     attacks = [name for name in attack_names(settings.attacks) if find_attack(name).norm == "l2"]
-    for network in context.networks(settings.attack_arrangements, settings.attack_runs):
+    networks = context.networks(settings.attack_arrangements, settings.attack_runs)
+    batches = {
+        (network, name): cuts(folder, network, name, _count(context), settings.attack_batch_size)
+        for network in networks
+        for name in attacks
+    }
+    _, images, labels = context.sample(max((cut[-1][1] for cut in batches.values()), default=1))
+    for network in networks:
         model = context.classifier(*network)
         if not isinstance(model.network, TopDownNetwork):
             continue
         weights = digest_model(model)
         for name in attacks:
-            batches = cuts(folder, network, name, settings.attack_samples, settings.attack_batch_size)
-            _, images, labels = context.sample(batches[-1][1])
-            for start, end in batches:
+            for start, end in batches[network, name]:
                 path = path_of(part_name(network, name, start, end), folder)
                 perturbed = torch.as_tensor(load(path).arrays["images"])
-                mark = {
-                    "weights": weights,
-                    "perturbations": digest([images[start:end], labels[start:end], perturbed]),
-                    "scales": SCALES,
-                }
-                work = partial(_branches, model, network, name, path, images[start:end], labels[start:end])
+                chosen = (images[start:end], labels[start:end])
+                mark = {"weights": weights, "perturbations": digest([*chosen, perturbed]), "scales": SCALES}
+                work = partial(_branches, model, network, name, path, *chosen)
                 parts.append(Part(part_name(network, f"{BRANCHES}{name}", start, end), mark, work))
     return parts
 
@@ -226,6 +238,8 @@ def _median(results: Mapping[Network, Mapping[str, Perturbations]], arrangement:
         for (a, _), own in results.items()
         if a == arrangement and name in own
     ]
+    if not medians:
+        return "not run"
     known = [m for m in medians if math.isfinite(m)]
     return f"{sum(known) / len(known):.3f}" if known and len(known) == len(medians) else "none found for half"
 

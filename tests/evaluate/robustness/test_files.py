@@ -106,7 +106,7 @@ def test_parts_hold_what_the_attack_returns(folder: Path) -> None:
             np.testing.assert_array_equal(part.arrays[array], getattr(expected, array))
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_shards_leave_the_same_bytes_as_one_process(folder: Path, tmp_path: Path, count: int) -> None:
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     whole(folder)
@@ -139,7 +139,13 @@ def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert contents(folder) == contents(other)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:-200] + bytes(200)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (lambda b: b"", lambda b: b[:-200] + bytes(200))),
+    ],
+)
 def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
     whole(folder)
     before = contents(folder)
@@ -150,7 +156,9 @@ def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("sizes", [(6, 6), (6, 4), (4, 7)])
+@pytest.mark.parametrize(
+    "sizes", [(6, 4), pytest.param((6, 6), marks=pytest.mark.slow), pytest.param((4, 7), marks=pytest.mark.slow)]
+)
 def test_a_run_grows(folder: Path, sizes: tuple[int, int]) -> None:
     whole(folder, attack_samples=5, attack_batch_size=sizes[0], attacks=("fgsm",))
     first = contents(folder)
@@ -216,6 +224,30 @@ def test_results_of_other_weights_are_refused(folder: Path, monkeypatch: pytest.
     found = attack(folder, attacks=("contrast-reduction",))
     with pytest.raises(RunFolderError, match="different weights of one network"):
         collect(found)
+
+
+def test_more_images_than_there_are(folder: Path) -> None:
+    found = context(folder, attacks=("shifts",), attack_samples=5000, attack_batch_size=200)
+    assert [part.name for part in plan(found) if part.name.startswith("td-0")] == [
+        "td-0/shifts-000000-000200",
+        f"td-0/shifts-000200-{len(found.data.test):06d}",
+    ]
+
+
+def test_attacks_on_one_network_alone_are_not_compared(folder: Path) -> None:
+    for network, names in (("bu", ("shifts", "deepfool")), ("td", ("shifts", "contrast-reduction"))):
+        found = attack(folder, attack_arrangements=(network,), attacks=names)
+    (rows,) = collect(found).values()
+    answers = {row["attack"]: (row["bu"] == "not run", row["td"] == "not run") for row in rows}
+    assert answers == {
+        "shifts": (False, False),
+        "deepfool": (False, True),
+        "contrast-reduction": (True, False),
+    }  # and no strongest attack: all that they share is one
+
+
+def test_only_attacks_in_another_norm(folder: Path) -> None:
+    assert plan_branches(context(folder, attacks=("autoattack-linf",))) == []
 
 
 def test_the_whole_experiment_by_its_name(folder: Path, tmp_path: Path) -> None:
