@@ -159,8 +159,9 @@ def put_bands(folder: Path, repeats: int = 2) -> None:
     rows, images = [], []
     for (a, r), (low, high, gain) in ((n, b) for n in networks for b in bands):
         error = 0.4 + (gain if a == "td" else 0) + 0.01 * r
-        rows.append(schema.Band(a, r, low, high, 4.0, 40, error))
-        images += [schema.BandImage(a, r, low, high, 4.0, i, error + 0.005 * (i % 5)) for i in range(40)]
+        known: dict[str, Any] = {"network": (a, r), "low": float(low), "high": float(high), "norm": 4.0}
+        rows.append(row(schema.Band, **known, samples=40, error=error))
+        images += [row(schema.BandImage, **known, image=i, error=error + 0.005 * (i % 5)) for i in range(40)]
     write_table(schema.Band, rows, folder)
     write_table(schema.BandImage, images, folder)
 

@@ -17,7 +17,6 @@ from bu2td.evaluate.report.compare import (
     statistic,
     strongest_first,
 )
-from bu2td.evaluate.report.corruption_section import corruption_tables
 from bu2td.evaluate.report.figures import present
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table
 from bu2td.evaluate.report.read import Run
@@ -30,11 +29,12 @@ from bu2td.evaluate.report.tables import (
     mean_of,
     missing,
     number_of,
+    optional,
     share_of,
     spread_of,
     total_of,
 )
-from bu2td.evaluate.report.words import DASH, share, spread, title
+from bu2td.evaluate.report.words import DASH, digits, share, spread, title
 from bu2td.evaluate.robustness.registry import ATTACKS
 from bu2td.evaluate.schema import WORDS
 
@@ -155,25 +155,22 @@ def _radii(run: Run) -> list[Block]:
 
 
 def _masking(run: Run) -> list[Block]:
-    rows = run.tables.get("masking", pd.DataFrame())
-    if not len(rows):
-        return []
-    columns: dict[str, Any] = {
-        "n": number_of("repeat"),
-        "images": spread_of("images"),
-        "violations": total_of("violations"),
-        "largest, %": lambda own: f"{100 * own['largest'].max():.1f}" if own["largest"].notna().any() else DASH,
-        "change of the median, %": share_of("median_change"),
-        "sign of masking": lambda own: Cell("none", "better") if own["holds"].all() else Cell("yes", "worse"),
-    }
     text = (
         "Whether gradients may be masked (Athalye et al., 2018): more steps must not find farther perturbations, "
         "black-box attacks none nearer than white-box ones, and a white-box attack without a bound must fool the "
         "network on every image. Violations: images on which the stronger side is behind by more than 5 % (summed "
         "over repeats), and by how much at most."
     )
-    return [Heading("Signs of masked gradients", 3),
-            grouped(text, rows, {"check": "check", "arrangement": "network"}, columns)]  # fmt: skip
+    columns: dict[str, Any] = {
+        "n": number_of("repeat"),
+        "images": spread_of("images"),
+        "violations": total_of("violations"),
+        "largest, %": lambda own: digits(100 * own["largest"].max()),
+        "change of the median, %": share_of("median_change"),
+        "sign of masking": lambda own: Cell("none", "better") if own["holds"].all() else Cell("yes", "worse"),
+    }
+    found = optional(run, "masking", text, {"check": "check", "arrangement": "network"}, columns)
+    return [Heading("Signs of masked gradients", 3), *found] if found else []
 
 
 def corruptions(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> list[Block]:
@@ -181,7 +178,8 @@ def corruptions(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> 
     rows = run.tables["corruptions"]
     blocks: list[Block] = [Heading("Common corruptions", 3)]
     if not len(rows):
-        return [*blocks, missing(run, "corruptions", "Accuracies under corruptions (corruptions.csv) are")]
+        blocks.append(missing(run, "corruptions", "Accuracies under corruptions (corruptions.csv) are"))
+        return [*blocks, *_sets(run)]
     caption = (
         "Accuracy against the severity of a corruption that no adversary chose, as a share of "
         f"{spread(rows['samples'])} test images; {SPREAD}."
@@ -198,5 +196,28 @@ def corruptions(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> 
         "Accuracy in per cent, mean over the severities that every run has; mean ± standard deviation over repeats."
     )
     blocks.append(Table(text, ["corruption", "severities", *(WORDS[a] for a in arrangements)], table))
-    blocks += corruption_tables(run)
-    return [*blocks, *verdict_table(comparisons, Family.CORRUPTIONS), *gaps(run, "corruptions", "corruption")]
+    blocks += [*verdict_table(comparisons, Family.CORRUPTIONS), *gaps(run, "corruptions", "corruption")]
+    return [*blocks, *_sets(run)]
+
+
+def _sets(run: Run) -> list[Block]:
+    """Mean corruption errors, and flips along sequences."""
+    source = "(Hendrycks and Dietterich, 2019, section 4); mean ± standard deviation over n repeats."
+    errors: dict[str, Any] = {
+        "n": number_of("repeat"),
+        "corruptions": spread_of("corruptions"),
+        "images": spread_of("samples"),
+        "error, %": share_of("error"),
+        "mCE, %": share_of("mce"),
+    }
+    flips: dict[str, Any] = {
+        "n": number_of("repeat"),
+        "sequences": spread_of("samples"),
+        "flips, %": share_of("probability"),
+        "relative, %": share_of("rate"),
+    }
+    text = f"Sets of corruptions: mean error, and mean corruption error relative to the bottom-up network {source}"
+    blocks = optional(run, "corruption_errors", text, {"data": "data", "arrangement": "network"}, errors)
+    text = f"Perturbation sequences: how often the class flips, also relative to the bottom-up network {source}"
+    keys = {"perturbation": "perturbation", "arrangement": "network"}
+    return [*blocks, *optional(run, "flips", text, keys, flips)]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import TYPE_CHECKING
-
 import pandas as pd
 
-from bu2td.evaluate.report.corruption_section import spread
+from bu2td.evaluate.report.compare import statistic
 from bu2td.evaluate.report.frequency_figures import figures, frame, octave
-from bu2td.evaluate.report.page import Block, Cell, Heading, Missing, Table, Text
+from bu2td.evaluate.report.page import Block, Cell, Heading, Table, Text
 from bu2td.evaluate.report.read import Run
+from bu2td.evaluate.report.tables import Drawer, missing
+from bu2td.evaluate.report.words import share
 from bu2td.evaluate.schema import ARRANGEMENTS, WORDS
-
-if TYPE_CHECKING:
-    from bu2td.evaluate.report.sections import Drawer
 
 __all__ = ["frequency_section"]
 
@@ -29,7 +25,7 @@ def frequency_section(run: Run, drawer: Drawer) -> list[Block]:
     blocks: list[Block] = [Heading("Spatial frequency")]
     bands, spectra = frame(run.tables.get("bands")), frame(run.tables.get("spectra"))
     if not len(bands):
-        blocks.append(_missing(run, "The sensitivity to spatial frequencies is", "frequency"))
+        blocks.append(missing(run, "bands", "The sensitivity to spatial frequencies is"))
     else:
         blocks.append(Text(
             "The paper's claim is about frequencies: a network that blurs the higher ones and restores them late "
@@ -42,19 +38,14 @@ def frequency_section(run: Run, drawer: Drawer) -> list[Block]:
             own = bands[bands["norm"] == _norm(name, bands)]
             blocks.append(_band_table(own))
     if len(bands) and not len(spectra):
-        blocks.append(_missing(run, "The spectra of the attacks need the attacks, which are", "robustness"))
-        blocks.append(_missing(run, "Then the spectra are", "frequency"))
+        blocks.append(missing(run, "robustness", "The spectra of the attacks need the attacks, which are"))
+        blocks.append(missing(run, "spectra", "Then the spectra are"))
     return blocks
 
 
 def _norm(name: str, bands: pd.DataFrame) -> float:
     suffix = name.removeprefix("frequency-bands").removeprefix("-")
     return next(n for n in set(bands["norm"]) if f"{n:g}" == suffix) if suffix else float(bands["norm"].iloc[0])
-
-
-def _missing(run: Run, what: str, stage: str) -> Missing:
-    command = f"bu2td evaluate {stage} -o {shlex.quote(str(run.folder))} --resume"
-    return Missing(f"{what} not in this folder. This makes it:", command)
 
 
 def _band_table(bands: pd.DataFrame) -> Table:
@@ -67,7 +58,7 @@ def _band_table(bands: pd.DataFrame) -> Table:
     for words, own in groups:
         errors = {a: own[own["arrangement"] == a]["error"] for a in names}
         differences = [f"{100 * (errors[a].mean() - errors['bu'].mean()):+.1f}" for a in against]
-        table.append([words, *(spread(errors[a]) for a in names), *differences])
+        table.append([words, *(share(statistic(errors[a]), 1) for a in names), *differences])
     caption = (
         f"Error under basis perturbations of L2 norm {bands['norm'].iloc[0]:.3g} per channel by radius, in per "
         "cent: mean ± standard deviation over the trainings; differences to bottom-up in points."

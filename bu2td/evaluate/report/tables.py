@@ -94,6 +94,14 @@ def grouped(caption: str, rows: pd.DataFrame, keys: Mapping[str, str], columns: 
     return Table(caption, [heads[i] for i in kept], [[row[i] for i in kept] for row in table], len(names))
 
 
+def optional(
+    run: Run, name: str, caption: str, keys: Mapping[str, str], columns: Mapping[str, CellOf]
+) -> list[Block]:
+    """As `grouped`, of a table that a run has or has not."""
+    rows = run.tables.get(name)
+    return [] if rows is None or not len(rows) else [grouped(caption, rows, keys, columns)]
+
+
 def mean_of(column: str, places: int | None = None) -> CellOf:
     """Mean ± standard deviation."""
     return lambda rows: mean(statistic(rows[column]), places)
