@@ -117,9 +117,9 @@ def load_classifier(folder: RunFolder, data: Data, arrangement: str, repeat: int
     """
     settings, path = folder.settings.for_arrangement(arrangement), folder.run(arrangement, repeat)
     again = f"bu2td evaluate train -o {folder.path} --resume trains it"
+    if not (path / RESULT).is_file():
+        raise FileError(f"{path} holds no finished training of {arrangement!r}, repeat {repeat}; {again}")
     with naming(arrangement, repeat):
-        if not (path / RESULT).is_file():
-            raise FileError(f"{path} holds no finished training; {again}")
         try:
             state = read_checkpoint(path / CHECKPOINT)
         except FileError as error:

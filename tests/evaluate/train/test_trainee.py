@@ -13,8 +13,8 @@ pytest.importorskip("lightning_fabric")
 from bu2td.errors import VerificationError
 from bu2td.evaluate.data.sets import Part, first_images, load_data, split
 from bu2td.evaluate.settings import Settings
-from bu2td.evaluate.train import trainee
-from bu2td.evaluate.train.checkpoint import CHECKPOINT, read_checkpoint
+from bu2td.evaluate.train import loop, trainee
+from bu2td.evaluate.train.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
 from bu2td.evaluate.train.engine import start
 from bu2td.evaluate.train.loop import fit
 from bu2td.evaluate.train.model import Classifier, build_classifier
@@ -37,9 +37,11 @@ def _trained(settings: Settings, folder: Path, arrangement: str = "td", count: i
     return log, classifier
 
 
-@pytest.mark.parametrize("model", ["bu2td:lenet_fc", pytest.param("bu2td:nin_light", marks=pytest.mark.slow)])
-def test_the_losses_are_those_of_the_plain_network(tmp_path: Path, model: str) -> None:
-    settings = [replace(s, model=model) for s in (PLAIN, SETTINGS)]
+@pytest.mark.parametrize(
+    ("model", "lr"), [("bu2td:lenet_fc", 0.01), pytest.param("bu2td:nin_light", 0.001, marks=pytest.mark.slow)]
+)
+def test_the_losses_are_those_of_the_plain_network(tmp_path: Path, model: str, lr: float) -> None:
+    settings = [replace(s, model=model, lr=lr) for s in (PLAIN, SETTINGS)]
     (plain, _), (fast, classifier) = (_trained(s, tmp_path / str(i)) for i, s in enumerate(settings))
     assert fast[0].train_loss == pytest.approx(plain[0].train_loss, rel=1e-4)
     assert fast[0].validation_loss == pytest.approx(plain[0].validation_loss, rel=1e-3)
@@ -79,6 +81,27 @@ def test_a_training_goes_on_in_another_form(tmp_path: Path) -> None:
     _trained(replace(SETTINGS, epochs=1), tmp_path / "mixed")
     found, _ = _trained(both, tmp_path / "mixed")
     assert [r.train_loss for r in found] == pytest.approx([r.train_loss for r in expected], rel=1e-3)
+
+
+def test_an_optimised_training_that_was_killed_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, model="bu2td:nin_light", epochs=2, hflip=0.5, batch_size=16)
+    expected, whole = _trained(settings, tmp_path / "whole", count=80)
+
+    def dies(*args: Any) -> None:
+        write_checkpoint(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "write_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(settings, tmp_path / "killed", count=80)
+    monkeypatch.undo()
+    found, resumed = _trained(settings, tmp_path / "killed", count=80)
+    assert [replace(r, seconds=0) for r in found] == [replace(r, seconds=0) for r in expected]
+    assert all(
+        torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
 
 
 def test_what_is_trained_is_optimised() -> None:
