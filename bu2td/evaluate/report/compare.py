@@ -306,10 +306,10 @@ def _bands(tables: Tables) -> Iterator[Sample]:
             f"{low:g}\N{EN DASH}{high:g} cycles per image" + (f", L2 {norm:g}" if several else "")
             for low, high, norm in zip(frame["low"], frame["high"], frame["norm"], strict=True)
         ]
-        made[name] = frame.assign(band=np.array(words, object))
+        made[name] = frame.assign(band=np.array(words, object), added=frame["error"] - frame["clean_error"])
     names = ["band_images", "bands"]
     yield from _samples(
-        made, names, ["band"], "error", Family.BANDS, "error in a frequency band", higher_is_better=False
+        made, names, ["band"], "added", Family.BANDS, "error added by a wave", higher_is_better=False
     )
 
 
@@ -326,9 +326,6 @@ def _explained(tables: Tables, family: Family, run_table: str, value: str, title
 def _localisation(tables: Tables) -> Iterator[Sample]:
     for value in ("precision", "recall"):
         yield from _explained(tables, Family.LOCALISATION, "localisation", value, value)
-    if "boxes" in tables["explained_images"]:  # of an image, the share of overlaps at which its box is found
-        images = tables["explained_images"].rename(columns={"boxes": "max_box_acc_v2"})
-        tables = {**tables, "explained_images": images}
     yield from _explained(tables, Family.LOCALISATION, "boxes", "max_box_acc_v2", "MaxBoxAccV2", primary=False)
 
 

@@ -30,6 +30,8 @@ STAGES = {
     "curves": "robustness",
     "branches": "robustness",
     "corruptions": "corruptions",
+    "bands": "frequency",
+    "spectra": "frequency",
     "localisation": "explain",
     "faithfulness": "explain",
     "explanations": "explain",
