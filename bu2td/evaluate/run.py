@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import os
 import statistics
 import sys
@@ -262,9 +263,15 @@ def _trained(arrangement: str, results: Sequence[Training]) -> dict[str, Any]:
         "n": len(results),
         "parameters": f"{results[0].parameters:,}",
         "MMACs": f"{results[0].macs / 1e6:.1f}",
-        "s/epoch": f"{statistics.mean(r.seconds_per_epoch for r in results):.2f}",
-        "peak MiB": f"{max(r.peak_memory_mib for r in results):.0f}",
+        "s/epoch": _known([r.seconds_per_epoch for r in results], ".2f"),
+        "peak MiB": _known([r.peak_memory_mib for r in results], ".0f"),
     }
+
+
+def _known(values: Sequence[float], form: str) -> str:
+    """The mean of what was measured; nothing for networks that were not trained."""
+    found = [value for value in values if not math.isnan(value)]
+    return format(statistics.mean(found), form) if found else ""
 
 
 def run_search(
