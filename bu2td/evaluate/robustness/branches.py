@@ -53,7 +53,8 @@ def branch_accuracy(
             succeeded, or which is wrong without any) is left out: it says nothing of a perturbation.
         labels: (N,).
         scales: factors of the perturbation; what leaves [0, 1] is clipped, so that a perturbation of twice the size
-            may be less than twice as far from the clean image.
+            may be less than twice as far from the clean image. One whose pixels are black and white (salt and
+            pepper) does not grow at all.
         batch_size: images per batch. Give that of the attack: at the very boundary the size of a batch decides how
             logits are rounded.
         device: where to run; None: where the classifier is.
