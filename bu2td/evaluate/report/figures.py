@@ -31,16 +31,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "COLORS",
-    "accuracy_figure",
-    "corruptions_figure",
-    "curves_figure",
-    "localisation_figure",
-    "save_figure",
-    "training_figure",
-]
-
 COLUMN, PAGE = 3.4, 6.9
 DPI = 200
 INK, GREY, FAINT = "#222222", "#666666", "#E9E9E9"

@@ -21,6 +21,7 @@ from bu2td.evaluate.report.tables import (
     mean_of,
     missing,
     number_of,
+    optional,
     share_of,
     spread_of,
     total_of,
@@ -183,67 +184,64 @@ def _search(run: Run) -> list[Block]:
 # --- experiment 3 -------------------------------------------------------------------------------------
 
 
+#: How a heat map is named in a table.
+MAP = {"layer": "heat map of the", "normalisation": "heat map is", "arrangement": "network"}
+_MAPS: dict[str, Any] = {"n": number_of("repeat"), "images": spread_of("samples"), "empty maps": total_of("empty")}
+
+
 def _explanation(run: Run, comparisons: Sequence[Comparison], drawer: Drawer) -> list[Block]:
     blocks: list[Block] = [Heading("Experiment 3: explanation"), *_heat_maps(run, drawer)]
-    blocks.append(Heading("Localisation", 3))
-    rows, boxes, faithful = (run.tables[name] for name in ("localisation", "boxes", "faithfulness"))
-    keys = {"layer": "heat map of the", "normalisation": "heat map is", "arrangement": "network"}
-    if len(rows):
-        caption = (
-            f"Precision and recall of the heat map, cut at {spread(rows['threshold'])} of its maximum, against the "
-            "object (the paper's figure 9, of the last convolution, centred), by layer and normalisation: "
-            f"means over {spread(rows['samples'])} test images per repeat that all compared networks classify "
-            f"correctly; {SPREAD}."
-        )
-        blocks += drawer.draw("localisation", figures.localisation_figure(rows), caption)
-        caption = (
-            "Localisation: precision TP / (TP + FP) and recall TP / (TP + FN) in per cent; TP, FP, FN in pixels; "
-            "per image, then averaged over images; mean ± standard deviation over n repeats. Images whose map is "
-            "empty (zero everywhere) or has nothing above the cut have no precision and are not counted as 0; "
-            "dropped images have no object. These counts are sums over the repeats."
-        )
-        columns: dict[str, Any] = {
-            "cut": spread_of("threshold"),
-            "n": number_of("repeat"),
-            "images": spread_of("samples"),
-            "empty maps": total_of("empty"),
-            "nothing above the cut": total_of("without_prediction"),
-            "dropped": total_of("dropped"),
-            "precision, %": share_of("precision"),
-            "recall, %": share_of("recall"),
-            **{f"{name}, px": mean_of(name.lower()) for name in ("TP", "FP", "FN")},
-        }
-        blocks += [grouped(caption, rows, {**keys}, columns), *gaps(run, "localisation", "normalisation")]
-    else:
-        blocks.append(missing(run, "localisation", "Precision and recall (localisation.csv) are"))
-    if len(boxes):
-        columns = {
-            "n": number_of("repeat"),
-            "images": spread_of("samples"),
-            "MaxBoxAccV2, %": share_of("max_box_acc_v2"),
-        }
-        blocks.append(grouped("Localisation by boxes, mean ± standard deviation.", boxes, keys, columns))
+    blocks += [Heading("Localisation", 3), *_localisation(run, drawer)]
+    columns: dict[str, Any] = {"n": number_of("repeat"), "images": spread_of("samples")}
+    columns["MaxBoxAccV2, %"] = share_of("max_box_acc_v2")
+    blocks += optional(run, "boxes", "Localisation by boxes, mean ± standard deviation.", MAP, columns)
     blocks += [*verdict_table(comparisons, Family.LOCALISATION), Heading("Faithfulness", 3)]
-    if not len(faithful):
-        return [
-            *blocks,
-            missing(run, "faithfulness", "Pointing game, deletion and insertion (faithfulness.csv) are"),
-        ]
+    columns = {
+        **_MAPS,
+        "pointing game, %": share_of("pointing"),
+        "deletion": mean_of("deletion"),
+        "insertion": mean_of("insertion"),
+    }
     caption = (
         "Pointing game: per cent of images whose hottest pixel lies on the object (higher is better); deletion and "
         "insertion: area under the probability of the class, from 0 to 1, while the hottest pixels are removed "
         "(lower is better) or put in (higher is better). Mean ± standard deviation over n repeats."
     )
-    columns = {
-        "n": number_of("repeat"),
-        "images": spread_of("samples"),
-        "empty maps": total_of("empty"),
-        "pointing game, %": share_of("pointing"),
-        "deletion": mean_of("deletion"),
-        "insertion": mean_of("insertion"),
-    }
-    blocks.append(grouped(caption, faithful, keys, columns))
+    blocks += optional(run, "faithfulness", caption, MAP, columns) or [
+        missing(run, "faithfulness", "Pointing game, deletion and insertion (faithfulness.csv) are")
+    ]
     return [*blocks, *verdict_table(comparisons, Family.FAITHFULNESS)]
+
+
+def _localisation(run: Run, drawer: Drawer) -> list[Block]:
+    rows, objects = run.tables["localisation"], run.settings.get("objects")
+    if not len(rows):
+        if isinstance(objects, dict) and objects.get("kind") == "none":
+            return [Text(f"Nothing is localised: {shown(objects.get('why'))}.")]
+        return [missing(run, "localisation", "Precision and recall (localisation.csv) are")]
+    caption = (
+        f"Precision and recall of the heat map, cut at {spread(rows['threshold'])} of its maximum, against the "
+        "object (the paper's figure 9, of the last convolution, centred), by layer and normalisation: "
+        f"means over {spread(rows['samples'])} test images per repeat that all compared networks classify "
+        f"correctly; {SPREAD}."
+    )
+    blocks = drawer.draw("localisation", figures.localisation_figure(rows), caption)
+    caption = (
+        "Localisation: precision TP / (TP + FP) and recall TP / (TP + FN) in per cent; TP, FP, FN in pixels; "
+        "per image, then averaged over images; mean ± standard deviation over n repeats. Images whose map is "
+        "empty (zero everywhere) or has nothing above the cut have no precision and are not counted as 0; "
+        "dropped images have no object. These counts are sums over the repeats."
+    )
+    columns: dict[str, Any] = {
+        "cut": spread_of("threshold"),
+        **_MAPS,
+        "nothing above the cut": total_of("without_prediction"),
+        "dropped": total_of("dropped"),
+        "precision, %": share_of("precision"),
+        "recall, %": share_of("recall"),
+        **{f"{name}, px": mean_of(name.lower()) for name in ("TP", "FP", "FN")},
+    }
+    return [*blocks, grouped(caption, rows, MAP, columns), *gaps(run, "localisation", "normalisation")]
 
 
 def _heat_maps(run: Run, drawer: Drawer) -> list[Block]:

@@ -402,6 +402,13 @@ def test_one_repeat_and_no_bottom_up_network(tmp_path: Path) -> None:
     assert "there is no bottom-up network" in read(tmp_path / "y").text
 
 
+def test_data_without_objects(tmp_path: Path) -> None:
+    write_report(start(tmp_path / "x", objects={"kind": "none", "why": "the data have no boxes"}))
+    text = read(tmp_path / "x").text
+    assert "Nothing is localised: the data have no boxes." in text
+    assert "Precision and recall (localisation.csv)" not in text
+
+
 def test_tables_without_rows_are_as_good_as_none(tmp_path: Path) -> None:
     folder = start(tmp_path / "x")
     for file, kind in TABLES.items():
