@@ -119,7 +119,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 @styled
 def accuracy_figure(rows: pd.DataFrame) -> Figure | None:
     """Test accuracy per arrangement (figure 4): mean, standard deviation, and every repeat as a dot."""
-    statistics = _by_arrangement(rows, "test_accuracy")
+    found_of = aggregate(rows, ["arrangement"], "test_accuracy")
+    statistics = {a: found_of[a,] for a in present(rows) if found_of[a,].n}
     if not statistics:
         return None
     figure = new_figure(COLUMN, 2.2)
@@ -195,7 +196,9 @@ def curves_figure(rows: pd.DataFrame, columns: int = 4) -> Figure | None:
             accuracy = np.array(
                 [step(repeat, places) for _, repeat in own[own["arrangement"] == arrangement].groupby("repeat")]
             )
-            _line(axes, places, 100 * (accuracy[:, :1] - accuracy), arrangement)
+            loss = 100 * (accuracy[:, :1] - accuracy)
+            stds = np.std(loss, axis=0, ddof=1) if len(loss) > 1 else np.zeros(len(places))
+            _mean_line(axes, places, loss.mean(axis=0), stds, arrangement)
             drawn[arrangement] = max(drawn.get(arrangement, 0), len(accuracy))
         axes.set_title(plain(title(attack)), loc="left", pad=3)
         axes.set_xlim(0, end)
@@ -373,11 +376,6 @@ def present(rows: pd.DataFrame) -> list[str]:
     return [a for a in ARRANGEMENTS if a in words]
 
 
-def _by_arrangement(rows: pd.DataFrame, value: str) -> dict[str, Statistic]:
-    found = aggregate(rows, ["arrangement"], value)
-    return {a: found[a,] for a in ARRANGEMENTS if (a,) in found and found[a,].n}
-
-
 def small_multiples(count: int, columns: int, height: float, legend_lines: int = 1) -> tuple[Figure, list[Axes]]:
     """A grid of axes with one height and width; the legend has lines of its own."""
     columns = 3 if count in (3, 5, 6) else min(columns, count)
@@ -388,12 +386,6 @@ def small_multiples(count: int, columns: int, height: float, legend_lines: int =
     for axes in grid[count:]:
         axes.remove()
     return figure, grid[:count]
-
-
-def _line(axes: Axes, places: np.ndarray, values: np.ndarray, arrangement: str) -> None:
-    """Mean and band of curves (repeats, places)."""
-    stds = np.std(values, axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
-    _mean_line(axes, places, values.mean(axis=0), stds, arrangement)
 
 
 def _mean_line(

@@ -14,8 +14,8 @@ DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
 #: Names that are not their words with a capital.
 _TITLES = {
     STRONGEST: "Strongest attack",
-    f"{STRONGEST}-white-box": "Strongest white-box attack",
-    f"{STRONGEST}-black-box": "Strongest black-box attack",
+    f"{STRONGEST}-white-box": "Strongest white box",
+    f"{STRONGEST}-black-box": "Strongest black box",
     "unbounded": "White box without a bound",
     "black-box": "Black box against white box",
     "lenet_fc": "LeNetFC",

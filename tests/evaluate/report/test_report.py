@@ -7,6 +7,8 @@ import dataclasses
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from run_folders import (
     start,
 )
 
+from bu2td.errors import MissingPackageError
 from bu2td.evaluate import schema
 from bu2td.evaluate.report import figures, statistics
 from bu2td.evaluate.report.page import Cell, Heading, Missing, Table, Text, to_html, to_markdown
@@ -426,3 +429,16 @@ def test_a_run_that_was_stopped_before_its_data_were_read(tmp_path: Path) -> Non
     (folder / "run.json").write_text(json.dumps(record))
     write_report(folder)
     assert "LeNetFC on handwritten digits" in read(folder).text
+
+
+def test_the_suite_loads_without_what_its_report_needs(tmp_path: Path) -> None:
+    code = "import bu2td.evaluate, sys; print(sorted({'pandas', 'jinja2', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("package", ["pandas", "jinja2", "matplotlib"])
+def test_a_package_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=rf"{package} is not installed. Run: pip install 'bu2td\[eval"):
+        write_report(start(tmp_path))
