@@ -190,9 +190,7 @@ def _joined(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
         taken = sum(not w.startswith("-") for w in _free(parser, found[:-1])) if wanting else 0
         left = own[1:][-(wanting - taken) :] if end == len(words) and wanting > taken else []
         own = own[: len(own) - len(left)]
-        if own:
-            found.append(",".join(own))
-        found += left
+        found += [",".join(own), *left]  # an empty word where there is none: the list complains itself
     return found
 
 

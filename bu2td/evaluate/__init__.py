@@ -8,6 +8,7 @@ from bu2td.evaluate.checks import logits_of
 from bu2td.evaluate.data.sets import Data, load_data
 from bu2td.evaluate.explain.explanations import explain_networks
 from bu2td.evaluate.explain.gradcam import grad_cam
+from bu2td.evaluate.merge import merge
 from bu2td.evaluate.report.writing import write_report
 from bu2td.evaluate.robustness.branches import branch_accuracy
 from bu2td.evaluate.robustness.corruptions import corrupt, corruption_accuracy
@@ -38,6 +39,7 @@ __all__ = [
     "list_presets",
     "load_data",
     "logits_of",
+    "merge",
     "read_settings",
     "run_search",
     "smallest_perturbations",

@@ -196,9 +196,9 @@ def _search(options: argparse.Namespace) -> str:
     flags = _flags(options)
     grid = {}
     for name in _VARIED:
-        values = flags.pop(name, [])
+        values = tuple(dict.fromkeys(converted(name, value) for value in flags.pop(name, [])))
         if len(values) > 1:
-            grid[name] = tuple(converted(name, value) for value in values)
+            grid[name] = values
         elif values:
             flags[name] = values[0]
     changes = _given(options, flags)

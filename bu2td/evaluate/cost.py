@@ -34,10 +34,9 @@ from bu2td.evaluate.train.engine import device_name, start
 from bu2td.evaluate.train.loop import fit
 from bu2td.evaluate.train.model import Classifier, build_classifier, normalisation_of
 
-_IMAGES = 2  # that a probe of an experiment looks at
+_ATTACKED, _LOOKED_AT = 2, 8  # images of a probe: of an attack, and of other experiments
 _STEPS = 3  # of a probe of a training, where the first one took less than _SHORT seconds
 _SHORT = 1.0
-_WARM = 0.5
 _PATIENCE = 1.5  # seconds for one piece of work
 _FULL = 15.0  # the full budget of an attack against the quick one, measured over all attacks on LeNetFC
 _RANGE = re.compile(r"-(\d{6})-(\d{6})$")  # of the images of a part
@@ -92,7 +91,9 @@ class Estimate:
     @property
     def notes(self) -> list[str]:
         """How far it is to be trusted."""
-        found = ["rough (a factor of 2 to 3): experiments were timed on 2 images and networks with random weights"]
+        found = [
+            "rough (a factor of 2 to 3): experiments were timed on a few images and networks with random weights"
+        ]
         if self.cut:
             found.append(
                 f"{self.cut} attacks were stopped after {_PATIENCE:g} s: 15 times their quick budget is taken"
@@ -209,13 +210,13 @@ class _Prober:
             if not all_parts:
                 continue
             if first and stage.name == "robustness":  # the same attacks: as much slower as the network is
-                ratio = self._both(arrangement, _IMAGES) / self._both(reference, _IMAGES)
+                ratio = self._both(arrangement, _ATTACKED) / self._both(reference, _ATTACKED)
                 each = {kind: seconds * ratio for kind, seconds in first.items()}
             else:
                 each, reference = self._probed(stage, arrangement), arrangement
                 first = first or each
             for kind, units in _units(all_parts, self._count(stage)).items():
-                gain = self._gain(arrangement)
+                gain = self._gain(arrangement, _few(stage))
                 pieces.append(Piece(stage.name, arrangement, kind, units, "images", each.get(kind, 0) * gain))
         return pieces
 
@@ -227,7 +228,7 @@ class _Prober:
 
     def _probed(self, stage: Stage, arrangement: str) -> dict[str, float]:
         """Seconds per image by kind of work."""
-        samples: dict[str, Any] = {n: _IMAGES for n in FIELDS if n.endswith("_samples")}
+        samples: dict[str, Any] = {n: _few(stage) for n in FIELDS if n.endswith("_samples")}
         few = dataclasses.replace(self.settings, attack_repeats=1, repeats=1, attack_runs=1, **samples)
         parts = stage.plan(self._context(arrangement, few))
         quick = {p.name: p for p in self._quick(stage, arrangement, few)}
@@ -242,9 +243,9 @@ class _Prober:
                 again = quick.get(part.name)
                 short = self._timed(again.make, arrangement) if again else None
                 seconds = max(_FULL * (short or 0), _PATIENCE)
-            elif seconds < _WARM:  # the first time may have imported something
+            else:  # the first time may have imported something
                 seconds = min(seconds, self._timed(part.make, arrangement) or seconds)
-            found[kind] = seconds / (_images_of(part) or _IMAGES) * self._repeats(kind)
+            found[kind] = seconds / (_images_of(part) or _few(stage)) * self._repeats(kind)
         return found
 
     def _quick(self, stage: Stage, arrangement: str, few: Settings) -> list[Part]:
@@ -295,10 +296,10 @@ class _Prober:
 
         return _seconds(step) / len(images)
 
-    def _gain(self, arrangement: str) -> float:
+    def _gain(self, arrangement: str, few: int) -> float:
         """What an image costs in a batch of the real size, against one of the probe."""
         size = min(self.settings.attack_batch_size, 50, len(self.data.test))
-        return min(self._both(arrangement, size) / self._both(arrangement, _IMAGES), 1.0)
+        return min(self._both(arrangement, size) / self._both(arrangement, few), 1.0)
 
 
 @dataclass(frozen=True)
@@ -322,6 +323,10 @@ class _Probe(Context):
         positions = self.drawn(count)
         images, _ = first_images(Some(self.data.test, positions))
         return positions, images, logits_of(self.classifier("", 0), images).argmax(1)
+
+
+def _few(stage: Stage) -> int:
+    return _ATTACKED if stage.name == "robustness" else _LOOKED_AT
 
 
 def _kind(part: Part) -> str:

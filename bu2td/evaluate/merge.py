@@ -42,6 +42,8 @@ def merge(folders: Sequence[str | Path], into: str | Path, changes: Mapping[str,
     if not sources:
         raise OptionError("merge needs the folders of shards")
     for source in sources:
+        if not (source / RUN).is_file():
+            raise RunFolderError(f"{source} holds no run (there is no {RUN}), so that there is nothing to merge")
         read_record(source)
         check_free(source)
     first = target if holds_run(target) else sources[0]

@@ -97,28 +97,35 @@ def evaluate(
     data = _data(asked, download)
     names = [name for name in ("train", *EXPERIMENTS) if stage in (name, "all")]
     check_before(asked, data, [*names, *(["report"] if stage == "all" else [])], None if dry_run else path)
-    if (dry_run or estimate) and "WORLD_SIZE" not in os.environ:
-        from bu2td.evaluate.cost import estimated
-
-        found = estimated(asked, data, {name: _stage(name) for name in names}, path)
+    if dry_run or (estimate and "WORLD_SIZE" not in os.environ):
+        said = _foreseen(asked, data, names, path)
         if dry_run:
-            return {"tables": {found.title: found.rows}, "written": found.notes}
-        print("\n".join([found.title, format_table(found.rows), *found.notes, ""]), file=sys.stderr, flush=True)
-    elif dry_run:
-        raise OptionError("--dry-run measures with one process: run it without torchrun")
+            return said
+        ((title, rows),) = said["tables"].items()
+        print("\n".join([title, format_table(rows), *said["written"], ""]), file=sys.stderr, flush=True)
     engine = start(asked)
     with _opened(engine, path, asked, stage, overwrite, preset, share) as run:
         return _stages(stage, names, Context(run, data, engine), share)
+
+
+def _foreseen(settings: Settings, data: Data, names: Sequence[str], path: Path) -> dict[str, Any]:
+    """What a call will cost, as it is answered.
+
+    Raises:
+        OptionError: torchrun has started several processes, of which none can measure what one costs.
+    """
+    from bu2td.evaluate.cost import estimated
+
+    if "WORLD_SIZE" in os.environ:
+        raise OptionError("--dry-run measures what one process needs: run it without torchrun")
+    found = estimated(settings, data, {n: find_stage(n) if n in EXPERIMENTS else None for n in names}, path)
+    return {"tables": {found.title: found.rows}, "written": found.notes}
 
 
 def find_stage(name: str) -> Stage:
     """The experiment of this name."""
     found: Stage = importlib.import_module(EXPERIMENTS[name]).STAGE
     return found
-
-
-def _stage(name: str) -> Stage | None:
-    return find_stage(name) if name in EXPERIMENTS else None
 
 
 def is_first() -> bool:

@@ -203,6 +203,12 @@ BAD: list[tuple[list[str], str]] = [
     (["explain", "--threshold", "2"], "between 0 and 1"),
     (["report"], "there is no folder"),
     (["search", "--lr", "0.1"], "a search needs several values"),
+    (["search", "--lr", "0.1", "0.1"], "a search needs several values"),
+    (["all", "--shard", "3/2"], "shard = '3/2': expected K/N"),
+    (["train", "--arrangement", "bu,bu"], "each once"),
+    (["train", "--data", "folder:nowhere"], "nowhere is not a folder"),
+    (["explain", "--explain-samples", "some"], "explain_samples = 'some'"),
+    (["merge", "nowhere"], "nowhere holds no run"),
     (["presets", "nist-lenet_fc"], "Did you mean 'mnist-lenet_fc'"),
 ]
 
