@@ -92,7 +92,7 @@ def _data_parts(
 
 def _drawn(count: int, samples: int, size: int, seed: int) -> Iterator[tuple[int, list[int]]]:
     """Batches of places, drawn as `Context.drawn` draws; more of them start with the same ones."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()[:samples]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()[: samples or None]
     for first in range(0, len(order), size):
         yield first, order[first : first + size]
 

@@ -65,6 +65,8 @@ def plan(context: Context) -> list[Part]:
     check_planned(folder, {name: _settings(attack, settings) for name, attack, _ in works})
     parts = []
     networks = context.networks(settings.attack_arrangements, settings.attack_runs)
+    if not networks:
+        return []
     batches = {
         (network, name): cuts(folder, network, name, count, settings.attack_batch_size)
         for network in networks
@@ -84,8 +86,9 @@ def plan(context: Context) -> list[Part]:
 
 
 def _count(context: Context) -> int:
-    """How many test images are attacked: as many as one asked for, or all."""
-    return min(context.settings.attack_samples, len(context.data.test))
+    """How many test images are attacked: as many as one asked for, or all (0)."""
+    size = len(context.data.test)
+    return min(context.settings.attack_samples or size, size)
 
 
 def _settings(attack: Attack, settings: Any) -> dict[str, Any]:
