@@ -51,9 +51,8 @@ def check_before(settings: Settings, data: Data, stages: Sequence[str], folder: 
     for word in settings.attacks:
         if word not in GROUPS:
             find_attack(word)
-    if "frequency" in stages:
-        frequencies(*data.shape[1:], settings.frequency_step)
-    if "corruptions" in stages and settings.corrupted_data is not None:
+    frequencies(*data.shape[1:], settings.frequency_step)
+    if settings.corrupted_data is not None:
         open_corrupted(settings.corrupted_data, data)
     if folder is not None:
         check_writable(folder)

@@ -160,17 +160,18 @@ def _take(path: Path, own: Holder, shard: Shard) -> None:
     temporary = path.with_name(f".taking.{own.pid}.json")
     try:
         temporary.write_text(json.dumps(asdict(own)) + "\n", encoding="utf-8")
-        while True:
-            check_free(path.parent, shard)
-            for other, holder in holders(path.parent).items():
-                if not holder.is_alive():
-                    print(f"{path.parent}: {holder} is gone; going on from what it left", file=sys.stderr)
-                    _remove(other, holder)
-            if path not in holders(path.parent):  # nothing, or not even a lock
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(FileExistsError):  # somebody was faster: look again
-                _put(temporary, path)
-                return
+        with turn(path.parent):  # nobody else of this machine looks, removes or takes meanwhile
+            while True:
+                check_free(path.parent, shard)
+                for other, holder in holders(path.parent).items():
+                    if not holder.is_alive():
+                        print(f"{path.parent}: {holder} is gone; going on from what it left", file=sys.stderr)
+                        _remove(other, holder)
+                if path not in holders(path.parent):  # nothing, or not even a lock
+                    path.unlink(missing_ok=True)
+                with contextlib.suppress(FileExistsError):  # somebody elsewhere was faster: look again
+                    _put(temporary, path)
+                    return
     except OSError as error:
         raise FileError(f"{path.parent} cannot be written: {error.strerror}") from error
     finally:

@@ -232,12 +232,13 @@ def _experiment(context: Context, stage: Stage, called: str, share: Shard) -> tu
     """
     engine, place = context.engine, context.run.parts(stage.name)
     index, count = WHOLE if called == "all" else share
+    ranks = (engine.global_rank, engine.world_size)
     shares = (index * engine.world_size + engine.global_rank, count * engine.world_size)
     absent: list[str] = []
-    for plan in (stage.plan, stage.then):
+    for plan, mine in ((stage.plan, shares), (stage.then, ranks)):  # a shard goes on with what it has
         if plan is not None:
             parts = plan(context)
-            complete(parts, place, shard=shares, title=stage.name, progress=engine.is_global_zero)
+            complete(parts, place, shard=mine, title=stage.name, progress=engine.is_global_zero)
             engine.barrier()
             absent += missing(parts, place)
     if not engine.is_global_zero:

@@ -59,7 +59,7 @@ def test_the_ends_of_curves_and_branches_agree(finished: Path) -> None:
     assert starts == pytest.approx(clean)
     for row in _rows(finished / "branches.csv"):
         if row["inputs"] == "none":
-            assert float(row["accuracy"]) == pytest.approx(clean[row["arrangement"], row["repeat"], row["attack"]])
+            assert float(row["accuracy"]) == 1  # of images that the attack fools, and that are right without it
     corrupted = [r for r in _rows(finished / "corruptions.csv") if r["severity"] == "0"]
     assert len({(r["arrangement"], r["repeat"], r["accuracy"]) for r in corrupted}) == 4
 
@@ -135,7 +135,7 @@ def test_another_budget_needs_a_word(copied: Path, capsys: pytest.CaptureFixture
     words = ["robustness", "-o", str(copied), "--attack", "fgsm", "--attack-samples", "6", "--attack-repeats", "2"]
     words += ["--attack-budget", "full"]
     assert main(words) == 2
-    assert "is the result of other settings" in capsys.readouterr().err
+    assert "was made with" in capsys.readouterr().err
     assert (copied / "robustness.csv").read_text() == table
     assert main([*words, "--overwrite"]) == 0
     assert {r["attack"] for r in _rows(copied / "robustness.csv")} >= {"fgsm"}

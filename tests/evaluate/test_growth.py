@@ -35,8 +35,9 @@ def test_another_attack_adds_to_those_that_are_there(copied: Path) -> None:
     _run("robustness", copied, "--attack", "shifts")
     after = tables(copied)
     assert {r["attack"] for r in after["robustness.csv"]} >= {"fgsm", "contrast-reduction", "shifts"}
-    _keep(before["distances.csv"], after["distances.csv"])
-    _keep(before["robustness.csv"], after["robustness.csv"], but=("auc", "limit"))  # the limit is that of all
+    for table, but in (("distances.csv", ()), ("robustness.csv", ("auc", "limit"))):  # the limit is that of all
+        single = [row for row in before[table] if not row["attack"].startswith("strongest")]
+        _keep(single, after[table], but=but)
     assert set(record(copied)["settings"]["attacks"]) == {"fgsm", "contrast-reduction", "shifts"}
     assert [call["stage"] for call in record(copied)["calls"]] == ["all", "robustness"]
     assert record(copied)["calls"][1]["settings"]["attacks"] == ["shifts"]

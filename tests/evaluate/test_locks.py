@@ -142,7 +142,7 @@ def test_the_kernel_would_agree(tmp_path: Path) -> None:
     )
     processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
     assert [process.wait() for process in processes] == [0] * 4
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".turn"]
 
 
 def test_one_turn_after_the_other(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_what_the_first_moment_leaves_is_no_run(tmp_path: Path) -> None:
     assert not holds_run(folder)
     base = [*words(tmp_path), "--arrangement", "bu", "--epochs", "1", "--repeats", "1"]
     assert main(["train", *base, "-o", str(folder)]) == 0
-    assert {p.name for p in folder.iterdir()} == {".turn", "run.json", "runs", "accuracy.csv"}
+    assert {p.name for p in folder.iterdir()} == {".turn", "run.json", "runs", "accuracy.csv", "predictions.csv"}
 
 
 def test_halves_of_files_are_swept_up(copied: Path) -> None:

@@ -185,15 +185,18 @@ def _judged(sample: Sample, arrangement: str, level: Level, found: Difference, a
         reason = "with 1 run"
     elif adjusted <= ALPHA:
         reason = "mean and ranks disagree" if clear else "the interval holds 0"
+    reach = math.inf if sample.family is Family.BANDS else sample.limit  # of what a difference can be
     return Comparison(
         arrangement=arrangement,
         level=level,
+        low=float(np.clip(found.low, -reach, reach)),
+        high=float(np.clip(found.high, -reach, reach)),
         adjusted_p=adjusted,
         margin=margin,
         verdict=verdict,
         reason=reason,
         **{k: getattr(sample, k) for k in ("family", "measure", "subject", "primary", "higher_is_better")},
-        **{k: v for k, v in asdict(found).items() if k != "sign"},
+        **{k: v for k, v in asdict(found).items() if k not in ("sign", "low", "high")},
     )
 
 
@@ -306,7 +309,9 @@ def _bands(tables: Tables) -> Iterator[Sample]:
             f"{low:g}\N{EN DASH}{high:g} cycles per image" + (f", L2 {norm:g}" if several else "")
             for low, high, norm in zip(frame["low"], frame["high"], frame["norm"], strict=True)
         ]
-        made[name] = frame.assign(band=np.array(words, object), added=frame["error"] - frame["clean_error"])
+        made[name] = frame.assign(
+            band=np.array(words, object), added=frame["error"] - frame["clean_error"].fillna(0)
+        )
     names = ["band_images", "bands"]
     yield from _samples(
         made, names, ["band"], "added", Family.BANDS, "error added by a wave", higher_is_better=False

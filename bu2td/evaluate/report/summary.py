@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bu2td.evaluate.report.compare import (
     MARGINS,
@@ -164,8 +164,9 @@ def _rule(comparisons: Sequence[Comparison]) -> str:
     return (
         "How this is decided. These networks: images are the units; Wilcoxon's signed-rank test on the images that "
         "both have (exact sign test for right and wrong; an infinite distance is larger than any other), intervals "
-        "by a bootstrap over images. As an architecture: trainings are the units; Welch's test, intervals by a "
-        "bootstrap over runs and images. p values are adjusted within a family by Holm's rule. Better means "
+        "by a bootstrap over images. As an architecture: trainings are the units; Welch's test, intervals of "
+        "Student's t times the error of a bootstrap over runs and images. p values are adjusted within a family by "
+        "Holm's rule. Better means "
         f"adjusted p ≤ {ALPHA} and a 95 % interval (of this comparison alone) without 0; equal means that the "
         f"interval lies within a margin: {margins}. All else is not decided.{few}"
     )
@@ -176,41 +177,52 @@ def verdict_table(comparisons: Sequence[Comparison], *families: Family) -> list[
     own = [c for c in comparisons if c.family in families]
     if not own:
         return []
-    networks, measures = ({getattr(c, name) for c in own} for name in ("arrangement", "measure"))
-    subjects = any(c.subject for c in own)
-    rows: list[list[str | Cell]] = []
-    for c in own:
-        reason = f" ({c.reason})" if c.reason else ""
-        rows.append(
-            [
-                *([WORDS[c.arrangement]] if len(networks) > 1 else []),
-                *([_named(c) + ("" if c.primary or subjects else " *")] if len(measures) > 1 else []),
-                *([(title(c.subject) or DASH) + ("" if c.primary else " *")] if subjects else []),
-                c.level.value,
-                Cell(f"{_MARKS[c.verdict]} {c.verdict.value}{reason}", _TONES[c.verdict]),
-                amount(c, c.estimate),
-                DASH if math.isnan(c.low) else f"{amount(c, c.low)} to {amount(c, c.high)}",
-                *(probability(p).removeprefix("p = ").removeprefix("p ") for p in (c.adjusted_p, c.p)),
-                amount(c, c.bottom_up),
-                amount(c, c.top_down),
-                _counted(c),
-            ]
-        )
     units = {
         Family.ATTACKS: "distances in L2 (Linf where the attack says so), pixel values from 0 to 1",
         Family.FAITHFULNESS: "deletion and insertion are areas from 0 to 1, the pointing game is in per cent",
     }.get(families[0], "in per cent and points")
-    what = f" of the {_named(own[0])}" if len(measures) == 1 else ""
+    what = f" of the {_named(own[0])}" if len({c.measure for c in own}) == 1 else ""
     text = f"Verdicts{what}, number by number; the difference is top-down less bottom-up; {units}."
     if not all(c.primary for c in own):
         text += " * beside what the verdict above rests on; p values are adjusted among these."
-    heads = [
-        *(["network"] if len(networks) > 1 else []),
-        *(["measure"] if len(measures) > 1 else []),
-        *(["of"] if subjects else []),
-        *("level", "verdict", "difference", "95 % interval", "adjusted p", "p", "bottom-up", "top-down", "n"),
-    ]
+    names = _names(own)
+    heads = [*names, *("level", "verdict", "difference", "95 % interval", "adjusted p", "p"), *_SIDES, "n"]
+    rows = [[*(name(c) for name in names.values()), *_numbers(c)] for c in own]
     return [Table(text, heads, rows, words=heads.index("verdict"))]
+
+
+_SIDES = ("bottom-up", "top-down")
+
+
+def _names(own: Sequence[Comparison]) -> dict[str, Callable[[Comparison], str]]:
+    """The columns that name a comparison, as far as they differ among these; the last one has the star."""
+    found: dict[str, Callable[[Comparison], str]] = {}
+    subjects = any(c.subject for c in own)
+    if len({c.arrangement for c in own}) > 1:
+        found["network"] = lambda c: WORDS[c.arrangement]
+    if len({c.measure for c in own}) > 1:
+        found["measure"] = lambda c: _named(c) + ("" if subjects else _star(c))
+    if subjects:
+        found["of"] = lambda c: (title(c.subject) or DASH) + _star(c)
+    return found
+
+
+def _star(found: Comparison) -> str:
+    return "" if found.primary else " *"
+
+
+def _numbers(c: Comparison) -> list[str | Cell]:
+    reason = f" ({c.reason})" if c.reason else ""
+    return [
+        c.level.value,
+        Cell(f"{_MARKS[c.verdict]} {c.verdict.value}{reason}", _TONES[c.verdict]),
+        amount(c, c.estimate),
+        DASH if math.isnan(c.low) else f"{amount(c, c.low)} to {amount(c, c.high)}",
+        *(probability(p).removeprefix("p = ").removeprefix("p ") for p in (c.adjusted_p, c.p)),
+        amount(c, c.bottom_up),
+        amount(c, c.top_down),
+        _counted(c),
+    ]
 
 
 def _named(found: Comparison) -> str:

@@ -136,6 +136,8 @@ def plan_branches(context: Context) -> list[Part]:
         for name in attacks:
             for start, end in batches[network, name]:
                 path = path_of(part_name(network, name, start, end), folder)
+                if not path.exists():  # another shard has it
+                    continue
                 perturbed = torch.as_tensor(load(path).arrays["images"])
                 chosen = (images[start:end], labels[start:end])
                 mark = {"weights": weights, "perturbations": digest([*chosen, perturbed]), "scales": SCALES}

@@ -26,7 +26,7 @@ COUNT = 297  # test images of digits
 
 
 def _tables(run: Path) -> dict[str, pd.DataFrame]:
-    return {name: pd.DataFrame(rows) for name, rows in read_run(run).tables.items() if rows}
+    return {name: rows for name, rows in read_run(run).tables.items() if len(rows)}
 
 
 def _context(run: Path) -> Context:

@@ -51,7 +51,7 @@ def folder(trained: Path, tmp_path: Path) -> Path:
 
 
 def context(folder: Path, **changes: Any) -> Context:
-    run = open_run(folder, {**FEW, **changes})
+    run = open_run(folder).with_settings(**{**FEW, **changes})
     return Context(run, load_data("digits", input_size=SIZE), SimpleNamespace(device=torch.device("cpu")))
 
 

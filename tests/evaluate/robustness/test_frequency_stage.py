@@ -30,11 +30,11 @@ TABLES = (FourierCell, Band, BandImage, Filtered)
 
 
 def _tables(run: Path) -> dict[str, pd.DataFrame]:
-    return {name: pd.DataFrame(rows) for name, rows in read_run(run).tables.items() if rows}
+    return {name: rows for name, rows in read_run(run).tables.items() if len(rows)}
 
 
 def _context(run: Path, **changes: Any) -> Context:
-    folder = open_run(run, changes)
+    folder = open_run(run).with_settings(**changes)
     data = load_data("digits", input_size=(1, 16, 16))
     return Context(folder, data, start(folder.settings))
 
@@ -83,7 +83,8 @@ def test_spectra_of_what_the_attacks_found(trained: Path) -> None:
     evaluate("frequency", STEP, trained)
     tables = _tables(trained)
     spectra, attacked = tables["spectra"], tables["robustness"]
-    networks = {tuple(one) for one in attacked[["arrangement", "repeat", "attack"]].to_numpy()}
+    single = attacked[~attacked.attack.str.startswith("strongest")]
+    networks = {tuple(one) for one in single[["arrangement", "repeat", "attack"]].to_numpy()}
     assert {tuple(one) for one in spectra[["arrangement", "repeat", "attack"]].to_numpy()} == networks
     sums = spectra.groupby(["arrangement", "repeat", "attack"]).power.sum()
     np.testing.assert_allclose(sums, 1, atol=1e-4)

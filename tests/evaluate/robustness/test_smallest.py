@@ -337,8 +337,8 @@ def test_labels_may_be_a_list(problem: tuple) -> None:
         ({"seed": -1}, "seed"),
         ({"seed": True}, "seed"),
         ({"start_batch": -1}, "start_batch"),
-        ({"device": "cuda:77"}, "device='cuda:77' cannot be used"),
-        ({"device": "gpu"}, "device='gpu' cannot be used"),
+        ({"device": "cuda:77"}, "The device 'cuda:77' cannot be used"),
+        ({"device": "gpu"}, "The device 'gpu' cannot be used"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from bu2td.errors import Bu2tdError, FileError, ModelOutputError, OptionError, R
 from bu2td.evaluate.checks import logits_of
 from bu2td.evaluate.data.sets import Data, first_images, load_data
 from bu2td.evaluate.data.sets import Part as Some
-from bu2td.evaluate.folder import RunFolder, create
+from bu2td.evaluate.folder import RunFolder, create, make_folder
 from bu2td.evaluate.schema import Training
 from bu2td.evaluate.settings import Settings, read_settings
 from bu2td.evaluate.train.accuracy import PREDICTIONS, RESULT, load_classifier, run_accuracy
@@ -62,7 +62,8 @@ def model(tmp_path: Path) -> str:
 def _run(
     path: Path, data: Data, settings: Settings, only: Collection[tuple[str, int]] | None = None
 ) -> tuple[RunFolder, list[Training]]:
-    run = create(path, settings, resume=True, overwrite=False, preset=None)
+    make_folder(path)
+    run = create(path, settings, "train")
     return run, run_accuracy(run, data, start(settings), only)
 
 
@@ -183,7 +184,8 @@ def test_what_is_damaged_is_made_again_and_said_once(
 def test_a_full_disk_names_the_network(tmp_path: Path, data: Data) -> None:
 
     folder = tmp_path / "run" / "runs" / "td-0"
-    create(tmp_path / "run", SETTINGS, resume=False, overwrite=False, preset=None)
+    make_folder(tmp_path / "run")
+    create(tmp_path / "run", SETTINGS, "train")
     folder.mkdir(parents=True)
     (folder / f".checkpoint.{os.getpid()}.pt").symlink_to("/dev/full")
     with pytest.raises(FileError, match=r"^td, repeat 0: .*checkpoint\.pt cannot be written: No space left"):
