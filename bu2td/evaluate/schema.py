@@ -68,18 +68,24 @@ class Row:
     key: ClassVar[tuple[str, ...]] = ()
 
 
+@dataclass(frozen=True)
+class NetworkRow(Row):
+    """A row about one trained network."""
+
+    arrangement: Arrangement
+    repeat: Count
+
+
 # --- training -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Training(Row):
+class Training(NetworkRow):
     """One training: losses are means over images, macs those of one image, times seconds, memory MiB.
 
     `calibration_error` is the expected calibration error on the test images (Guo et al., 2017, 15 bins).
     """
 
-    arrangement: Arrangement
-    repeat: Count
     seed: Count
     parameters: Count
     macs: Number
@@ -112,11 +118,9 @@ class Epoch(Row):
 
 
 @dataclass(frozen=True)
-class Prediction(Row):
+class Prediction(NetworkRow):
     """What one trained network says of one test image: `rank` is the place of the true class (1: right)."""
 
-    arrangement: Arrangement
-    repeat: Count
     image: Count
     label: Count
     predicted: Count
@@ -144,7 +148,7 @@ class Trial(Row):
 
 
 @dataclass(frozen=True)
-class Robustness(Row):
+class Robustness(NetworkRow):
     """One attack on one trained network.
 
     Of `samples` images; `clean_accuracy`, `auc` (area under accuracy against L2 from 0 to `limit`, over it) of all,
@@ -156,8 +160,6 @@ class Robustness(Row):
     distances are upper bounds only.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     samples: Count
     clean_accuracy: Share
@@ -174,11 +176,9 @@ class Robustness(Row):
 
 
 @dataclass(frozen=True)
-class ImageDistance(Row):
+class ImageDistance(NetworkRow):
     """The smallest perturbation of one image: 0 where it is wrong without any, inf where none was found."""
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     image: Count
     distance: Distance
@@ -187,11 +187,9 @@ class ImageDistance(Row):
 
 
 @dataclass(frozen=True)
-class CurvePoint(Row):
+class CurvePoint(NetworkRow):
     """Accuracy when every perturbation up to an L2 distance is applied."""
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     l2: Distance
     accuracy: Share
@@ -199,15 +197,13 @@ class CurvePoint(Row):
 
 
 @dataclass(frozen=True)
-class Branch(Row):
+class Branch(NetworkRow):
     """Accuracy when perturbations, `scale` times as large as the smallest, enter some inputs of the pyramid.
 
     Of the `samples` images that the attack found a perturbation for; `failures`: right images for which it found
     none, which are left out, as those that are wrong without any.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     inputs: Name
     reductions: Word
@@ -220,11 +216,9 @@ class Branch(Row):
 
 
 @dataclass(frozen=True)
-class RobustAccuracy(Row):
+class RobustAccuracy(NetworkRow):
     """Share of the images that stay right under AutoAttack within a radius in L2 or Linf (`norm`)."""
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     norm: Name
     radius: Distance
@@ -235,7 +229,7 @@ class RobustAccuracy(Row):
 
 
 @dataclass(frozen=True)
-class Masking(Row):
+class Masking(NetworkRow):
     """Whether gradients may be masked, so that white-box attacks look weaker than they are (Athalye et al., 2018).
 
     Of `images` that are right. `check`: "more-steps:ATTACK": twice as many steps along the gradient must not find
@@ -246,8 +240,6 @@ class Masking(Row):
     grew by at most 5 % (more steps), no violation (the others).
     """
 
-    arrangement: Arrangement
-    repeat: Count
     check: Name
     images: Count
     violations: Count
@@ -259,11 +251,9 @@ class Masking(Row):
 
 
 @dataclass(frozen=True)
-class Corruption(Row):
+class Corruption(NetworkRow):
     """Accuracy under a corruption; severity 0 is clean."""
 
-    arrangement: Arrangement
-    repeat: Count
     corruption: Name
     severity: Count
     samples: Count
@@ -273,11 +263,9 @@ class Corruption(Row):
 
 
 @dataclass(frozen=True)
-class CorruptedImage(Row):
+class CorruptedImage(NetworkRow):
     """At how many of the severities from 1 up an image is classified correctly."""
 
-    arrangement: Arrangement
-    repeat: Count
     corruption: Name
     image: Count
     severities: Count
@@ -287,15 +275,13 @@ class CorruptedImage(Row):
 
 
 @dataclass(frozen=True)
-class CorruptionError(Row):
+class CorruptionError(NetworkRow):
     """Errors under a set of corruptions ("bu2td": those made here), means over its `corruptions`.
 
     `error` is the plain mean over severities and corruptions. `mce` is the mean corruption error relative to the
     bottom-up network of the same repeat, 1 for that network (Hendrycks and Dietterich, 2019, section 4).
     """
 
-    arrangement: Arrangement
-    repeat: Count
     data: Name
     corruptions: Count
     samples: Count
@@ -306,15 +292,13 @@ class CorruptionError(Row):
 
 
 @dataclass(frozen=True)
-class Flips(Row):
+class Flips(NetworkRow):
     """How often the predicted class flips along perturbation sequences (Hendrycks and Dietterich, 2019, section 4).
 
     `probability` is the mean over `samples` sequences of the share of their frames whose class is another than that
     of the frame before (noise: of the first frame); `rate` is relative to the bottom-up network of the same repeat.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     perturbation: Name
     samples: Count
     probability: Share
@@ -327,14 +311,12 @@ class Flips(Row):
 
 
 @dataclass(frozen=True)
-class FourierCell(Row):
+class FourierCell(NetworkRow):
     """Error under a Fourier basis perturbation of L2 norm `norm` per channel.
 
     Vertical and horizontal are frequencies in cycles per image, from -side/2 up; (-k, -l) has the error of (k, l).
     """
 
-    arrangement: Arrangement
-    repeat: Count
     vertical: Number
     horizontal: Number
     norm: Number
@@ -345,14 +327,12 @@ class FourierCell(Row):
 
 
 @dataclass(frozen=True)
-class Band(Row):
+class Band(NetworkRow):
     """Mean error under basis perturbations whose radius (cycles per image) lies in [low, high).
 
     `clean_error` is that of the same images without any.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     low: Number
     high: Number
     norm: Number
@@ -364,14 +344,12 @@ class Band(Row):
 
 
 @dataclass(frozen=True)
-class BandImage(Row):
+class BandImage(NetworkRow):
     """Of one image, the share of the basis perturbations of a band under which it is misclassified.
 
     `clean_error` is 1 where it is misclassified without any.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     low: Number
     high: Number
     norm: Number
@@ -383,14 +361,12 @@ class BandImage(Row):
 
 
 @dataclass(frozen=True)
-class Spectrum(Row):
+class Spectrum(NetworkRow):
     """Share of the power of an attack's perturbations at a radius in cycles per image, which rounds to `radius`.
 
     Mean over the `samples` images that the attack found a perturbation for; `white` is the share of white noise.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     attack: Name
     radius: Number
     samples: Count
@@ -401,14 +377,12 @@ class Spectrum(Row):
 
 
 @dataclass(frozen=True)
-class Filtered(Row):
+class Filtered(NetworkRow):
     """Accuracy on images that keep the frequencies up to a radius (low), or those above it and the mean (high).
 
     Radius 0 of high is the clean image.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     kept: Name
     radius: Number
     samples: Count
@@ -421,7 +395,7 @@ class Filtered(Row):
 
 
 @dataclass(frozen=True)
-class Localisation(Row):
+class Localisation(NetworkRow):
     """Heat maps of one network against the object: of `samples` images that have one (`dropped`: those without).
 
     `empty`: images whose heat map is zero everywhere, `without_prediction`: those without a pixel above the
@@ -429,8 +403,6 @@ class Localisation(Row):
     with a prediction; nothing of them is scored as 0.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     layer: Layer
     normalisation: Normalisation
     threshold: Number
@@ -448,7 +420,7 @@ class Localisation(Row):
 
 
 @dataclass(frozen=True)
-class ExplainedImage(Row):
+class ExplainedImage(NetworkRow):
     """Measures of the heat map of one image, as in `Localisation` and `Faithfulness`; nothing where not defined.
 
     `image` is its place in the test set; every network that is compared classifies it correctly. `empty` is 1 for a
@@ -456,8 +428,6 @@ class ExplainedImage(Row):
     MaxBoxAccV2.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     layer: Layer
     normalisation: Normalisation
     image: Count
@@ -476,15 +446,13 @@ class ExplainedImage(Row):
 
 
 @dataclass(frozen=True)
-class Faithfulness(Row):
+class Faithfulness(NetworkRow):
     """Pointing game, deletion and insertion of `samples` images.
 
     `empty`: images whose heat map is zero everywhere; deletion and insertion are means over the others, the
     pointing game one over the `pointed` images that have a map and an object.
     """
 
-    arrangement: Arrangement
-    repeat: Count
     layer: Layer
     normalisation: Normalisation
     samples: Count
@@ -498,11 +466,9 @@ class Faithfulness(Row):
 
 
 @dataclass(frozen=True)
-class Boxes(Row):
+class Boxes(NetworkRow):
     """MaxBoxAccV2 of heat maps against boxes: of `samples` images, but for those whose map is `empty`."""
 
-    arrangement: Arrangement
-    repeat: Count
     layer: Layer
     normalisation: Normalisation
     samples: Count

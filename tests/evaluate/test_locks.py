@@ -44,7 +44,7 @@ def test_a_lock_says_who(tmp_path: Path) -> None:
         assert (holder.pid, holder.host, holder.shard) == (os.getpid(), socket.gethostname(), "1/1")
         assert holder.is_alive()
         assert is_left_over(path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".turn"]
 
 
 def test_a_second_process_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,7 +81,7 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path, capsys: pytest
     with locked(tmp_path):
         assert holders(tmp_path)[path].pid == os.getpid()
     assert f"process {pid} on {socket.gethostname()} (since noon) is gone" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".turn"]
 
 
 def test_a_number_that_was_given_again_is_another_process(tmp_path: Path) -> None:
