@@ -14,7 +14,9 @@ from bu2td.evaluate.data.sets import Data, Images
 from bu2td.evaluate.robustness.frequency import frequencies
 from bu2td.evaluate.robustness.registry import GROUPS, find_attack
 from bu2td.evaluate.settings import Settings
+from bu2td.evaluate.train.accuracy import naming
 from bu2td.evaluate.train.model import build_classifier
+from bu2td.evaluate.train.weights import load_weights
 from bu2td.packages import imported
 
 #: Per stage the packages that it imports when it gets there, and what to install.
@@ -42,7 +44,7 @@ def check_before(settings: Settings, data: Data, stages: Sequence[str], folder: 
         MissingPackageError: a package of a stage.
         OptionError: an attack is unknown, a frequency step too large, or a network cannot be built so.
         DataError: a picture or the corrupted data cannot be read.
-        FileError: the folder cannot be written.
+        FileError: the folder cannot be written, or given weights cannot be read.
         Bu2tdError: a network cannot be built for these data.
     """
     for stage in stages:
@@ -61,7 +63,11 @@ def check_before(settings: Settings, data: Data, stages: Sequence[str], folder: 
     if "train" in stages:
         for arrangement in settings.arrangements:
             own = settings.for_arrangement(arrangement)
-            build_classifier(own, data, arrangement, settings.seed, (None, None))
+            with naming(arrangement, 0):
+                classifier = build_classifier(own, data, arrangement, settings.seed, (None, None))
+                file = settings.checkpoint.get(arrangement)
+                if file is not None and not (folder and (folder / "runs" / f"{arrangement}-0").is_dir()):
+                    load_weights(classifier, Path(file))  # what a run has taken may have gone since
 
 
 def check_writable(folder: Path) -> None:

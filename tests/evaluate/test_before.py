@@ -140,3 +140,10 @@ def test_the_estimate_is_about_right(tmp_path: Path) -> None:
     evaluate("all", settings, tmp_path / "out")
     took = time.perf_counter() - begin
     assert took / 3 < said < took * 3
+
+
+def test_weights_that_are_not_there_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "out"
+    assert main(["train", "--checkpoint", f"bu={tmp_path / 'none.pt'}", "-o", str(folder), "--epochs", "1"]) == 2
+    assert "bu, repeat 0: there is no file" in capsys.readouterr().err
+    assert not folder.exists()
