@@ -184,6 +184,8 @@ def _joined(parser: argparse.ArgumentParser, words: list[str]) -> list[str]:
         end = position
         while end < len(words) and not words[end].startswith("-") and _fits(words[end], lists[word]):
             end += 1
+        if end == position < len(words) and not words[end].startswith("-"):  # the list says what is wrong with it
+            end += 1
         own = words[position:end]
         position = end
         wanting = sum(not a.option_strings and a.nargs is None for a in parser._actions)
