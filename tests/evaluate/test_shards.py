@@ -18,7 +18,7 @@ for package in ("foolbox", "lightning_fabric", "yaml", "matplotlib", "torchvisio
 
 from bu2td.evaluate import read_settings
 from bu2td.evaluate.command import main
-from bu2td.evaluate.run import trainings
+from bu2td.evaluate.run import EXPERIMENTS, trainings
 
 
 def test_every_training_belongs_to_one_shard() -> None:
@@ -190,6 +190,6 @@ def test_two_processes_over_all_stages(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     shutil.copytree(folder / "runs", tmp_path / "alone" / "runs")
     shutil.copy(folder / "run.json", tmp_path / "alone")
-    for stage in ("train", "robustness", "corruptions", "explain"):
+    for stage in ("train", *EXPERIMENTS):
         assert main([stage, "-o", str(tmp_path / "alone"), "--resume"]) == 0
     assert tables(tmp_path / "alone") == before
