@@ -8,15 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from bu2td.evaluate.means import aggregate, statistic
 from bu2td.evaluate.report import branch_figures, figures
-from bu2td.evaluate.report.compare import (
-    Comparison,
-    Family,
-    aggregate,
-    corruption_means,
-    statistic,
-    strongest_first,
-)
+from bu2td.evaluate.report.compare import Comparison, Family, corruption_means, strongest_first
 from bu2td.evaluate.report.figures import present
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table
 from bu2td.evaluate.report.read import Run

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from bu2td.evaluate.report.compare import aggregate, strongest_first
+from bu2td.evaluate.means import aggregate
+from bu2td.evaluate.report.compare import strongest_first
 from bu2td.evaluate.report.figures import FAINT, INK, percent_axis, plain, small_multiples, styled
 from bu2td.evaluate.report.words import title
 

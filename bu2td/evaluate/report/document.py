@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from bu2td.errors import FileError
-from bu2td.evaluate.report.compare import Comparison, Statistic, aggregate, compare_run, corruption_means
+from bu2td.evaluate.means import Statistic, aggregate
+from bu2td.evaluate.report.compare import Comparison, compare_run, corruption_means
 from bu2td.evaluate.report.page import Block, Heading, to_html, to_markdown
 from bu2td.evaluate.report.read import Run, read_run
 from bu2td.evaluate.report.sections import sections

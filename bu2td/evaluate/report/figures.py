@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from bu2td.evaluate.report.compare import Statistic, aggregate, statistic, strongest_first
+from bu2td.evaluate.means import Statistic, aggregate, statistic
+from bu2td.evaluate.report.compare import strongest_first
 from bu2td.evaluate.report.words import title
 from bu2td.evaluate.schema import ARRANGEMENTS, LAYERS, NORMALISATIONS, WORDS
 from bu2td.files import replacing

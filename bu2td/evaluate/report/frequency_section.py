@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from bu2td.evaluate.report.compare import statistic
+from bu2td.evaluate.means import statistic
 from bu2td.evaluate.report.frequency_figures import figures, frame, octave
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table, Text
 from bu2td.evaluate.report.read import Run

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from bu2td.evaluate.means import aggregate, statistic
 from bu2td.evaluate.report import figures, heatmaps
 from bu2td.evaluate.report.attack_sections import corruptions, robustness
-from bu2td.evaluate.report.compare import Comparison, Family, aggregate, statistic
+from bu2td.evaluate.report.compare import Comparison, Family
 from bu2td.evaluate.report.figures import present
 from bu2td.evaluate.report.frequency_section import frequency_section
 from bu2td.evaluate.report.page import Block, Cell, Heading, Table, Text

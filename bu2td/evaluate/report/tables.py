@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pandas as pd
 
+from bu2td.evaluate.means import statistic
 from bu2td.evaluate.report import figures
-from bu2td.evaluate.report.compare import statistic
 from bu2td.evaluate.report.page import Block, Cell, Missing, Picture, Table
 from bu2td.evaluate.report.read import Run
 from bu2td.evaluate.report.words import DASH, listed, mean, share, spread, title

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from bu2td.evaluate.report.compare import PAPERS_LAYER, PAPERS_NORMALISATION, STRONGEST, Statistic
+from bu2td.evaluate.means import Statistic
+from bu2td.evaluate.report.compare import PAPERS_LAYER, PAPERS_NORMALISATION, STRONGEST
 from bu2td.evaluate.robustness.registry import ATTACKS
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"

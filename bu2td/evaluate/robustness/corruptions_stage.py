@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bu2td.evaluate.checks import frozen, predict_classes
 from bu2td.evaluate.data.corrupted import SEVERITIES, Corrupted, CorruptedData, Sequences, open_corrupted
+from bu2td.evaluate.means import aggregate
 from bu2td.evaluate.parts import Found, Part
-from bu2td.evaluate.report.compare import aggregate
 from bu2td.evaluate.robustness.corruptions import CORRUPTIONS, corrupted_right
 from bu2td.evaluate.robustness.judged import Judged, Network, by_network, joined
 from bu2td.evaluate.schema import ARRANGEMENTS, CorruptedImage, Corruption, CorruptionError, Flips, write_table

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bu2td.evaluate.means import aggregate
 from bu2td.evaluate.parts import Found, Part, load, path_of
-from bu2td.evaluate.report.compare import aggregate
 from bu2td.evaluate.robustness import frequency as f
 from bu2td.evaluate.robustness.gather import cuts, gather, part_name
 from bu2td.evaluate.robustness.judged import Judged, Network, by_network, joined

@@ -28,19 +28,17 @@ from run_folders import (
 )
 
 from bu2td.evaluate import schema
+from bu2td.evaluate.means import Statistic, aggregate, statistic
 from bu2td.evaluate.report import statistics
 from bu2td.evaluate.report.compare import (
     Comparison,
     Family,
     Level,
     Sample,
-    Statistic,
     Verdict,
-    aggregate,
     compare,
     compare_run,
     corruption_means,
-    statistic,
 )
 from bu2td.evaluate.report.read import Run, empty, read_run
 from bu2td.evaluate.report.statistics import holm
