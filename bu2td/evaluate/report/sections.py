@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from bu2td.evaluate.means import aggregate, statistic
 from bu2td.evaluate.report import figures, heatmaps
 from bu2td.evaluate.report.attack_sections import corruptions, robustness
@@ -29,6 +31,7 @@ from bu2td.evaluate.report.tables import (
 )
 from bu2td.evaluate.report.words import DASH, TIMES, digits, mean, share, shown, spread, title
 from bu2td.evaluate.schema import WORDS
+from bu2td.evaluate.train.calibration import per_class_accuracy
 
 __all__ = ["sections"]
 
@@ -134,8 +137,12 @@ def _classes(run: Run) -> list[Block]:
     said = run.tables["predictions"]
     if not len(said):
         return []
-    right = said.assign(right=(said["predicted"] == said["label"]).astype(float))
-    means = right.groupby(["label", "arrangement", "repeat"])["right"].mean().reset_index()
+    count = int(said["label"].max()) + 1
+    means = pd.DataFrame(
+        {"label": label, "arrangement": network[0], "right": right}
+        for network, own in said.groupby(["arrangement", "repeat"], sort=False)
+        for label, right in enumerate(per_class_accuracy(own["label"], own["predicted"], count))
+    )
     found = aggregate(means, ["label", "arrangement"], "right")
     arrangements, labels = present(said), sorted(said["label"].unique())
     most = ""
