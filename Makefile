@@ -1,7 +1,9 @@
-# make demo   converts two networks, trains one of them, writes out/demo/report.html
-# make test   runs the tests (the fast ones, on the CPU)
-# make lint   runs ruff and mypy
-# make clean  removes what these commands made, the environment included
+# make demo     converts two networks, trains one of them, writes out/demo/report.html
+# make fashion  the paper's experiments in small on Fashion-MNIST, writes out/fashion/report.html
+#               (Debian, Ubuntu: apt install dataset-fashion-mnist)
+# make test     runs the tests (the fast ones, on the CPU)
+# make lint     runs ruff and mypy
+# make clean    removes what these commands made, the environment included
 #
 # Everything runs in the environment $(VENV), which is made on first use with $(PYTHON).
 
@@ -11,10 +13,13 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.bu2td-installed
 
-.PHONY: demo test lint clean
+.PHONY: demo fashion test lint clean
 
 demo: $(STAMP)
 	$(RUN) examples/demo.py --out out/demo
+
+fashion: $(STAMP)
+	$(RUN) -m bu2td.evaluate all --preset fashion-mnist-quick -o out/fashion --no-estimate $(if $(wildcard out/fashion/run.json),--resume)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2

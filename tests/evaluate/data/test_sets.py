@@ -1,15 +1,12 @@
 """Data sets: what they hold, read from small files in their own formats, and what is said of damaged ones."""
 
-import hashlib
-import pickle
-import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from small_data import write_cifar, write_imagenette, write_mnist, write_picture
 from torch import Tensor
 
 from bu2td.errors import DataError, OptionError
@@ -72,26 +69,9 @@ def test_digits_in_another_size_and_colour() -> None:
 # --- torchvision's formats ----------------------------------------------------------------------------
 
 
-def _idx(path: Path, array: np.ndarray, cut: int = 0) -> None:
-    header = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content[: len(content) - cut])
-
-
-def _mnist(root: Path, cls: str = "MNIST", labels: int = 10, cut: int = 0) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    made = {}
-    for part, count in (("train", 20), ("t10k", 10)):
-        made[part] = random.integers(0, 256, (count, 28, 28))
-        _idx(root / cls / "raw" / f"{part}-images-idx3-ubyte", made[part], cut)
-        _idx(root / cls / "raw" / f"{part}-labels-idx1-ubyte", np.arange(count) % labels)
-    return made
-
-
 @pytest.mark.parametrize(("name", "cls"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_mnist_files(tmp_path: Path, name: str, cls: str) -> None:
-    made = _mnist(tmp_path, cls)
+    made = write_mnist(tmp_path, cls)
     data = load_data(name, tmp_path)
     assert data.shape == (1, 28, 28)
     assert len(data.classes) == 10
@@ -102,33 +82,8 @@ def test_mnist_files(tmp_path: Path, name: str, cls: str) -> None:
     assert load_data(name, tmp_path, input_size=(3, 32, 32)).train[0][0].shape == (3, 32, 32)
 
 
-def _cifar(root: Path, monkeypatch: pytest.MonkeyPatch, count: int = 6) -> np.ndarray:
-    from torchvision.datasets import CIFAR10
-
-    random = np.random.default_rng(0)
-    folder = root / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-
-    def store(name: str, content: dict[str, Any]) -> str:
-        text = pickle.dumps(content)
-        (folder / name).write_bytes(text)
-        return hashlib.md5(text).hexdigest()
-
-    first = random.integers(0, 256, (count, 3072)).astype(np.uint8)
-    sums = [
-        [name, store(name, {"data": first, "labels": [i % 10 for i in range(count)]})]
-        for name in ("data_batch_1", "test_batch")
-    ]
-    names = ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    meta = {"filename": "batches.meta", "key": "label_names", "md5": store("batches.meta", {"label_names": names})}
-    monkeypatch.setattr(CIFAR10, "train_list", sums[:1])
-    monkeypatch.setattr(CIFAR10, "test_list", sums[1:])
-    monkeypatch.setattr(CIFAR10, "meta", meta)
-    return first
-
-
 def test_cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = _cifar(tmp_path, monkeypatch)
+    made = write_cifar(tmp_path, monkeypatch)
     data = load_data("cifar10", tmp_path)
     image, label = data.train[2]
     assert data.classes[:2] == ("plane", "car")
@@ -138,17 +93,10 @@ def test_cifar_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_data("cifar10", tmp_path, input_size=(1, 32, 32))
 
 
-def _picture(path: Path, size: tuple[int, int], value: int) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, 0, 255 - value)).save(path)
-
-
 def _folders(root: Path, parts: tuple[str, ...] = ("train", "val"), classes: str = "ab") -> None:
     for part in parts:
         for index, name in enumerate(classes):
-            _picture(root / part / name / "1.png", (40, 30), 200 * index)
+            write_picture(root / part / name / "1.png", (40, 30), 200 * index)
 
 
 def test_a_folder_of_images(tmp_path: Path) -> None:
@@ -210,11 +158,7 @@ def test_boxes_without_a_column(tmp_path: Path) -> None:
 
 
 def test_imagenette_files(tmp_path: Path) -> None:
-    from torchvision.datasets import Imagenette
-
-    for part in ("train", "val"):
-        for index, wnid in enumerate(Imagenette._WNID_TO_CLASS):
-            _picture(tmp_path / "imagenette2-160" / part / wnid / "1.JPEG", (170, 160), 20 * index)
+    write_imagenette(tmp_path)
     data = load_data("imagenette", tmp_path)
     assert data.classes[0] == "tench"
     assert len(data.classes) == 10
@@ -240,7 +184,7 @@ def test_missing_files_say_how_to_get_them(tmp_path: Path, name: str, monkeypatc
 
 
 def test_truncated_mnist(tmp_path: Path) -> None:
-    _mnist(tmp_path, cut=100)
+    write_mnist(tmp_path, cut=100)
     with pytest.raises(
         DataError, match=r"^mnist: .*train-images-idx3-ubyte is damaged: 15580 bytes for 20 x 28 x 28"
     ):
@@ -248,7 +192,7 @@ def test_truncated_mnist(tmp_path: Path) -> None:
 
 
 def test_truncated_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _cifar(tmp_path, monkeypatch)
+    write_cifar(tmp_path, monkeypatch)
     file = tmp_path / "cifar-10-batches-py" / "test_batch"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="--download"):
@@ -256,7 +200,7 @@ def test_truncated_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_labels_of_other_classes(tmp_path: Path) -> None:
-    _mnist(tmp_path, labels=12)
+    write_mnist(tmp_path, labels=12)
     with pytest.raises(DataError, match="not those of 10 classes"):
         load_data("mnist", tmp_path)
 
@@ -272,7 +216,7 @@ def test_an_interrupted_download_is_tried_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(MNIST, "download", breaks_off)
     with pytest.raises(DataError, match="run the command again"):
         load_data("mnist", tmp_path, download=True)
-    monkeypatch.setattr(MNIST, "download", lambda self: _mnist(tmp_path))
+    monkeypatch.setattr(MNIST, "download", lambda self: write_mnist(tmp_path))
     assert len(load_data("mnist", tmp_path, download=True).train) == 20
 
 
