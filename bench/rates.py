@@ -46,7 +46,7 @@ def main() -> None:
             rows += measured(settings, arrangement)
     kept = [rate for device, own in measured_rates().items() if device != rows[0].device for rate in own]
     columns = [field.name for field in dataclasses.fields(Rate)]
-    write_csv(FILE, [dataclasses.asdict(rate) for rate in (*kept, *rows)], columns)
+    write_csv([dataclasses.asdict(rate) for rate in (*kept, *rows)], FILE, columns)
 
 
 def measured(settings: Settings, arrangement: str) -> list[Rate]:

@@ -52,7 +52,7 @@ class _ByLevel(fx.Interpreter):
 
     def __init__(self, network: bu2td.TopDownNetwork, around: Callable[[str, Callable[[], Any]], Any]) -> None:
         super().__init__(network)
-        self.around, self.owners = around, _owners(network)
+        self.around, self.owners = around, owners(network)
 
     def run_node(self, n: fx.Node) -> Any:
         call = super().run_node
@@ -61,7 +61,7 @@ class _ByLevel(fx.Interpreter):
         return self.around(self.owners.get(n.name, n.name), lambda: call(n))
 
 
-def _owners(network: bu2td.TopDownNetwork) -> dict[str, str]:
+def owners(network: bu2td.TopDownNetwork) -> dict[str, str]:
     """The level of every call that belongs to one."""
     return {call: f"r{stage.reduction}" for stage in network.stages.levels for call in (stage.image, *stage.calls)}
 
@@ -114,8 +114,8 @@ def _level_seconds(network: fx.GraphModule, images: Tensor, timer: Timer) -> dic
 def _filtered(network: Any, level: str) -> int:
     """Multiply-accumulates for one image that minimal filtering saves in a level."""
     made = [rewrite for rewrite in network.optimization.made if rewrite.rule == "winograd"]
-    owners = _owners(network)
-    sites = {r.site: r.macs for r in made if owners.get(r.site.partition(".")[0]) == level}
+    home = owners(network)
+    sites = {r.site: r.macs for r in made if home.get(r.site.partition(".")[0]) == level}
     return sum(before - after for before, after in sites.values())
 
 
