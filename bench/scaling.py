@@ -5,7 +5,7 @@
 A row is a network (timm's word; top-down as `bu2td.optimize` trains it, and bottom-up, both channels_last) and a
 level of it:
 
-macs            multiply-accumulates of an image, forwards
+macs            multiply-accumulates of an image, forwards, as converted (td.plan)
 mib             what the level keeps of an image for the backward pass, each memory once
 images_per_s    forwards and backwards through the level alone, on its own inputs
 
@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import _results
@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from roofline import owners
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import bu2td
+from bu2td.evaluate.rates import multiply_accumulates
 from bu2td.models.words import create_model
 
 NETWORKS = ("resnet18", "resnet50", "mobilenetv2_100")
@@ -84,8 +84,10 @@ class Bench:
         walk = _Walk(network, self)
         with self.precision():
             walk.run(images)
+        macs = {level.name: level.cost.macs for level in network.plan.levels}
         return [
-            {"level": level, **self.row(seen.macs, seen.bytes, seen.seconds)} for level, seen in walk.seen.items()
+            {"level": level, **self.row(macs.get(level), seen.bytes, seen.seconds)}
+            for level, seen in walk.seen.items()
         ]
 
     def whole(self, network: nn.Module, images: Tensor) -> _results.Row:
@@ -100,12 +102,14 @@ class Bench:
             loss.backward()
             own.step()
 
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(images[:1])
+        if isinstance(network, bu2td.TopDownNetwork):
+            macs = network.plan.cost.macs
+        else:
+            macs = multiply_accumulates(network, images[:1])
         seconds = statistics.median([self.seconds(step) for _ in range(self.repeat + 1)][1:])
-        return self.row(counter.get_total_flops() // 2, self.stored(step), seconds)
+        return self.row(macs, self.stored(step), seconds)
 
-    def row(self, macs: int, kept: int, seconds: float) -> _results.Row:
+    def row(self, macs: int | None, kept: int, seconds: float) -> _results.Row:
         """Per image; macs are of one already."""
         return {
             "macs": macs,
@@ -147,10 +151,8 @@ class Bench:
 
 @dataclass
 class _Seen:
-    macs: int = 0
     bytes: int = 0
     seconds: float = 0.0
-    calls: list[str] = field(default_factory=list)
 
 
 class _Walk(fx.Interpreter):
@@ -176,9 +178,6 @@ class _Walk(fx.Interpreter):
             call(n).backward(gradient)
 
         seen = self.seen.setdefault(self.owners.get(n.name, n.name), _Seen())
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            call(n)
-        seen.macs += counter.get_total_flops() // 2 // self.bench.batch
         seen.bytes += self.bench.stored(lambda: call(n))
         seen.seconds += statistics.median(self.bench.seconds(both) for _ in range(self.bench.repeat))
         return out

@@ -157,7 +157,7 @@ class _Prober:
         self.settings, self.data, self.engine, self.folder, self.place = settings, data, engine, folder, place
         self.models: dict[str, Classifier] = {}
         self.forward: dict[str, float] = {}
-        self.batches: dict[str, int] = {}
+        self.both: dict[tuple[str, int], float] = {}
 
     def model(self, arrangement: str) -> Classifier:
         """A network with random weights, in eval mode, on the engine's device."""
@@ -230,14 +230,13 @@ class _Prober:
         def step() -> None:
             float(torch.autograd.grad(model(images).sum(), images)[0].sum())
 
-        return _seconds(step) / len(images)
+        if (arrangement, count) not in self.both:
+            self.both[arrangement, count] = _seconds(step) / len(images)
+        return self.both[arrangement, count]
 
     def _batch(self, arrangement: str) -> int:
         """Images of a batch that takes a second at most."""
-        if arrangement not in self.batches:
-            most = int(1 / self._both(arrangement, 1))
-            self.batches[arrangement] = max(1, min(self.settings.attack_batch_size, 50, most))
-        return self.batches[arrangement]
+        return max(1, min(self.settings.attack_batch_size, 50, int(1 / self._both(arrangement, 1))))
 
     # --- experiments ----------------------------------------------------------------------------------
 

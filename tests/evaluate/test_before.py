@@ -2,12 +2,11 @@
 
 import importlib
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_run import FEW, REST, words
+from tiny_run import words
 
 for package in ("foolbox", "lightning_fabric", "yaml", "torchvision"):
     pytest.importorskip(package)
@@ -84,62 +83,6 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     with pytest.raises(FileError, match="no permission for"):
         check_writable(tmp_path / "out")
-
-
-# --- cost ---------------------------------------------------------------------------------------------
-
-
-def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["all", *words(tmp_path, *FEW, *REST), "-o", str(tmp_path / "out"), "--dry-run"]
-    assert main(line) == 0
-    out = capsys.readouterr().out
-    for word in ("train", "fgsm", "contrast-reduction", "explain", "total", "4 epochs", "12 images", "rough"):
-        assert word in out
-    assert {path.name for path in tmp_path.iterdir()} == {"net.py"}
-
-
-def test_what_is_done_costs_nothing(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*")}
-    line = ["all", "-o", str(copied), "--resume", "--dry-run", "--attack", "shifts"]
-    assert main(line) == 0
-    out = capsys.readouterr().out
-    assert "shifts" in out
-    assert "fgsm" not in out
-    assert "training" not in out
-    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*")} == before
-
-
-def test_a_preset_says_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["train", "--preset", "quick", *words(tmp_path), "--epochs", "1", "--repeats", "1", "-o"]
-    assert main([*line, str(tmp_path / "a")]) == 0
-    assert "estimated cost" in capsys.readouterr().err
-    assert main([*line, str(tmp_path / "b"), "--no-estimate"]) == 0
-    assert "estimated cost" not in capsys.readouterr().err
-    first, second = (tmp_path / run / "runs" / "td-0" / "log.csv" for run in "ab")
-    accuracies = [[row.split(",")[2:6] for row in log.read_text().splitlines()] for log in (first, second)]
-    assert accuracies[0] == accuracies[1]  # looking at the cost changes no number
-
-
-@pytest.mark.slow
-def test_the_estimate_is_about_right(tmp_path: Path) -> None:
-    from bu2td.evaluate import evaluate
-    from bu2td.evaluate.cost import estimated
-    from bu2td.evaluate.run import EXPERIMENTS, find_stage
-
-    (tmp_path / "unused").mkdir()
-    words(tmp_path)
-    values = {"model": f"{tmp_path / 'net.py'}:net", "input_size": [1, 24, 24], "arrangements": ["bu", "td"],
-              "repeats": 2, "epochs": 4, "attacks": ["pgd", "salt-and-pepper", "gaussian-blur"],
-              "attack_samples": 40, "attack_repeats": 2, "explain_samples": 100, "corruption_samples": 100,
-              "device": "cpu"}  # fmt: skip
-    settings = read_settings(flags=values)
-    data = load_data("digits", input_size=(1, 24, 24))
-    stages = {"train": None, **{name: find_stage(name) for name in EXPERIMENTS}}
-    said = estimated(settings, data, stages, tmp_path / "unused").seconds
-    begin = time.perf_counter()
-    evaluate("all", settings, tmp_path / "out")
-    took = time.perf_counter() - begin
-    assert took / 3 < said < took * 3
 
 
 def test_weights_that_are_not_there_leave_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,6 +280,7 @@ _ALL = (
         {"radii": 5, "smallest": 0.25, "iterations": 20, "queries": 200},
         {"radii": 5, "smallest": 0.25, "iterations": 100, "queries": 5000},
         once=True,
+        asks=(4200, 61600),
     ),
     Attack(
         "autoattack-linf",
