@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
-from bu2td.nn import Pyramid
+from bu2td.nn import Pyramid, reduced
 from bu2td.ops import meta_copy
 from bu2td.runtime.network import TopDownNetwork
 
@@ -159,7 +159,7 @@ class PatchNetwork(nn.Module):
 
     def _sizes(self, images: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width, in positions of the coarser level, of the window and of the crop around it."""
-        sides = [-(-side // self.reduction) for side in images.shape[-2:]]
+        sides = [reduced(side, self.reduction) for side in images.shape[-2:]]
         # A window may only have positions that are whole: the last one of an odd side is not.
         whole = [max(1, side // self.reduction) for side in images.shape[-2:]]
         if self.share == 1:
