@@ -257,7 +257,7 @@ def _cam(features: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
 
 def _cut(maps: Tensor, start: Tensor, size: tuple[int, int]) -> Tensor:
     """Crops of one size of maps (N, C, H, W), each with its own top and left (N, 2); channels last in memory."""
-    count = torch.arange(len(maps), device=maps.device)[:, None, None]
+    count = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
     rows = start[:, 0, None] + torch.arange(size[0], device=maps.device)
     columns = start[:, 1, None] + torch.arange(size[1], device=maps.device)
     return maps.permute(0, 2, 3, 1)[count, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
