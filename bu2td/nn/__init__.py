@@ -7,6 +7,7 @@ from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
+from bu2td.nn.sizes import reduced
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "assigned",
     "gaussian_resample",
     "made",
+    "reduced",
 ]
