@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from bu2td.graph import PackedGraph
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.options import Options
 from bu2td.version import __version__
@@ -83,6 +84,14 @@ class Checkpointing:
     inside: bool
     graph: fx.Graph
     stages: Stages
+
+    def __reduce__(self) -> Any:
+        return _checkpointing, (self.levels, self.inside, PackedGraph.of(self.graph), self.stages)
+
+
+def _checkpointing(levels: Any, inside: bool, packed: PackedGraph, stages: Stages) -> Checkpointing:
+    """The inverse of its pickle."""
+    return Checkpointing(levels, inside, packed.graph(), stages)
 
 
 @dataclass(frozen=True)
