@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 
 from bu2td.analyse import analyse
 from bu2td.arrange import arrange
-from bu2td.capture import capture
+from bu2td.capture import capture, identity
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
 from bu2td.graph import flatten, owner_of, paused_collector, shapes_of
 from bu2td.ir import Analysis, Cost, Plan, Stages, format_table
 from bu2td.measure import measure_cost, total
-from bu2td.models import word_of
+from bu2td.models import origin_of
 from bu2td.options import Options, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
 from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
@@ -175,16 +175,20 @@ def _expected(options: Options) -> Expectation:
 
 def _record(analysis: Analysis, plan: Plan, stages: Stages) -> Record:
     captured, source = analysis.capture, analysis.capture.source
+    classes = int(analysis.dims[analysis.head.output][1].size)
+    origin = origin_of(source, {"num_classes": classes, "in_channels": captured.image_shape[1]})
     recipe = Recipe(
         options=plan.options,
         image_shape=captured.image_shape,
         fingerprint=captured.fingerprint,
-        factory=word_of(source),
+        identity=identity(captured.graph_module),
+        call=next(iter(origin.calls), None),
         model=type(source).__name__,
-        num_classes=analysis.dims[analysis.head.output][1].size,
+        num_classes=classes,
     )
     config = getattr(source, "pretrained_cfg", None)
-    return Record(plan, stages, recipe, config, default_cfg=getattr(source, "default_cfg", config))
+    default = getattr(source, "default_cfg", config)
+    return Record(plan, stages, recipe, origin, pretrained_cfg=config, default_cfg=default)
 
 
 def _completed(

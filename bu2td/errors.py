@@ -116,6 +116,10 @@ class RunFolderError(Bu2tdError):
     """A folder of results belongs to another run, or lacks what a command needs."""
 
 
+class CopyError(Bu2tdError):
+    """A network cannot be pickled, or written to a file, as it is now."""
+
+
 class UnknownModelError(Bu2tdError):
     """No model of this name or factory."""
 

@@ -19,7 +19,7 @@ import networkx
 
 #: Packages and single modules, lowest first: each imports those before it alone. "bu2td" is what users see.
 FLOORS = (
-    *("errors", "files", "packages", "version", "nn", "options", "models", "ir", "ops", "graph"),
+    *("errors", "files", "packages", "version", "settings", "nn", "options", "models", "ir", "ops", "graph"),
     *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "verification", "runtime"),
     *("conversion", "optimization", "io", "bu2td"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),

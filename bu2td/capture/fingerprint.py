@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import fx
 
 from bu2td.capture.forms import DROPOUTS
+from bu2td.settings import settings
 
 
 def same_but_dropout(a: fx.GraphModule, b: fx.GraphModule) -> bool:
@@ -19,8 +20,27 @@ def same_but_dropout(a: fx.GraphModule, b: fx.GraphModule) -> bool:
 
 def fingerprint(graph_module: fx.GraphModule) -> str:
     """A short text that graphs share which do the same but for dropout, whatever their weights."""
-    text = "\n".join(repr(entry) for entry in _signature(graph_module))
-    text = re.sub(r" at 0x[0-9a-f]+", "", text)
+    return _digest(_signature(graph_module))
+
+
+def identity(graph_module: fx.GraphModule) -> str:
+    """A short text that graphs share which are the same: by all names, shapes and settings, dropout's too."""
+    modules = dict(graph_module.named_modules())
+    rows: list[Any] = [(node.op, node.name, str(node.target), node.args, node.kwargs) for node in _nodes(graph_module)]
+    for node in _nodes(graph_module):
+        if node.op == "call_module":
+            inside = modules[str(node.target)].named_modules(prefix=str(node.target))
+            rows += [(path, type(part).__name__, sorted(settings(part).items())) for path, part in inside]
+    rows += [(name, tuple(t.shape)) for name, t in graph_module.state_dict(keep_vars=True).items()]
+    return _digest(rows)
+
+
+def _nodes(graph_module: fx.GraphModule) -> list[fx.Node]:
+    return list(graph_module.graph.nodes)
+
+
+def _digest(rows: Iterable[Any]) -> str:
+    text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(map(repr, rows)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

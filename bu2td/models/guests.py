@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
-from bu2td.models.library import Library, Wishes, renamed
+from bu2td.models.library import Library, Wishes, is_of, renamed
 from bu2td.packages import imported
 
 __all__ = ["Monai", "Pytorchcv", "Transformers"]
@@ -57,6 +58,11 @@ class Pytorchcv(Library):
     def size(self, name: str) -> tuple[int, ...]:
         return super().size(self._network(name))
 
+    def likely(self, model: nn.Module) -> Sequence[str]:
+        if not is_of(model, self.package):
+            return []
+        return [name for name, made in self._functions().items() if made.__module__ == type(model).__module__]
+
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         return functools.partial(self._functions()[name], pretrained=False, **wishes)
 
@@ -93,6 +99,23 @@ class Transformers(Library):
 
     def knows(self, name: str) -> bool:
         return isinstance(getattr(self._class(name), "config_class", None), type)
+
+    def likely(self, model: nn.Module) -> Sequence[str]:
+        name = type(model).__name__
+        return [name] if is_of(model, self.package) and self._class(name) is type(model) else []
+
+    def arguments(self, name: str, model: nn.Module, sizes: Wishes) -> Sequence[Wishes]:
+        changed = json.loads(json.dumps(model.config.to_diff_dict(), default=str))  # type: ignore[union-attr]
+        known = self.accepts(name)
+        return [{}, sizes, {key: value for key, value in changed.items() if key in known}]
+
+    def accepts(self, name: str) -> Collection[str]:
+        """All that the configuration has, but what names another model to load."""
+        settings = (key for key in vars(self._class(name).config_class()) if not key.startswith("_"))
+        return {*super().accepts(name), "num_labels"}.union(k for k in settings if not self._reaches_out(k))
+
+    def _reaches_out(self, key: str) -> bool:
+        return "backbone" in key or "pretrained" in key or key in ("auto_map", "name_or_path", "quantization_config")
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         made: Any = self._class(name)
@@ -187,6 +210,13 @@ class Monai(Library):
 
     def families(self) -> Sequence[tuple[str, str]]:
         return [(name, f"monai:{_MONAI[name].family}") for name in self.names()]
+
+    def likely(self, model: nn.Module) -> Sequence[str]:
+        kind = type(model)
+        if not is_of(model, "monai.networks.nets"):
+            return []
+        near = [name for name, net in _MONAI.items() if f"monai.networks.nets.{net.family}" == kind.__module__]
+        return sorted(near, key=lambda name: _MONAI[name].made_by != kind.__name__)
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         net = _MONAI[name]

@@ -7,7 +7,7 @@ import importlib.util
 import re
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,27 @@ from torch import nn
 from bu2td.errors import UnknownModelError
 from bu2td.packages import imported
 
-__all__ = ["FORMS", "Library", "Wishes", "built", "describe", "is_installed", "nearest_words", "reason", "renamed"]
+__all__ = [
+    "FORMS",
+    "Library",
+    "Wishes",
+    "built",
+    "describe",
+    "is_installed",
+    "is_of",
+    "nearest_words",
+    "reason",
+    "renamed",
+]
 
 FORMS = (
     "A model is written NAME (timm), LIBRARY:NAME (torchvision, bu2td, pytorchcv, transformers or monai), "
     "package.module:factory or file.py:factory."
 )
 
-#: What a caller asks of a constructor: ``num_classes``, ``in_channels``, ``pretrained``, as far as they are given.
-Wishes = Mapping[str, int]
+#: What a caller asks of a constructor: ``num_classes``, ``in_channels``, ``pretrained``, as far as they are given, and
+#: arguments of its own.
+Wishes = Mapping[str, Any]
 
 
 class Library(ABC):
@@ -78,6 +90,24 @@ class Library(ABC):
     def word(self, name: str) -> str:
         """The MODEL word of a name."""
         return f"{self.prefix}:{name}" if self.prefix else name
+
+    def likely(self, model: nn.Module) -> Sequence[str]:
+        """The names that may have built a live model, likeliest first; none if it is none of the library's."""
+        return ()
+
+    def arguments(self, name: str, model: nn.Module, sizes: Wishes) -> Sequence[Wishes]:
+        """What a name may have been called with to build a live model, the likeliest first.
+
+        Args:
+            name: one of `likely`.
+            model: the live model.
+            sizes: the ``num_classes`` and ``in_channels`` that it has.
+        """
+        return [{}, sizes]
+
+    def accepts(self, name: str) -> Collection[str]:
+        """The arguments that may be handed on from a file: none that reads, loads or downloads anything."""
+        return ("num_classes", "in_channels")
 
     def load(self, why: str = "") -> Any:
         """Import the package.
@@ -158,6 +188,11 @@ def nearest_words(name: str, words: Mapping[str, str] | Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(known[match]) for match in close)}?" if close else ""
 
 
-def renamed(wishes: Wishes, **names: str) -> dict[str, int]:
+def is_of(model: nn.Module, package: str) -> bool:
+    """Whether a package defines the class of a model."""
+    return f"{type(model).__module__}.".startswith(f"{package}.")
+
+
+def renamed(wishes: Wishes, **names: str) -> dict[str, Any]:
     """The wishes under the names of a library's own arguments."""
     return {names.get(name, name): value for name, value in wishes.items()}

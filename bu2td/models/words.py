@@ -17,20 +17,25 @@ Weights are random, and nothing is downloaded, unless ``pretrained`` is asked fo
 libraries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from bu2td.errors import OptionError, UnknownModelError
+from bu2td.models.building import build
 from bu2td.models.factories import from_file, from_module
 from bu2td.models.libraries import LIBRARIES, library_of
 from bu2td.models.library import FORMS, describe, is_installed
+from bu2td.models.origin import Call
 from bu2td.options import as_device
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_again", "create_model", "is_library_word", "list_models"]
+
+#: The largest number that a file may hand on to a model: nobody's network has more of anything.
+_MOST = 2**20
 
 
 def create_model(
@@ -57,7 +62,8 @@ def create_model(
 
     Returns:
         The live model, in the mode (train or eval) that its constructor leaves it in. Its attribute
-        ``bu2td_factory`` is the word, from which `bu2td.load` can build it again.
+        ``bu2td_factory`` is the word, and ``bu2td_arguments`` what it was called with: from these `bu2td.load` can
+        build it again.
 
     Raises:
         UnknownModelError: No such name, module, file or factory; or the factory raises, or does not
@@ -69,10 +75,47 @@ def create_model(
         raise UnknownModelError(f"Expected a model's name, got {describe(word)}. {FORMS}")
     target = as_device(device)
     wishes = {"num_classes": num_classes, "in_channels": in_channels, "pretrained": pretrained or None}
-    model = _build(_constructor(word, wishes), target)
-    if num_classes is None and in_channels is None:
-        vars(model)["bu2td_factory"] = word
+    return _made(word, {k: v for k, v in wishes.items() if v is not None}, target)
+
+
+def create_again(call: Call, *, device: str | None = None) -> nn.Module:
+    """Build the model of a call that a file names, with random weights.
+
+    Raises:
+        UnknownModelError, MissingPackageError, OptionError: as `create_model`; or the call has arguments that no
+            file may hand on.
+    """
+    given, found = call.given, library_of(call.word)
+    known = set(found[0].accepts(found[1])) if found else {"num_classes", "in_channels"}
+    odd = [name for name, value in given.items() if name not in known or not _is_harmless(value)]
+    if odd:
+        raise UnknownModelError(f"{call.word!r} is not called with {', '.join(map(repr, odd))} from a file")
+    return _made(call.word, given, as_device(device))
+
+
+def _is_harmless(value: Any, depth: int = 3) -> bool:
+    """Whether a value is plain, and of a size that a network may have."""
+    if isinstance(value, list | dict):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return depth > 0 and len(parts) <= _MOST and all(_is_harmless(part, depth - 1) for part in parts)
+    if isinstance(value, str):
+        return len(value) <= 200
+    return value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= _MOST)
+
+
+def _made(word: str, given: Mapping[str, Any], device: torch.device | None) -> nn.Module:
+    """The model, which knows the call that has built it, but for where its weights came from."""
+    model = build(_constructor(word, given), device)
+    vars(model)["bu2td_factory"] = _lasting(word)
+    vars(model)["bu2td_arguments"] = {name: value for name, value in given.items() if name != "pretrained"}
     return model
+
+
+def _lasting(word: str) -> str:
+    """The word, such that it means the same in another folder."""
+    source, colon, name = word.rpartition(":")
+    is_file = colon and source.endswith(".py") and library_of(word) is None
+    return f"{Path(source).expanduser().resolve()}:{name}" if is_file else word
 
 
 def list_models() -> list[str]:
@@ -81,39 +124,8 @@ def list_models() -> list[str]:
     return [library.word(name) for library in installed for name in library.names()]
 
 
-def _build(constructor: Callable[[], nn.Module], device: torch.device | None) -> nn.Module:
-    if device is None:
-        return constructor()
-    if device.type == "meta":
-        try:
-            with _ParametersOnMeta():
-                return constructor().to(device)
-        except UnknownModelError:
-            pass  # a constructor that calculates with its parameters: build them, then drop them
-    return constructor().to(device)
-
-
-class _ParametersOnMeta(TorchFunctionMode):
-    """Allocate parameters on the meta device, but compute with real numbers.
-
-    Under ``torch.device("meta")`` constructors that calculate with tensors fail (torchvision's
-    regnets call ``arange(...).tolist()``); so only the factories of parameters are redirected.
-    """
-
-    _FACTORIES = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in self._FACTORIES and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-def _constructor(word: str, wishes: dict[str, int | None]) -> Callable[[], nn.Module]:
+def _constructor(word: str, given: Mapping[str, Any]) -> Callable[[], nn.Module]:
     """Return the function that builds the model; everything but the model's own code is checked."""
-    given = {name: value for name, value in wishes.items() if value is not None}
     source, colon, name = word.rpartition(":")
     if not colon and word.endswith(".py"):
         raise UnknownModelError(f"{word!r} names a file but no factory in it: write {word}:FACTORY.")
@@ -126,15 +138,6 @@ def _constructor(word: str, wishes: dict[str, int | None]) -> Callable[[], nn.Mo
             raise OptionError(f"{library.title} has no weights for {word!r}; timm, torchvision and a factory do")
         return library.checked(name, given)
     return (from_file if source.endswith(".py") else from_module)(source, name, given)
-
-
-def word_of(model: nn.Module) -> str | None:
-    """The word that builds a model of a library again; None where it is not known, or builds a user's own."""
-    config: Any = getattr(model, "pretrained_cfg", None)
-    known = getattr(model, "bu2td_factory", None) or (
-        config.get("architecture") if hasattr(config, "get") else None
-    )
-    return known if is_library_word(known) else None
 
 
 def is_library_word(word: Any) -> bool:

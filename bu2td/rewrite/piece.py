@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.errors import ImageSizeError, UnsupportedOperationError
-from bu2td.graph import GraphView
+from bu2td.graph import GraphView, Part
 from bu2td.graph.edited import Edited
 from bu2td.ir import FrozenMap, LevelPlan, Piece, Projection, is_feature_map, is_spatial
 from bu2td.ops import Change, Rebuilt, blaming, resized_deeply
@@ -191,7 +191,7 @@ class _PieceEmitter:
         self.origins: dict[str, str] = {}
         self.limits: list[MapLimit] = []
 
-    def emit(self) -> fx.GraphModule:
+    def emit(self) -> Part:
         piece, calls, operands = self.piece, self.calls, self.operands
         if piece.entry_adapter is not None:
             adapter = self.units.dense(piece.entry_adapter)
@@ -208,7 +208,7 @@ class _PieceEmitter:
         settle_inplace(calls.graph, calls.modules)
         calls.graph.lint()
         title = "Head" if self.place.name == "head" else f"Level_{self.place.name}"
-        return fx.GraphModule(calls.modules, calls.graph, class_name=title)
+        return Part(calls.modules, calls.graph, class_name=title)
 
     # -- nodes -------------------------------------------------------------------------------------
 

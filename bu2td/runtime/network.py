@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError, nearest
+from bu2td.errors import FusedNetworkError, OptionError, ReductionError, nearest
+from bu2td.graph import Part
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.nn import Pyramid
 from bu2td.ops import Role, converter_for_type
@@ -16,7 +17,7 @@ from bu2td.runtime.recompute import recomputing, segments_of
 from bu2td.runtime.record import Checkpointing, Record
 
 
-class TopDownNetwork(fx.GraphModule):
+class TopDownNetwork(Part):
     """A top-down network, as `bu2td.convert` returns it: an ordinary, trainable `torch.nn.Module`.
 
     ``forward`` maps images (N, C, H, W) of any size from about 32 px up (unless ``plan.notes`` name layers that
@@ -86,19 +87,6 @@ class TopDownNetwork(fx.GraphModule):
         if chosen is None:
             return None
         return {"levels": None if chosen.levels is None else list(chosen.levels), "inside": chosen.inside}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TopDownNetwork:
-        new: Any = super().__deepcopy__(memo)
-        new.record = self.record
-        new.training = self.training
-        type(new).__name__ = type(self).__name__  # every GraphModule is of a class of its own
-        return new
-
-    def __reduce__(self) -> Any:
-        raise Bu2tdError(
-            "a top-down network is not pickled; bu2td.save(td, file) writes its recipe and weights, and "
-            "torch.save(td.state_dict(), file) the weights alone"
-        )
 
     def train(self, mode: bool = True) -> Any:
         """Set train or eval mode.

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from bu2td.graph import PackedGraph
 from bu2td.ir import Optimization, Plan, Stages
+from bu2td.models import Call, Origin
 from bu2td.options import Options
 from bu2td.version import __version__
 
@@ -25,20 +27,24 @@ class Recipe:
         options: of the conversion.
         image_shape: (N, C, H, W) that the bottom-up network was looked at with.
         fingerprint: of its captured graph.
-        factory: the word that builds it, where a library knows it.
+        call: that builds it, as far as that is known.
         model: name of its class.
         num_classes: width of the logits, which `TopDownNetwork.reset_classifier` changes.
         optimization: what `bu2td.optimize` did.
+        identity: of the captured graph with the settings of its layers; empty in old files.
+        why: why no call is known.
         bu2td, torch: versions that converted it.
     """
 
     options: Options
     image_shape: tuple[int, int, int, int]
     fingerprint: str
-    factory: str | None
+    call: Call | None
     model: str
     num_classes: int
     optimization: Optimization | None = None
+    identity: str = ""
+    why: str = ""
     bu2td: str = __version__
     torch: str = str(torch.__version__)
 
@@ -51,10 +57,14 @@ class Recipe:
             "options": asdict(self.options),
             "image_shape": list(self.image_shape),
             "fingerprint": self.fingerprint,
-            "factory": self.factory,
+            "identity": self.identity,
+            "factory": self.call.word if self.call else None,
+            "arguments": self.call.given if self.call else {},
             "model": self.model,
             "num_classes": self.num_classes,
         }
+        if self.why:
+            data["why"] = self.why
         return data if self.optimization is None else {**data, "optimize": self.optimization.to_dict()}
 
     @staticmethod
@@ -65,9 +75,13 @@ class Recipe:
             KeyError, TypeError, OptionError: data are missing, or no options of a conversion.
         """
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["options"].items()}
-        names = ("fingerprint", "factory", "model", "num_classes", "bu2td", "torch")
+        names = ("fingerprint", "model", "num_classes", "bu2td", "torch")
         rest = {name: data[name] for name in names}
-        return Recipe(Options(**options), tuple(data["image_shape"]), optimization=optimization, **rest)
+        rest |= {name: data[name] for name in ("identity", "why") if name in data}
+        word = data["factory"]
+        call = None if word is None else Call.of(word, data.get("arguments", {}))
+        shape = tuple(data["image_shape"])
+        return Recipe(Options(**options), shape, call=call, optimization=optimization, **rest)
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,14 @@ class Checkpointing:
     graph: fx.Graph
     stages: Stages
 
+    def __reduce__(self) -> Any:
+        return _checkpointing, (self.levels, self.inside, PackedGraph.of(self.graph), self.stages)
+
+
+def _checkpointing(levels: Any, inside: bool, packed: PackedGraph, stages: Stages) -> Checkpointing:
+    """The inverse of its pickle."""
+    return Checkpointing(levels, inside, packed.graph(), stages)
+
 
 @dataclass(frozen=True)
 class Record:
@@ -93,6 +115,7 @@ class Record:
         plan: its levels, costs and notes.
         stages: the nodes of its graph.
         recipe: how it is built again.
+        origin: what the bottom-up model showed of how it was made.
         pretrained_cfg, default_cfg: those of a timm model, else None.
         checkpointing: what is computed again in the backward pass, if anything is.
     """
@@ -100,6 +123,7 @@ class Record:
     plan: Plan
     stages: Stages
     recipe: Recipe
+    origin: Origin = Origin()
     pretrained_cfg: Any = None
     default_cfg: Any = None
     checkpointing: Checkpointing | None = None

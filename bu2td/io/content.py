@@ -1,0 +1,166 @@
+"""What a file holds: a recipe and weights, as safetensors or as torch.save writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest
+from bu2td.files import replacing
+from bu2td.ir import Optimization
+from bu2td.packages import imported
+from bu2td.runtime import FORMAT, Recipe
+
+#: The file name's ending that asks for safetensors.
+SAFETENSORS = ".safetensors"
+#: The entry of safetensors' metadata that holds the recipe, as JSON.
+_ENTRY = "bu2td"
+#: The largest image side and number of classes that a file may ask for.
+_MOST = 2**20
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The content of a file.
+
+    Attributes:
+        path: of the file.
+        recipe: how the network is built.
+        patches: settings of a `PatchNetwork`, if it is one.
+        weights: the state_dict, on the CPU.
+    """
+
+    path: Path
+    recipe: Recipe
+    patches: Mapping[str, Any] | None
+    weights: Mapping[str, Tensor]
+
+
+def write(path: Path, recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Write a file, whole or not at all; its name's ending decides the format.
+
+    Raises:
+        FileError: it cannot be written.
+        MissingPackageError: safetensors is not installed.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} cannot be written: it is a folder. td.save_pretrained(folder) writes into one")
+    as_safetensors = path.suffix.lower() == SAFETENSORS
+    tool = _safetensors() if as_safetensors else None
+    with replacing(path) as temporary, _told(path, "cannot be written"):
+        if tool is None:
+            torch.save({"recipe": dict(recipe), "state_dict": dict(weights)}, temporary)
+        else:
+            tool.save_file(_apart(weights), temporary, {"format": "pt", _ENTRY: json.dumps(recipe)})
+
+
+def read(path: Path) -> Saved:
+    """Read a file.
+
+    Raises:
+        FileError: it is missing, damaged, or not one of ours.
+        MissingPackageError: safetensors is not installed.
+    """
+    if path.is_dir():
+        raise FileError(f"{path} is a folder; bu2td.TopDownNetwork.from_pretrained reads what a hub keeps in one")
+    if not path.is_file():
+        beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
+    data, weights = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(weights, Mapping):
+        raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {FORMAT}")
+    with complete(path, "what the recipe says about optimisation"):
+        optimization = Optimization.from_dict(data["optimize"]) if data.get("optimize") else None
+    with complete(path, "the recipe"):
+        _check(data)
+        recipe = Recipe.from_dict(data, optimization)
+    return Saved(path, recipe, data.get("patches"), weights)
+
+
+@contextmanager
+def complete(path: Path, what: str) -> Iterator[None]:
+    """Turn what reading damaged data raises into our own error."""
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, Bu2tdError) as error:
+        raise FileError(f"{path}: {what} is incomplete ({error})") from error
+
+
+def _check(data: Mapping[str, Any]) -> None:
+    """Refuse what is no recipe before anything is built of it.
+
+    Raises:
+        ValueError: an entry is of another kind, or larger than any network's.
+    """
+    for name in ("fingerprint", "model", "bu2td", "torch"):
+        if not isinstance(data[name], str):
+            raise ValueError(f"{name} is no text: {data[name]!r:.40}")
+    if not isinstance(data["factory"], str | None) or not isinstance(data.get("arguments", {}), dict):
+        raise ValueError("factory and arguments are no call")
+    shape, classes = data["image_shape"], data["num_classes"]
+    sizes: list[Any] = [*shape, *([classes] if classes != 0 else [])]
+    if len(shape) != 4 or any(type(size) is not int or not 0 < size <= _MOST for size in sizes):
+        raise ValueError(f"image_shape is {shape!r:.80} and num_classes {classes!r:.40}")
+
+
+# --- the two formats ----------------------------------------------------------------------------------
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file looks like safetensors: the length of a header, and the header."""
+    with _told(path, "cannot be read"), path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _safetensors() -> Any:
+    return imported("safetensors.torch", "safetensors", "files that end in .safetensors need it:")
+
+
+def _read_safetensors(path: Path) -> tuple[Any, Any]:
+    _safetensors()
+    opened: Callable[..., Any] = imported("safetensors", "safetensors").safe_open
+    with _told(path, "is not a file that bu2td.save wrote", "; it may be truncated"):
+        with opened(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_ENTRY)
+            if text is None:
+                return None, None
+            return json.loads(text), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _read_torch(path: Path) -> tuple[Any, Any]:
+    with _told(path, "is not a file that bu2td.save wrote", "; it may be truncated"):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    return (content.get("recipe"), content.get("state_dict")) if isinstance(content, dict) else (None, None)
+
+
+def _apart(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that share no memory, as safetensors wants them: names that are tied get a copy each."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+
+
+@contextmanager
+def _told(path: Path, what: str, also: str = "") -> Iterator[None]:
+    """Turn what reading or writing raises into one line; what that is depends on the damage."""
+    try:
+        yield
+    except Bu2tdError:
+        raise
+    except OSError as error:
+        lines = str(error).splitlines()
+        reason = error.strerror or (lines[0] if lines else type(error).__name__)
+        verb = "cannot be written" if what == "cannot be written" else "cannot be read"
+        raise FileError(f"{path} {verb}: {os.fspath(reason)}") from error
+    except Exception as error:
+        lines = str(error).splitlines()
+        said = f": {lines[0]}" if what == "cannot be written" and lines else f" ({type(error).__name__})"
+        raise FileError(f"{path} {what}{said}{also}") from error
