@@ -155,8 +155,8 @@ def _rebuilt(saved: _Saved, analysis: Analysis, device: torch.device) -> TopDown
     network = emit(analysis, recipe.options).network.train()
     network.to_empty(device=device)
     fill_buffers(network)
-    if recipe.num_classes != network.num_classes:
-        network.reset_classifier(recipe.num_classes)
+    if recipe.num_classes != network.num_classes or recipe.global_pool is not None:
+        network.reset_classifier(recipe.num_classes, recipe.global_pool)
     if recipe.optimization is not None:
         with _complete(saved.path, "what the recipe says about optimisation"):
             retransform(network, recipe.optimization)

@@ -15,6 +15,7 @@ from bu2td.errors import ImageSizeError, UnsupportedOperationError
 from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
 from bu2td.ir import FrozenMap, LevelPlan, Piece, Projection, is_feature_map, is_spatial
+from bu2td.nn import Nested
 from bu2td.ops import Change, Rebuilt, blaming, resized_deeply
 from bu2td.rewrite.inplace import settle_inplace
 from bu2td.rewrite.units import UnitBuilder
@@ -208,7 +209,7 @@ class _PieceEmitter:
         settle_inplace(calls.graph, calls.modules)
         calls.graph.lint()
         title = "Head" if self.place.name == "head" else f"Level_{self.place.name}"
-        return fx.GraphModule(calls.modules, calls.graph, class_name=title)
+        return Nested(calls.modules, calls.graph, class_name=title)
 
     # -- nodes -------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import fx
 
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.options import Options
+from bu2td.runtime.heads import HeadTemplate
 from bu2td.version import __version__
 
 #: Opens every recipe; another number for files that this version cannot read.
@@ -27,7 +28,8 @@ class Recipe:
         fingerprint: of its captured graph.
         factory: the word that builds it, where a library knows it.
         model: name of its class.
-        num_classes: width of the logits, which `TopDownNetwork.reset_classifier` changes.
+        num_classes, global_pool: width of the logits, and the head's pool where it is not the one that was
+            converted, which `TopDownNetwork.reset_classifier` changes.
         optimization: what `bu2td.optimize` did.
         bu2td, torch: versions that converted it.
     """
@@ -39,6 +41,7 @@ class Recipe:
     model: str
     num_classes: int
     optimization: Optimization | None = None
+    global_pool: str | None = None
     bu2td: str = __version__
     torch: str = str(torch.__version__)
 
@@ -55,6 +58,8 @@ class Recipe:
             "model": self.model,
             "num_classes": self.num_classes,
         }
+        if self.global_pool is not None:
+            data["global_pool"] = self.global_pool
         return data if self.optimization is None else {**data, "optimize": self.optimization.to_dict()}
 
     @staticmethod
@@ -66,7 +71,7 @@ class Recipe:
         """
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["options"].items()}
         names = ("fingerprint", "factory", "model", "num_classes", "bu2td", "torch")
-        rest = {name: data[name] for name in names}
+        rest = {**{name: data[name] for name in names}, "global_pool": data.get("global_pool")}
         return Recipe(Options(**options), tuple(data["image_shape"]), optimization=optimization, **rest)
 
 
@@ -93,16 +98,21 @@ class Record:
         plan: its levels, costs and notes.
         stages: the nodes of its graph.
         recipe: how it is built again.
-        pretrained_cfg, default_cfg: those of a timm model, else None.
+        pretrained_cfg: of a timm model (see `Surface.pretrained_cfg`), else None.
+        no_weight_decay: parameters that the bottom-up network wants none for.
         checkpointing: what is computed again in the backward pass, if anything is.
+        head: as it was converted, once its classifier has been reset.
+        drop_path: how often paths were dropped when it was converted, by module, once that has been set.
     """
 
     plan: Plan
     stages: Stages
     recipe: Recipe
     pretrained_cfg: Any = None
-    default_cfg: Any = None
+    no_weight_decay: tuple[str, ...] = ()
     checkpointing: Checkpointing | None = None
+    head: HeadTemplate | None = None
+    drop_path: tuple[tuple[str, float], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
