@@ -15,12 +15,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import inspect
-import logging
-import re
 import runpy
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,24 +26,17 @@ import torch
 from torch import nn
 
 from bu2td.conversion import analyze, convert
-from bu2td.errors import OptionError, UnknownModelError, nearest
+from bu2td.errors import OptionError, UnknownModelError
 from bu2td.models.libraries import LIBRARIES
+from bu2td.names import PREFIXES, explained, inheriting, is_name, parted, taken, tell_inherited, unknown
 from bu2td.packages import imported
 from bu2td.runtime import Backbone, TopDownNetwork
 
 timm = imported("timm", why="bu2td.timm registers names there.")
 _builder, _factory = imported("timm.models._builder"), imported("timm.models._factory")
 
-#: What a name begins with -> the arrangement.
-PREFIXES = {"td_": "td", "tduni_": "uni", "tdrev_": "rev"}
-#: Options of `bu2td.convert` that a name takes beside those of the bottom-up network.
-OPTIONS = tuple(
-    name for name in inspect.signature(convert).parameters if name not in ("model", "arrangement", "device")
-)
 _OWN = ("features_only", "out_indices", "feature_cls", "device", "dtype")
 _WEIGHTS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
-
-_log = logging.getLogger(__name__)
 
 
 # --- building -----------------------------------------------------------------------------------------
@@ -59,8 +48,9 @@ def build(name: str, **options: Any) -> nn.Module:
     Args:
         name: such as "td_resnet18".
         options: of the bottom-up network (``num_classes``, ``in_chans``, ``drop_path_rate``, ..), of
-            `bu2td.convert` (`OPTIONS`), and timm's own: ``pretrained``, ``pretrained_cfg``, ``pretrained_cfg_overlay``,
-            ``cache_dir``, ``features_only``, ``out_indices``, ``feature_cls``, ``device``, ``dtype``.
+            `bu2td.convert` (`OPTIONS`), and timm's own: ``pretrained``, ``pretrained_cfg``,
+            ``pretrained_cfg_overlay``, ``cache_dir``, ``features_only``, ``out_indices``, ``feature_cls``,
+            ``device``, ``dtype``.
 
     Returns:
         A `TopDownNetwork`; with ``features_only`` a `Backbone`.
@@ -71,22 +61,22 @@ def build(name: str, **options: Any) -> nn.Module:
         TypeError: an option that neither the bottom-up network nor `bu2td.convert` takes.
         Bu2tdError: the bottom-up network cannot be converted.
     """
-    prefix = next((p for p in PREFIXES if name.startswith(p)), "")
-    if not prefix or not timm.is_model(name):
-        raise UnknownModelError(f"there is no {name!r}.{_hint(name)}")
-    chosen = {key: options.pop(key) for key in OPTIONS if key in options}
+    if not is_name(name) or not timm.is_model(name):
+        raise _unknown(name)
+    chosen = taken(options)
     asked = {key: options.pop(key, None) for key in _OWN}
     device = torch.get_default_device() if asked["device"] is None else torch.device(asked["device"])
     weights = _Weights.of(name, options)
     if weights.inherited:
-        options |= weights.wishes(chosen)
+        inheriting(chosen, "pretrained=True")
+        options |= {"pretrained": True, "pretrained_cfg": weights.tag, "cache_dir": weights.cache}
     removed = [options.pop("num_classes", None) if options.get("num_classes") == 0 else None]
     removed.append(options.pop("global_pool", None) if options.get("global_pool") == "" else None)
     model = _bottom_up(name, device, options)
     with torch.device("cpu"):  # what is built is moved, also where all that is made shall be elsewhere
         if asked["features_only"]:
             model = _stopped(model, chosen)
-        network = convert(model, PREFIXES[prefix], device=device, **chosen)
+        network = convert(model, parted(name)[0], device=device, **chosen)
         if removed != [None, None]:
             network.reset_classifier(network.num_classes if removed[0] is None else 0, removed[1])
         network.to(dtype=asked["dtype"])
@@ -97,19 +87,9 @@ def build(name: str, **options: Any) -> nn.Module:
 
 def _bottom_up(name: str, device: torch.device, options: dict[str, Any]) -> Any:
     """The bottom-up network, with random weights unless others are asked for."""
-    source = name.partition("_")[2]
-    try:
-        with torch.device("meta" if device.type == "meta" else "cpu"):
-            return timm.create_model(source, **options)
-    except TypeError as error:
-        found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if found is None:
-            raise
-        known = (*OPTIONS, "num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "features_only")
-        raise TypeError(
-            f"{name} takes no option {found[1]!r}: neither {source} nor bu2td.convert has one."
-            f"{nearest(found[1], known)}"
-        ) from error
+    others = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate", "features_only")
+    with explained(name, others), torch.device("meta" if device.type == "meta" else "cpu"):
+        return timm.create_model(parted(name)[1], **options)
 
 
 def _stopped(model: nn.Module, chosen: dict[str, Any]) -> Any:
@@ -173,7 +153,7 @@ class _Weights:
             config = dataclasses.asdict(config)
         found = _builder.resolve_pretrained_cfg(name, config, overlay).to_dict()
         own = any(found.get(key) for key in _WEIGHTS)
-        source = name.partition("_")[2]
+        source = parted(name)[1]
         tag = found.get("tag")
         if pretrained and not own and not timm.models.is_model_pretrained(f"{source}.{tag}" if tag else source):
             raise OptionError(
@@ -182,16 +162,6 @@ class _Weights:
             )
         return cls(found, bool(pretrained and own), bool(pretrained and not own), tag, cache)
 
-    def wishes(self, chosen: dict[str, Any]) -> dict[str, Any]:
-        """What timm is asked for where weights are inherited; the conversion is to inherit them.
-
-        Raises:
-            OptionError: it is told not to.
-        """
-        if chosen.setdefault("inherit", "matching") != "matching":
-            raise OptionError(f"pretrained=True inherits weights, which inherit={chosen['inherit']!r} excludes")
-        return {"pretrained": True, "pretrained_cfg": self.tag, "cache_dir": self.cache}
-
     def load(self, name: str, network: TopDownNetwork) -> None:
         """Load the network's own weights, or say what it has inherited."""
         if self.given:
@@ -199,13 +169,8 @@ class _Weights:
             sizes = {"num_classes": network.num_classes, "in_chans": network.in_chans}
             _builder.load_pretrained(network, pretrained_cfg=config, cache_dir=self.cache, **sizes)
         elif self.inherited:
-            copied, total = network.plan.inherited or (0, 1)
-            warnings.warn(
-                f"{name}: there are no weights of this top-down network. It inherits {copied / max(total, 1):.1%} "
-                f"of its values from {name.partition('_')[2]}{'.' if self.tag else ''}{self.tag or ''}; the others "
-                f"are random, and it has to be trained",
-                stacklevel=4,
-            )
+            source = parted(name)[1]
+            tell_inherited(name, f"{source}.{self.tag}" if self.tag else source, network)
 
 
 # --- names --------------------------------------------------------------------------------------------
@@ -215,7 +180,7 @@ class _Configs(Mapping[str, Any]):
     """timm's configurations of names, made when they are asked for; without the bottom-up network's weights."""
 
     def __getitem__(self, name: str) -> Any:
-        found = _config(name.partition("_")[2]) if _is_name(name) else None
+        found = _config(parted(name)[1]) if is_name(name) else None
         if found is None:
             raise KeyError(name)
         return found
@@ -238,10 +203,6 @@ def _config(source: str) -> Any:
 
 #: Read by timm's ``register_model``.
 default_cfgs: Mapping[str, Any] = _Configs()
-
-
-def _is_name(name: str) -> bool:
-    return any(name.startswith(prefix) for prefix in PREFIXES)
 
 
 def _sources() -> Sequence[str]:
@@ -278,24 +239,20 @@ def _is_model(name: str) -> bool:
     """
     if timm.is_model(name):
         return True
-    if _is_name(name):
-        raise UnknownModelError(f"there is no {name!r}.{_hint(name)}")
+    if is_name(name):
+        raise _unknown(name)
     return False
 
 
-def _hint(name: str) -> str:
-    prefix = next((p for p in PREFIXES if name.startswith(p)), "td_")
-    source = name.removeprefix(prefix)
-    if timm.is_model(source):
-        return f" {source} is no convolutional network that bu2td converts."
-    return nearest(name, [prefix + known for known in _sources()])
+def _unknown(name: str) -> UnknownModelError:
+    return unknown(name, _sources(), timm.is_model, "timm")
 
 
 def __getattr__(name: str) -> Any:
     """What timm calls for a name, ``bu2td.timm.td_resnet18``."""
-    if _is_name(name) and timm.is_model(name):
+    if is_name(name) and timm.is_model(name):
         return timm.models.model_entrypoint(name)
-    raise AttributeError(f"module 'bu2td.timm' has no attribute {name!r}.{_hint(name) if _is_name(name) else ''}")
+    raise AttributeError(f"module 'bu2td.timm' has no attribute {name!r}")
 
 
 register()

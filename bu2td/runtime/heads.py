@@ -152,6 +152,8 @@ class HeadTemplate:
     def with_classifier(self, num_classes: int, kind: str | None) -> fx.GraphModule:
         """A head, on the meta device, with a new classifier for what its pool makes; 0 classes: none.
 
+        Without a pool a linear classifier becomes a 1x1 convolution: logits for every position.
+
         Raises:
             OptionError: the classifier cannot be replaced, or does not fit the pool.
         """
@@ -171,13 +173,7 @@ class HeadTemplate:
             ) from error
         if num_classes == 0:
             return head
-        pooled = len(read) == 2 or read[-2:] == (1, 1)
-        if isinstance(old, nn.Linear) and not pooled:
-            raise OptionError(
-                f"global_pool='' leaves a map of {read[1]} channels, which a linear classifier cannot read; remove "
-                f"it with num_classes=0, or name a pool"
-            )
-        _replace(head, self.classifier, _like(old, read[-1] if len(read) == 2 else read[1], num_classes))
+        _replace(head, self.classifier, _like(old, read, num_classes))
         return head
 
     def _ends_with_it(self) -> bool:
@@ -303,12 +299,16 @@ def _call_of(head: fx.GraphModule, name: str) -> str:
     return str(next(n.name for n in calls if name == n.target or name.startswith(f"{n.target}.")))
 
 
-def _like(old: nn.Linear | nn.Conv2d, width: int, num_classes: int) -> nn.Module:
+def _like(old: nn.Linear | nn.Conv2d, read: tuple[int, ...], num_classes: int) -> nn.Module:
+    """A classifier of the kind of an old one for what it reads; over a map, a linear one is a 1x1 convolution."""
     bias = old.bias is not None
     with torch.device("meta"):
-        if isinstance(old, nn.Linear):
-            return nn.Linear(width, num_classes, bias=bias)
-        return nn.Conv2d(width, num_classes, old.kernel_size, padding=old.padding, bias=bias)  # type: ignore[arg-type]
+        if isinstance(old, nn.Conv2d):
+            kernel, padding = old.kernel_size, old.padding
+            return nn.Conv2d(read[1], num_classes, kernel, padding=padding, bias=bias)  # type: ignore[arg-type]
+        if len(read) == 4 and read[-2:] == _MAP:
+            return nn.Conv2d(read[1], num_classes, 1, bias=bias)
+        return nn.Linear(read[-1], num_classes, bias=bias)
 
 
 def _replace(head: fx.GraphModule, target: str, module: nn.Module) -> None:

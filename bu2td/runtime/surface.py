@@ -182,7 +182,8 @@ class Surface(fx.GraphModule):
         Args:
             num_classes: how many; a network without a classifier returns what that would read.
             global_pool: "avg", "max", "avgmax" or "catavgmax" in place of the head's pool; "" takes it out, so that
-                a network without a classifier returns the map of the finest level. By default it stays.
+                the network returns a map: the finest level's features, or logits for each of its positions. By
+                default it stays as it is.
 
         Raises:
             OptionError: an unknown pool, a head that has none, or a classifier that is neither linear nor 1x1.
