@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,7 +22,7 @@ from bu2td.models import origin_of
 from bu2td.options import Options, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
 from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
-from bu2td.runtime import Recipe, Record, TopDownNetwork
+from bu2td.runtime import Recipe, Record, TopDownNetwork, described
 from bu2td.verification import Beside, Expectation, LevelClaim, Measured, Report, verify_graph, verify_numbers
 
 _NAMED = 6  # layers of a kind that a note names
@@ -147,7 +149,8 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     bound = _size_notes(emitted.limits, planned.image_shape) or _tried_notes(sizes)
     notes = (*report.notes, *bound)
     plan = _completed(planned, analysis, stages, flat, sizes, notes)
-    network.record = replace(network.record, plan=plan)
+    manners = _manners(network, emitted.origins, analysis.capture.source)
+    network.record = replace(network.record, plan=plan, **manners)
     network.requires_grad_(True)  # new weights are trained, also where the bottom-up ones are frozen
     fixed = _fixed(network, emitted.origins, analysis.capture.source)
     for name in fixed:
@@ -186,9 +189,16 @@ def _record(analysis: Analysis, plan: Plan, stages: Stages) -> Record:
         model=type(source).__name__,
         num_classes=classes,
     )
-    config = getattr(source, "pretrained_cfg", None)
-    default = getattr(source, "default_cfg", config)
-    return Record(plan, stages, recipe, origin, pretrained_cfg=config, default_cfg=default)
+    return Record(plan, stages, recipe, origin)
+
+
+def _manners(network: TopDownNetwork, origins: Mapping[str, str], source: nn.Module) -> dict[str, Any]:
+    """What a library's model says of itself, for the network: its configuration, and what it wants no decay for."""
+    config = getattr(source, "pretrained_cfg", None) or getattr(source, "default_cfg", None)
+    asked = getattr(source, "no_weight_decay", None)
+    patterns = [str(pattern) for pattern in asked()] if callable(asked) else []
+    exempt = [name for name, origin in origins.items() if any(fnmatchcase(origin, p) for p in patterns)]
+    return {"pretrained_cfg": described(config, network), "no_weight_decay": tuple(exempt)}
 
 
 def _completed(

@@ -81,14 +81,23 @@ class FunctionalPReLUConverter(Activation):
 
 
 @register_converter(
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-    "timm.layers.drop.DropPath", "timm.layers.drop.DropBlock2d",
-    "torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d",
-    "torchvision.ops.drop_block.DropBlock3d",
-    "class:DropPath", "class:DropBlock2d", "class:StochasticDepth",
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout, "timm.layers.drop.DropBlock2d",
+    "torchvision.ops.drop_block.DropBlock2d", "torchvision.ops.drop_block.DropBlock3d", "class:DropBlock2d",
 )  # fmt: skip
 class DropoutConverter(Dropout):
-    """Dropout of values, channels, blocks and paths."""
+    """Dropout of values, channels and blocks."""
+
+
+@register_converter(
+    "timm.layers.drop.DropPath", "class:DropPath",
+    "torchvision.ops.stochastic_depth.StochasticDepth", "class:StochasticDepth",
+)  # fmt: skip
+class DropPathConverter(Dropout):
+    """Dropout of whole paths: timm and its copies call the rate ``drop_prob``, torchvision ``p``."""
+
+    def path_rate(self, module: nn.Module) -> str | None:
+        """The attribute with the rate."""
+        return next((name for name in ("drop_prob", "p") if isinstance(getattr(module, name, None), float)), None)
 
 
 @register_converter(

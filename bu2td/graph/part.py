@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.errors import CopyError
+from bu2td.nn import contain
 
 #: What `torch.fx` makes of the graph, and makes again.
 _OF_GRAPH = ("_graph", "_code", "_lineno_map", "_prologue_start")
@@ -104,8 +105,12 @@ class Part(fx.GraphModule):
     """A graph module that is copied and pickled with all that it holds, and a graph of the same nodes.
 
     A graph module is of a class of its own, which no pickle can name, and torch traces its code again. This one is
-    an object of the class that its class was made of, a graph, and attributes.
+    an object of the class that its class was made of, a graph, and attributes. Its layers lie in containers.
     """
+
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "Part") -> None:
+        super().__init__(root, graph, class_name)
+        contain(self)
 
     def __copy__(self) -> Any:
         own = {name: copy.copy(value) if name in _REGISTERED else value for name, value in self._held().items()}

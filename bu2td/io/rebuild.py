@@ -100,8 +100,8 @@ def rebuilt(recipe: Recipe, found: Capture) -> TopDownNetwork:
     """The network of a recipe on the meta device, in train mode, before `bu2td.optimize`."""
     with paused_collector():
         network = emit(analyse(found, probe(found)), recipe.options).network.train()
-    if recipe.num_classes != network.num_classes:
-        network.reset_classifier(recipe.num_classes)
+    if recipe.num_classes != network.num_classes or recipe.global_pool is not None:
+        network.reset_classifier(recipe.num_classes, recipe.global_pool)
     return network
 
 

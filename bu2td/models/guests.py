@@ -115,7 +115,9 @@ class Transformers(Library):
         return {*super().accepts(name), "num_labels"}.union(k for k in settings if not self._reaches_out(k))
 
     def _reaches_out(self, key: str) -> bool:
-        return "backbone" in key or "pretrained" in key or key in ("auto_map", "name_or_path", "quantization_config")
+        return (
+            "backbone" in key or "pretrained" in key or key in ("auto_map", "name_or_path", "quantization_config")
+        )
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         made: Any = self._class(name)

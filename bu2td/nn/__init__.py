@@ -2,6 +2,7 @@
 
 from bu2td.nn.act import ScaledSiLU
 from bu2td.nn.assigned import assigned
+from bu2td.nn.containers import Named, Numbered, contain
 from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
@@ -20,12 +21,15 @@ __all__ = [
     "Joining",
     "Lateral",
     "Merge",
+    "Named",
+    "Numbered",
     "Pyramid",
     "ScaledSiLU",
     "Transition",
     "TransposedUpsample",
     "Upsample",
     "assigned",
+    "contain",
     "gaussian_resample",
     "made",
     "reduced",

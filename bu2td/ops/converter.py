@@ -69,6 +69,10 @@ class Converter:
         """Whether a site of the role NORM_ACT really has an activation."""
         return False
 
+    def path_rate(self, module: nn.Module) -> str | None:
+        """The attribute with the share of images for which a module drops a whole path in training; None: none."""
+        return None
+
     # -- channels ----------------------------------------------------------------------------------
 
     def tie(self, site: Site, system: System) -> Any:

@@ -1,7 +1,9 @@
 """Converted networks as they run."""
 
+from bu2td.runtime.backbone import Backbone
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
 from bu2td.runtime.record import FORMAT, Recipe, Record
+from bu2td.runtime.surface import described
 
-__all__ = ["PatchNetwork", "Recipe", "Record", "TopDownNetwork", "FORMAT"]
+__all__ = ["Backbone", "PatchNetwork", "Recipe", "Record", "TopDownNetwork", "FORMAT", "described"]

@@ -13,6 +13,7 @@ from bu2td.graph import PackedGraph
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.models import Call, Origin
 from bu2td.options import Options
+from bu2td.runtime.heads import HeadTemplate
 from bu2td.version import __version__
 
 #: Opens every recipe; another number for files that this version cannot read.
@@ -29,7 +30,8 @@ class Recipe:
         fingerprint: of its captured graph.
         call: that builds it, as far as that is known.
         model: name of its class.
-        num_classes: width of the logits, which `TopDownNetwork.reset_classifier` changes.
+        num_classes, global_pool: width of the logits, and the head's pool where it is not the one that was
+            converted, which `TopDownNetwork.reset_classifier` changes.
         optimization: what `bu2td.optimize` did.
         identity: of the captured graph with the settings of its layers; empty in old files.
         why: why no call is known.
@@ -43,6 +45,7 @@ class Recipe:
     model: str
     num_classes: int
     optimization: Optimization | None = None
+    global_pool: str | None = None
     identity: str = ""
     why: str = ""
     bu2td: str = __version__
@@ -63,6 +66,8 @@ class Recipe:
             "model": self.model,
             "num_classes": self.num_classes,
         }
+        if self.global_pool is not None:
+            data["global_pool"] = self.global_pool
         if self.why:
             data["why"] = self.why
         return data if self.optimization is None else {**data, "optimize": self.optimization.to_dict()}
@@ -77,7 +82,7 @@ class Recipe:
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["options"].items()}
         names = ("fingerprint", "model", "num_classes", "bu2td", "torch")
         rest = {name: data[name] for name in names}
-        rest |= {name: data[name] for name in ("identity", "why") if name in data}
+        rest |= {name: data[name] for name in ("identity", "why", "global_pool") if name in data}
         word = data["factory"]
         call = None if word is None else Call.of(word, data.get("arguments", {}))
         shape = tuple(data["image_shape"])
@@ -116,8 +121,11 @@ class Record:
         stages: the nodes of its graph.
         recipe: how it is built again.
         origin: what the bottom-up model showed of how it was made.
-        pretrained_cfg, default_cfg: those of a timm model, else None.
+        pretrained_cfg: of a timm model (see `Surface.pretrained_cfg`), else None.
+        no_weight_decay: parameters that the bottom-up network wants none for.
         checkpointing: what is computed again in the backward pass, if anything is.
+        head: as it was converted, once its classifier has been reset.
+        drop_path: how often paths were dropped when it was converted, by module, once that has been set.
     """
 
     plan: Plan
@@ -125,8 +133,10 @@ class Record:
     recipe: Recipe
     origin: Origin = Origin()
     pretrained_cfg: Any = None
-    default_cfg: Any = None
+    no_weight_decay: tuple[str, ...] = ()
     checkpointing: Checkpointing | None = None
+    head: HeadTemplate | None = None
+    drop_path: tuple[tuple[str, float], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
