@@ -17,7 +17,7 @@ from bu2td.capture import capture
 from bu2td.conversion import emit
 from bu2td.errors import Bu2tdError, FileError, NotAModelError, nearest
 from bu2td.files import replacing
-from bu2td.graph import paused_collector
+from bu2td.graph import paused_collector, undisturbed
 from bu2td.ir import Analysis, Optimization
 from bu2td.models import is_library_word
 from bu2td.optimization import retransform
@@ -51,6 +51,7 @@ def _writable(path: Path) -> Iterator[None]:
         raise FileError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
 
 
+@undisturbed()
 def load(
     file: str | os.PathLike[str], model: nn.Module | None = None, *, device: str | torch.device | None = None
 ) -> TopDownNetwork | PatchNetwork:
