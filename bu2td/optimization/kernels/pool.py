@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bu2td.nn import is_transformed
+
 
 class _Mean(torch.autograd.Function):
     generate_vmap_rule = True
@@ -47,7 +49,7 @@ class GlobalAvgPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the means."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or not x.requires_grad:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or not x.requires_grad:
             return x.mean((2, 3), keepdim=self.keepdim)  # a compiler chooses layouts itself
         mean: Tensor = _Mean.apply(x)
         return mean[:, :, None, None] if self.keepdim else mean

@@ -15,9 +15,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bu2td.nn import Joining, Merge
+from bu2td.nn import Joining, Merge, is_transformed
 from bu2td.optimization.kernels.lowres import Pair, sums_matrix, upsampled_conv
-from bu2td.optimization.kernels.winograd import autocasts, is_exporting, trained_winograd_conv
+from bu2td.optimization.kernels.winograd import takes_ordinary, trained_winograd_conv
 
 
 class SplitMerge(nn.Module, Joining):
@@ -75,9 +75,10 @@ class SplitMerge(nn.Module, Joining):
         of_x, of_lateral = self.kernels()
         padding: Any = self.conv.padding
         merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, self.factor, lateral.shape[-2:])
-        if self.winograd and not is_exporting() and not autocasts(lateral):
+        if self.winograd and not takes_ordinary(lateral):
             return merged.add_(trained_winograd_conv(lateral, of_lateral))
-        return merged.add_(F.conv2d(lateral, of_lateral, padding=padding))
+        second = F.conv2d(lateral, of_lateral, padding=padding)
+        return merged + second if is_transformed() else merged.add_(second)
 
     def rest(self, merged: Tensor) -> Tensor:
         """Norm and activation."""
