@@ -15,7 +15,7 @@ from bu2td.analyse import analyse
 from bu2td.arrange import arrange
 from bu2td.capture import capture, identity
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
-from bu2td.graph import flatten, owner_of, paused_collector, shapes_of
+from bu2td.graph import flatten, owner_of, paused_collector, shapes_of, undisturbed
 from bu2td.ir import Analysis, Cost, Plan, Stages, format_table
 from bu2td.measure import measure_cost, total
 from bu2td.models import origin_of
@@ -28,6 +28,7 @@ from bu2td.verification import Beside, Expectation, LevelClaim, Measured, Report
 _NAMED = 6  # layers of a kind that a note names
 
 
+@undisturbed()
 def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analysis:
     """Find the levels of a bottom-up network without converting it.
 
@@ -48,6 +49,7 @@ def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analys
 
 
 @suggests_names
+@undisturbed()
 def convert(
     model: nn.Module | Analysis,
     arrangement: str | Sequence[int] = "td",
@@ -141,6 +143,7 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     emitted = rewrite(analysis, planned)
     stages = emitted.stages
     network = TopDownNetwork(dict(emitted.modules), emitted.graph, _record(analysis, planned, stages))
+    _take_dtype(network, analysis.capture.source)
     flat = flatten(network, copied=False)
     sizes = _check_sizes(analysis, emitted.limits, flat)
     claims = _claims(planned, stages)
@@ -156,6 +159,15 @@ def emit(analysis: Analysis, options: Options) -> Emission:
     for name in fixed:
         network.get_parameter(name).requires_grad_(False)
     return Emission(network, emitted.origins, fixed)
+
+
+def _take_dtype(network: nn.Module, source: nn.Module) -> None:
+    """Let tensors that are made anew have the dtype of the source's weights, where these are of one."""
+    weights = {p.dtype for p in source.parameters() if p.is_floating_point()}
+    if len(weights) == 1:
+        (dtype,) = weights
+        known = weights | {b.dtype for b in source.buffers()}
+        network._apply(lambda t: t.to(dtype) if t.is_floating_point() and t.dtype not in known else t)
 
 
 def _fixed(network: TopDownNetwork, origins: Mapping[str, str], source: nn.Module) -> frozenset[str]:
@@ -334,6 +346,7 @@ def _claims(plan: Plan, stages: Stages) -> tuple[LevelClaim, ...]:
     )
 
 
+@undisturbed()
 def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = None) -> Report:
     """Check that a converted network satisfies the invariants of a top-down network.
 

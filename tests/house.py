@@ -435,7 +435,7 @@ def misplaced_tests(house: House) -> list[str]:
 
 
 #: Folders of tests that mirror no package of bu2td: converters lie beside it, and references are whole networks.
-BESIDE = ("converters", "reference")
+BESIDE = ("converters", "ecosystem", "reference")
 
 RULES: tuple[Callable[[House], list[str]], ...] = (
     unknown_floors,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bu2td.graph import undisturbed
 from bu2td.ops import meta_copy
 
 _FORWARD, _BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
@@ -102,6 +103,7 @@ def copies_maps(network: nn.Module, device: str = "cpu") -> bool:
     return device == "cpu" and not any(kernel.is_contiguous(memory_format=last) for kernel in kernels)
 
 
+@undisturbed()
 def training_memory(network: nn.Module, image_shape: Sequence[int], device: str = "cpu") -> TrainingMemory:
     """Predict the memory of a training step: forward, a loss of the logits, backward.
 

@@ -9,6 +9,7 @@ from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
 from bu2td.nn.sizes import reduced
+from bu2td.nn.transforms import is_transformed
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "assigned",
     "contain",
     "gaussian_resample",
+    "is_transformed",
     "made",
     "reduced",
 ]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bu2td.errors import ImageSizeError
 from bu2td.nn.sizes import reduced
+from bu2td.nn.transforms import is_transformed
 
 #: Below this an output of a level can fall between two pixels and see neither. Centres of outputs and
 #: pixels are at most 1/2 apart and F >= 3/2 wherever F != 1, so 3 sigma F > 1/2 needs sigma > 1/9.
@@ -146,7 +147,8 @@ class Pyramid(nn.Module):
     def reduce(self, images: Tensor, factor: int) -> Tensor:
         """Reduce images (N, C, H, W) by one factor."""
         level = self._reduce(images, factor)
-        return level.contiguous(memory_format=torch.channels_last) if self.channels_last else level
+        lay_out = self.channels_last and not is_transformed()
+        return level.contiguous(memory_format=torch.channels_last) if lay_out else level
 
     def _reduce(self, images: Tensor, factor: int) -> Tensor:
         if factor == 1:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest
+from bu2td.graph import undisturbed
 from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
 from bu2td.optimization.transform import transform
@@ -23,6 +24,7 @@ _DEVICES = ("cpu", "cuda", "xpu", "mps")
 _BATCH = {"training": 32, "inference": 1}
 
 
+@undisturbed()
 def optimize(
     network: TopDownNetwork,
     mode: str = "inference",

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bu2td.ir import Stage, Stages
-from bu2td.nn import Joining, Upsample
+from bu2td.nn import Joining, Upsample, is_transformed
 
 #: Norms whose result nobody keeps: an activation may overwrite it.
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -91,6 +91,8 @@ def stored(steps: Sequence[Step], *values: Any) -> Any:
 
 def _checkpoint(function: Callable[..., Any], modules: Sequence[nn.Module], *args: Any) -> Any:
     options: dict[str, Any] = {}
+    if is_transformed():
+        return function(*args)  # torch.func does not let a backward pass compute anything again
     if not torch.compiler.is_compiling():
         options["context_fn"] = lambda: (contextlib.nullcontext(), FrozenStatistics(modules))
     return checkpoint(function, *args, use_reentrant=False, **options)
@@ -112,7 +114,8 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     before = None
     for part in parts:
         lean = type(part) is nn.ReLU and type(before) in _NORMS and not _is_hooked(part)
-        x = masked_relu(x) if lean and x.requires_grad and not torch.compiler.is_compiling() else part(x)
+        lean = lean and x.requires_grad and not torch.compiler.is_compiling() and not is_transformed()
+        x = masked_relu(x) if lean else part(x)
         before = part
     return x
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bu2td.nn import is_transformed
 from bu2td.optimization.kernels.lowres import Pair, fits, sums_of_axis, transposed_conv
 from bu2td.optimization.kernels.ordinary import is_exporting
 from bu2td.optimization.kernels.winograd import plain_kernel, transformed_kernel, winograd_conv
@@ -63,8 +64,8 @@ def activation_of(module: nn.Module) -> tuple[str, tuple[float, ...]] | None:
 
 
 def _fuses(*tensors: Tensor | None) -> bool:
-    """Whether float32 tensors on the CPU are computed with, outside autograd, export and autocast."""
-    if is_exporting(*tensors) or torch.is_autocast_enabled("cpu"):
+    """Whether float32 tensors on the CPU are computed with, outside autograd, transforms, export and autocast."""
+    if is_exporting(*tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
         return False
     compiling = torch.compiler.is_compiling()
     grad = torch.is_grad_enabled()
@@ -197,7 +198,7 @@ class FusedConv2d(nn.Module):
     def _weight_for(self, x: Tensor) -> Tensor:
         """The weight in oneDNN's own layout, made once for every value that the weight has."""
         weight = self.weight
-        key = (weight.data_ptr(), weight._version)
+        key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._packed is None or self._packed[0] != key:
             numbers: Any = (self.stride, self.dilation, self.groups, list(x.shape))
             if self.form == "low":
@@ -266,7 +267,8 @@ class FusedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map."""
         y = torch.addcmul(self.shift, x, self.scale)
-        in_place = not is_exporting(x) and not (torch.is_grad_enabled() and y.requires_grad)
+        ordinary = is_exporting(x) or is_transformed()
+        in_place = not ordinary and not (torch.is_grad_enabled() and y.requires_grad)
         return (_IN_PLACE if in_place else ACTIVATIONS)[self.act](y, *self.numbers)
 
     def extra_repr(self) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from bu2td.nn import is_transformed
+
 
 def is_exporting(*values: Any) -> bool:
     """Whether a graph for another program is made of values.
@@ -25,3 +27,8 @@ def is_exporting(*values: Any) -> bool:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on where a tensor is."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def takes_ordinary(x: Tensor) -> bool:
+    """Whether what a tensor goes through must be made of PyTorch's own operators."""
+    return is_exporting(x) or is_transformed() or autocasts(x)

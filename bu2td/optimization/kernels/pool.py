@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bu2td.nn import is_transformed
 from bu2td.optimization.kernels.ordinary import is_exporting
 
 
@@ -49,7 +50,8 @@ class GlobalAvgPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the means."""
-        if torch.compiler.is_compiling() or is_exporting(x) or not x.requires_grad:
+        ordinary = torch.compiler.is_compiling() or is_exporting(x) or is_transformed()
+        if ordinary or not x.requires_grad:
             return x.mean((2, 3), keepdim=self.keepdim)  # a compiler chooses layouts itself
         mean: Tensor = _Mean.apply(x)
         return mean[:, :, None, None] if self.keepdim else mean

@@ -15,9 +15,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bu2td.nn import Joining, Merge
+from bu2td.nn import Joining, Merge, is_transformed
 from bu2td.optimization.kernels.lowres import Pair, sums_matrix, upsampled_conv
-from bu2td.optimization.kernels.ordinary import autocasts, is_exporting
+from bu2td.optimization.kernels.ordinary import takes_ordinary
 from bu2td.optimization.kernels.winograd import trained_winograd_conv
 
 
@@ -77,9 +77,10 @@ class SplitMerge(nn.Module, Joining):
         padding: Any = self.conv.padding
         kernel: Any = self.conv.kernel_size
         merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, kernel, self.factor, lateral.shape[-2:])
-        if self.winograd and not is_exporting(lateral) and not autocasts(lateral):
+        if self.winograd and not takes_ordinary(lateral):
             return merged.add_(trained_winograd_conv(lateral, of_lateral))
-        return merged.add_(F.conv2d(lateral, of_lateral, padding=padding))
+        second = F.conv2d(lateral, of_lateral, padding=padding)
+        return merged + second if is_transformed() else merged.add_(second)
 
     def rest(self, merged: Tensor) -> Tensor:
         """Norm and activation."""

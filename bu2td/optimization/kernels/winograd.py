@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 
 from bu2td.nn import reduced
-from bu2td.optimization.kernels.ordinary import autocasts, is_exporting
+from bu2td.optimization.kernels.ordinary import takes_ordinary
 
 # --- kernels ------------------------------------------------------------------------------------------
 
@@ -209,6 +209,25 @@ def _(dy: Tensor, x: Tensor, weight: Tensor, needs_x: bool) -> tuple[Tensor, Ten
     return _empty(x, x.shape[1] if needs_x else 0), dw
 
 
+def _keep_all(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.needs_x = inputs[3]
+
+
+def _second_gradients(ctx: Any, ddx: Tensor, ddw: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
+    """Gradients of the gradients, which are linear in dy, x and the weight each; by ordinary convolutions."""
+    dy, x, weight = ctx.saved_tensors
+    of_dy = F.conv2d(x, ddw, padding=1)
+    of_x = nn.grad.conv2d_input(x.shape, ddw, dy, padding=1)
+    if not ctx.needs_x:
+        return of_dy, of_x, None, None
+    of_weight = nn.grad.conv2d_weight(ddx, weight.shape, dy, padding=1)
+    return of_dy + F.conv2d(ddx, weight, padding=1), of_x, of_weight, None
+
+
+_winograd_backward.register_autograd(_second_gradients, setup_context=_keep_all)
+
+
 @library.custom_op("bu2td::winograd_trained", mutates_args=())
 def trained_winograd_conv(x: Tensor, weight: Tensor) -> Tensor:
     """A 3x3 convolution of stride 1 and padding 1 that trains.
@@ -261,8 +280,8 @@ class WinogradConv2d(nn.Conv2d):
         self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of x; under autocast and export the ordinary one."""
-        if is_exporting(x) or autocasts(x):
+        """Return the convolution of x; under autocast, transforms and export the ordinary one."""
+        if takes_ordinary(x):
             return super().forward(x)
         y = trained_winograd_conv(x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
