@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from bu2td.graph import undisturbed
 from bu2td.io.content import read
 from bu2td.io.rebuild import bottom_up, network_of
 from bu2td.options import as_device
 from bu2td.runtime import PatchNetwork, TopDownNetwork
 
 
+@undisturbed()
 def load(
     file: str | os.PathLike[str],
     model: nn.Module | None = None,
