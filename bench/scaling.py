@@ -54,7 +54,35 @@ def main() -> None:
         return [{"network": net, "arrangement": arrangement, **row} for row in bench.rows(net, arrangement)]
 
     about = {"device": name, "batch": args.batch, "amp": args.amp, "size": SIZE}
-    _results.sweep(args, ("network", "arrangement"), jobs, run, **about)
+    tables(_results.sweep(args, ("network", "arrangement"), jobs, run, **about))
+
+
+#: A GPU of docs/scaling.md: operations a second that convolutions reach, bytes a second, bytes.
+RATE, BANDWIDTH, MEMORY = 64e12, 1.5e12, 80e9
+IMAGES = 1_281_167  # of ImageNet's training set
+EPOCHS, GPUS = 100, 8
+
+
+def tables(rows: list[_results.Row]) -> None:
+    """Print the tables of docs/scaling.md."""
+    levels = list(dict.fromkeys(row["level"] for row in rows if row["arrangement"] == "td"))
+    levels.append(levels.pop(levels.index("all")))
+    print("| MiB kept, images/s | " + " | ".join(levels) + " |")
+    for key in dict.fromkeys((row["network"], row["arrangement"]) for row in rows):
+        own = {row["level"]: row for row in rows if (row["network"], row["arrangement"]) == key}
+        cells = [f"{own[n]['mib']:.1f}, {own[n]['images_per_s']:.3g}" if n in own else "" for n in levels]
+        print(f"| {' '.join(key)} | " + " | ".join(cells) + " |")
+    print()
+    for row in (row for row in rows if row["level"] == "all"):
+        half = row["mib"] / 2
+        print(f"| {row['network']} {row['arrangement']} | {row['mib']:.0f} | {half:.0f} | "
+              f"{MEMORY / half / 2**20:,.0f} |")  # fmt: skip
+    print()
+    for row in (row for row in rows if row["level"] == "all"):
+        by_macs, by_bytes = RATE / (6 * row["macs"]), BANDWIDTH / (5 * row["mib"] / 2 * 2**20)
+        days = EPOCHS * IMAGES / (GPUS * min(by_macs, by_bytes) * 86_400)
+        print(f"| {row['network']} {row['arrangement']} | {6 * row['macs'] / 1e9:.1f} | {by_macs:,.0f} | "
+              f"{5 * row['mib'] / 2:,.0f} | {by_bytes:,.0f} | {days:.2f} |")  # fmt: skip
 
 
 @dataclass(frozen=True)
