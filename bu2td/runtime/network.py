@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from bu2td.errors import Bu2tdError, FusedNetworkError, OptionError, ReductionError, nearest
+from bu2td.errors import Bu2tdError, ExportError, FusedNetworkError, OptionError, ReductionError, nearest
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.nn import Pyramid
 from bu2td.ops import Role, converter_for_type
@@ -24,15 +24,41 @@ class TopDownNetwork(fx.GraphModule):
     the top level. Submodules are the pyramid, for every reduction R ``rR_lateral``, ``rR_transition``,
     ``rR_up``, ``rR_merge`` and the level ``rR``, and the head; ``stages`` says which of them there are.
 
-    Attributes:
-        record: what the network is, all in one; the properties below read it.
     """
 
-    record: Record
+    _record: Record | None = None
+    _features: Any = None
 
     def __init__(self, root: Any, graph: fx.Graph, record: Record, class_name: str = "TopDownNetwork") -> None:
         super().__init__(root, graph, class_name)
         self.record = record
+
+    @property
+    def record(self) -> Record:
+        """What the network is, all in one; the properties below read it."""
+        assert self._record is not None
+        return self._record
+
+    @record.setter
+    def record(self, record: Record) -> None:
+        self._record = record
+        self._write_features()
+        if self.is_fused and _refuse_training not in self._forward_pre_hooks.values():
+            self.register_forward_pre_hook(_refuse_training)
+
+    def recompile(self) -> Any:
+        """Make ``forward``, and the function of `features`, of the graph again."""
+        code = super().recompile()
+        if self._record is not None:
+            self._write_features()
+        return code
+
+    def _write_features(self) -> None:
+        """Make the function of `features`: a method as ``forward`` is, so that compilers follow it."""
+        names = {node.name for node in self.graph.nodes}
+        if names.issuperset(self.stages.outputs):  # else the graph is being edited
+            graph = _ending_in(self.graph, self.stages.outputs)
+            type(self)._features = type(fx.GraphModule(self, graph)).forward  # every GraphModule has its own class
 
     @property
     def plan(self) -> Plan:
@@ -100,17 +126,22 @@ class TopDownNetwork(fx.GraphModule):
             "torch.save(td.state_dict(), file) the weights alone"
         )
 
+    def __prepare_scriptable__(self) -> Any:
+        raise ExportError(
+            "torch.jit.script does not compile a top-down network: it would have to compile Python that reads the "
+            "sizes of images. torch.jit.trace(td.eval(), images), torch.export.export(td, (images,)) and "
+            "bu2td.export(td, 'td.onnx') take it as it is"
+        )
+
     def train(self, mode: bool = True) -> Any:
         """Set train or eval mode.
 
-        Raises:
-            FusedNetworkError: the network is optimised for inference, and cannot train.
+        A network that is optimised for inference may be asked to train, as tools do that look at both modes; it
+        raises `FusedNetworkError` when it is called so.
         """
-        if mode and self.is_fused:
-            raise FusedNetworkError(
-                "this network is optimised for inference: its norms are folded into its convolutions, so that it "
-                "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
-            )
+        if self.is_fused:
+            self.training = mode
+            return self
         return super().train(mode)
 
     @property
@@ -176,9 +207,7 @@ class TopDownNetwork(fx.GraphModule):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """The output of every level, coarse to fine: (N, C_l, ceil(H / r_l), ceil(W / r_l))."""
-        outputs = self.stages.outputs
-        values = self.run_until(outputs[-1], x)
-        return [values[name] for name in outputs]
+        return self._features(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The output of the finest level (timm's interface)."""
@@ -329,3 +358,27 @@ class TopDownNetwork(fx.GraphModule):
         stages = (self.record.checkpointing or self.record).stages
         levels = [rf"^(?:{'|'.join(stage.calls)})\." for stage in stages.levels]
         return {"stem": r"^(prepare|pyramid)", "blocks": [(level, (i,)) for i, level in enumerate(levels)]}
+
+
+def _refuse_training(network: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse images in train mode, of a network that is optimised for inference; tracers only look."""
+    if network.training and not any(isinstance(value, fx.Proxy) for value in args):
+        raise FusedNetworkError(
+            "this network is optimised for inference: its norms are folded into its convolutions, so that it "
+            "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
+        )
+
+
+def _ending_in(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
+    """The part of a graph that computes some of its nodes, and returns them as a list."""
+    read = {node for node in graph.nodes if node.name in names or node.op == "placeholder"}
+    for node in reversed(graph.nodes):
+        if node in read:
+            read.update(node.all_input_nodes)
+    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if node in read:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    part.output([by_name[name] for name in names])
+    return part
