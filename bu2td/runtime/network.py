@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from bu2td.errors import FusedNetworkError, OptionError, ReductionError, nearest
+from bu2td.errors import ExportError, FusedNetworkError, OptionError, ReductionError, nearest
 from bu2td.ir import Optimization
 from bu2td.nn import Pyramid
 from bu2td.runtime.record import Record
@@ -22,15 +22,41 @@ class TopDownNetwork(Surface):
     the top level. Submodules are the pyramid, for every reduction R ``rR_lateral``, ``rR_transition``,
     ``rR_up``, ``rR_merge`` and the level ``rR``, and the head; ``stages`` says which of them there are.
 
-    Attributes:
-        record: what the network is, all in one; the properties below read it.
     """
 
-    record: Record
+    _record: Record | None = None
+    _features: Any = None
 
     def __init__(self, root: Any, graph: fx.Graph, record: Record, class_name: str = "TopDownNetwork") -> None:
         super().__init__(root, graph, class_name)
         self.record = record
+
+    @property
+    def record(self) -> Record:
+        """What the network is, all in one; the properties below read it."""
+        assert self._record is not None
+        return self._record
+
+    @record.setter
+    def record(self, record: Record) -> None:
+        self._record = record
+        self._write_features()
+        if self.is_fused and _refuse_training not in self._forward_pre_hooks.values():
+            self.register_forward_pre_hook(_refuse_training)
+
+    def recompile(self) -> Any:
+        """Make ``forward``, and the function of `features`, of the graph again."""
+        code = super().recompile()
+        if self._record is not None:
+            self._write_features()
+        return code
+
+    def _write_features(self) -> None:
+        """Make the function of `features`: a method as ``forward`` is, so that compilers follow it."""
+        names = {node.name for node in self.graph.nodes}
+        if names.issuperset(self.stages.outputs):  # else the graph is being edited
+            graph = _ending_in(self.graph, self.stages.outputs)
+            type(self)._features = type(fx.GraphModule(self, graph)).forward  # every GraphModule has its own class
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -50,17 +76,22 @@ class TopDownNetwork(Surface):
             return None
         return {"levels": None if chosen.levels is None else list(chosen.levels), "inside": chosen.inside}
 
+    def __prepare_scriptable__(self) -> Any:
+        raise ExportError(
+            "torch.jit.script does not compile a top-down network: it would have to compile Python that reads the "
+            "sizes of images. torch.jit.trace(td.eval(), images), torch.export.export(td, (images,)) and "
+            "bu2td.export(td, 'td.onnx') take it as it is"
+        )
+
     def train(self, mode: bool = True) -> Any:
         """Set train or eval mode.
 
-        Raises:
-            FusedNetworkError: the network is optimised for inference, and cannot train.
+        A network that is optimised for inference may be asked to train, as tools do that look at both modes; it
+        raises `FusedNetworkError` when it is called so.
         """
-        if mode and self.is_fused:
-            raise FusedNetworkError(
-                "this network is optimised for inference: its norms are folded into its convolutions, so that it "
-                "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
-            )
+        if self.is_fused:
+            self.training = mode
+            return self
         return super().train(mode)
 
     @property
@@ -124,6 +155,10 @@ class TopDownNetwork(Surface):
         part = self.get_submodule(node.target)
         return part if node.op == "get_attr" else part(*args, **kwargs)
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The output of every level, coarse to fine: (N, C_l, ceil(H / r_l), ceil(W / r_l))."""
+        return self._features(x)
+
     def forward_branches(self, images: Sequence[Tensor] | Mapping[int, Tensor]) -> Tensor:
         """Logits when every level of the pyramid sees an image of its own.
 
@@ -159,3 +194,27 @@ class TopDownNetwork(Surface):
             images = [prepare(image) for image in images]
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
         return self.run_from(self.stages.pyramid, {self.stages.pyramid: reduced})[self.stages.head]
+
+
+def _refuse_training(network: nn.Module, args: tuple[Any, ...]) -> None:
+    """Refuse images in train mode, of a network that is optimised for inference; tracers only look."""
+    if network.training and not any(isinstance(value, fx.Proxy) for value in args):
+        raise FusedNetworkError(
+            "this network is optimised for inference: its norms are folded into its convolutions, so that it "
+            "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
+        )
+
+
+def _ending_in(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
+    """The part of a graph that computes some of its nodes, and returns them as a list."""
+    read = {node for node in graph.nodes if node.name in names or node.op == "placeholder"}
+    for node in reversed(graph.nodes):
+        if node in read:
+            read.update(node.all_input_nodes)
+    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        if node in read:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    part.output([by_name[name] for name in names])
+    return part

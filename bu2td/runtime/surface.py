@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,8 @@ class Surface(Part):
     """Attributes and methods of a network that timm and what is built on it call."""
 
     record: Record
+    #: Images (N, C, H, W) -> the output of every level, coarse to fine.
+    features: Callable[[Tensor], list[Tensor]]
 
     @property
     def plan(self) -> Plan:
@@ -112,12 +114,6 @@ class Surface(Part):
     def run_until(self, node: str, images: Tensor) -> dict[str, Any]:
         """Run the top graph on images up to a node."""
         raise NotImplementedError
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """The output of every level, coarse to fine: (N, C_l, ceil(H / r_l), ceil(W / r_l))."""
-        outputs = self.stages.outputs
-        values = self.run_until(outputs[-1], x)
-        return [values[name] for name in outputs]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The output of the finest level."""

@@ -447,12 +447,14 @@ def test_damaged_recipes_are_refused(tmp_path: Path, small: Any) -> None:
 
 def test_a_fused_network_does_not_train(small: Any) -> None:
     fused = bu2td.optimize(small)
-    with pytest.raises(FusedNetworkError, match="mode='training'"):
-        fused.train()
-    assert fused.eval() is fused
-    assert not copy.deepcopy(fused).training
-    with pytest.raises(FusedNetworkError):
-        copy.deepcopy(fused).train(True)
+    images = torch.rand(2, 3, 32, 32)
+    expected = fused(images)
+    for network in (fused, copy.deepcopy(fused)):
+        assert not network.training
+        with pytest.raises(FusedNetworkError, match="mode='training'"):
+            network.train()(images)
+        assert network.eval() is network
+        assert torch.equal(network(images), expected)
     for mode in MODES:
         with pytest.raises(OptimizeError, match="optimised for inference already"):
             bu2td.optimize(fused, mode)
