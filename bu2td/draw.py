@@ -19,7 +19,7 @@ from torch import Tensor
 from bu2td.errors import FileError, NotAModelError, OptionError
 from bu2td.files import replacing
 from bu2td.ir import BottomUpLevel, LevelPlan, Plan
-from bu2td.nn import Pyramid
+from bu2td.nn import Pyramid, reduced
 from bu2td.packages import imported
 from bu2td.runtime import TopDownNetwork
 
@@ -146,7 +146,7 @@ class _Layout:
         self.rows: list[_Row] = []
         y = -self.top
         for reduction in sorted({1, *bottom_up, *top_down}, reverse=True):
-            size = (-(-height // reduction), -(-width // reduction))
+            size = (reduced(height, reduction), reduced(width, reduction))
             room = max(self.box_height(size), self.image_size(size)[1], MIN_ROW)
             self.rows.append(_Row(reduction, y - room / 2, size, bottom_up.get(reduction), top_down.get(reduction)))
             y -= room + GAP

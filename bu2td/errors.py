@@ -96,6 +96,10 @@ class OptimizeError(Bu2tdError):
     """A network cannot be optimised: its device or dtype is not supported, or it is fused already."""
 
 
+class ExportError(Bu2tdError):
+    """A network cannot be exported, or the file that was made computes something else."""
+
+
 class FusedNetworkError(Bu2tdError):
     """A network that is optimised for inference is asked to train."""
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.nn import Pyramid, TransposedUpsample, Upsample, reduced
 from bu2td.ops import Converter, Role, Site, register_converter
 from bu2td.ops.fields import Field, grouped, resampled, spans, tapped, transpose, transposed, viewed, windows
 
@@ -36,7 +36,7 @@ class PyramidConverter(Converter):
 def level_field(image: Field, axis: int, pyramid: Pyramid, factor: int) -> Field:
     """The field of a level along one axis of an image whose positions are written out."""
     size = image.lo.shape[axis]
-    out = -(-size // factor)
+    out = reduced(size, factor)
     if factor == 1 or size == 1:
         return image
     i = np.arange(out, dtype=np.int64)
@@ -48,7 +48,7 @@ def level_field(image: Field, axis: int, pyramid: Pyramid, factor: int) -> Field
         image = windows(image, axis, size, factor, 1, (factor - 1) // 2)
     # Pixel j weighs something where |j + 1/2 - c| < 3 sigma F; a pixel exactly at the cut-off does not.
     scale = size / out
-    centre, reach = scale * (i + 0.5), 3 * pyramid.sigma * scale - 1e-4
+    centre, reach = scale * (i + 0.5), scale * (3 * pyramid.sigma - 1e-6)
     start = np.floor(centre - reach - 0.5).astype(np.int64) + 1
     stop = np.ceil(centre + reach - 0.5).astype(np.int64)
     return spans(image, axis, start, stop)

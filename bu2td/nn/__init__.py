@@ -7,6 +7,7 @@ from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
+from bu2td.nn.sizes import reduced
 from bu2td.nn.transforms import is_transformed
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
 
@@ -29,4 +30,5 @@ __all__ = [
     "gaussian_resample",
     "is_transformed",
     "made",
+    "reduced",
 ]

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bu2td.errors import ImageSizeError
+from bu2td.nn.sizes import reduced
 from bu2td.nn.transforms import is_transformed
 
 #: Below this an output of a level can fall between two pixels and see neither. Centres of outputs and
@@ -49,14 +50,14 @@ def _is_traced() -> bool:
 
 
 def _make_weights(size: int, factor: int, sigma: float, device: torch.device, dtype: torch.dtype) -> Tensor:
-    out = -(-size // factor)
-    scale = size / out
-    centres = scale * (torch.arange(out, device=device, dtype=torch.float32) + 0.5)
-    pixels = torch.arange(size, device=device, dtype=torch.float32) + 0.5
-    distance = (pixels[None, :] - centres[:, None]).abs()
-    weights = torch.exp(-0.5 * (distance / (sigma * scale)) ** 2)
+    out = reduced(size, factor)
+    centres = size * (2 * torch.arange(out, device=device) + 1)
+    pixels = out * (2 * torch.arange(size, device=device) + 1)
+    # |j + 1/2 - c_i| / F in whole numbers until the division, so that no size and no program rounds otherwise.
+    distance = (pixels[None, :] - centres[:, None]).abs().to(torch.float32) / (2 * size)
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2)
     # The tolerance keeps a tap exactly on the cut-off out in spite of rounding.
-    weights = torch.where(distance < 3 * sigma * scale - 1e-4, weights, torch.zeros_like(weights))
+    weights = torch.where(distance < 3 * sigma - 1e-6, weights, torch.zeros_like(weights))
     return (weights / weights.sum(dim=1, keepdim=True)).to(dtype)
 
 
@@ -135,11 +136,12 @@ class Pyramid(nn.Module):
                 f"built for that size"
             )
         for factor, multiple in self.multiples.items():
-            if -(-height // factor) % multiple or -(-width // factor) % multiple:
+            rows, columns = reduced(height, factor), reduced(width, factor)
+            if rows % multiple or columns % multiple:
                 raise ImageSizeError(
                     f"level r{factor} of this network cuts its map into blocks (plan.notes names the layers), so "
                     f"that both sides must be multiples of {multiple}; {found}, whose map is "
-                    f"{-(-height // factor)}x{-(-width // factor)} there"
+                    f"{rows}x{columns} there"
                 )
 
     def reduce(self, images: Tensor, factor: int) -> Tensor:
@@ -165,7 +167,7 @@ class Pyramid(nn.Module):
 
     def shapes(self, shape: Sequence[int]) -> list[tuple[int, ...]]:
         """The shapes of all levels for images of shape (N, C, H, W)."""
-        return [(*shape[:-2], *(-(-size // factor) for size in shape[-2:])) for factor in self.reductions]
+        return [(*shape[:-2], *(reduced(size, factor) for size in shape[-2:])) for factor in self.reductions]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the images at every reduction, in the order of ``reductions``."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample
+from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample, reduced
 from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
 from bu2td.runtime import TopDownNetwork
@@ -279,7 +279,7 @@ def winograd_forms(pairs: int, channels: int, size: tuple[int, ...], training: b
         size: (H, W) of the map.
         training: whether all passes of a training step are meant.
     """
-    tiles = -(-size[0] // 2) * -(-size[1] // 2)
+    tiles = reduced(size[0], 2) * reduced(size[1], 2)
     before = Form(9 * size[0] * size[1] * pairs, 0, 9 * pairs)
     return before, Form(16 * tiles * pairs, 48 * tiles * channels, (64 if training else 16) * pairs)
 

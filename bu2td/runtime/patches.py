@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
-from bu2td.nn import Pyramid
+from bu2td.nn import Pyramid, reduced
 from bu2td.ops import meta_copy
 from bu2td.runtime.network import TopDownNetwork
 
@@ -159,7 +159,7 @@ class PatchNetwork(nn.Module):
 
     def _sizes(self, images: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
         """Height and width, in positions of the coarser level, of the window and of the crop around it."""
-        sides = [-(-side // self.reduction) for side in images.shape[-2:]]
+        sides = [reduced(side, self.reduction) for side in images.shape[-2:]]
         # A window may only have positions that are whole: the last one of an odd side is not.
         whole = [max(1, side // self.reduction) for side in images.shape[-2:]]
         if self.share == 1:
@@ -257,7 +257,7 @@ def _cam(features: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
 
 def _cut(maps: Tensor, start: Tensor, size: tuple[int, int]) -> Tensor:
     """Crops of one size of maps (N, C, H, W), each with its own top and left (N, 2); channels last in memory."""
-    count = torch.arange(len(maps), device=maps.device)[:, None, None]
+    count = torch.arange(maps.shape[0], device=maps.device)[:, None, None]
     rows = start[:, 0, None] + torch.arange(size[0], device=maps.device)
     columns = start[:, 1, None] + torch.arange(size[1], device=maps.device)
     return maps.permute(0, 2, 3, 1)[count, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

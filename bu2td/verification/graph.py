@@ -17,7 +17,7 @@ from torch import fx, nn
 from bu2td.errors import Bu2tdError, VerificationError
 from bu2td.graph import flatten, last_nodes, shapes_of
 from bu2td.ir import Capture, Dims, is_spatial, reduction_of
-from bu2td.nn import Pyramid, TransposedUpsample, Upsample
+from bu2td.nn import Pyramid, TransposedUpsample, Upsample, reduced
 from bu2td.ops import Role, converter_for
 from bu2td.probe import probe
 from bu2td.verification.likeness import Expectation, Measured, compare
@@ -135,7 +135,7 @@ def _check_sizes(
         if found != (2, num_classes):
             raise fault(f"logits are {found} instead of {(2, num_classes)} for an image of {h}x{w}")
         for level, node in zip(levels, _level_nodes(flat, levels), strict=True):
-            expected = (2, level.width, -(-h // level.reduction), -(-w // level.reduction))
+            expected = (2, level.width, reduced(h, level.reduction), reduced(w, level.reduction))
             if shapes[node] != expected:
                 raise fault(
                     f"level r{level.reduction} is {shapes[node]} instead of {expected} for an image of {h}x{w}"

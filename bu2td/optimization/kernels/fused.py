@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bu2td.nn import is_transformed
-from bu2td.optimization.kernels.lowres import Pair, sums_matrix, transposed_conv
-from bu2td.optimization.kernels.winograd import is_exporting, plain_kernel, transformed_kernel, winograd_conv
+from bu2td.optimization.kernels.lowres import Pair, fits, sums_of_axis, transposed_conv
+from bu2td.optimization.kernels.ordinary import is_exporting
+from bu2td.optimization.kernels.winograd import plain_kernel, transformed_kernel, winograd_conv
 
 #: Activations that fuse: their name in oneDNN -> the function, of a value and the activation's numbers.
 ACTIVATIONS: Mapping[str, Callable[..., Tensor]] = {
@@ -64,7 +65,7 @@ def activation_of(module: nn.Module) -> tuple[str, tuple[float, ...]] | None:
 
 def _fuses(*tensors: Tensor | None) -> bool:
     """Whether float32 tensors on the CPU are computed with, outside autograd, transforms, export and autocast."""
-    if is_exporting() or is_transformed() or torch.is_autocast_enabled("cpu"):
+    if is_exporting(*tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
         return False
     compiling = torch.compiler.is_compiling()
     grad = torch.is_grad_enabled()
@@ -105,6 +106,8 @@ class FusedConv2d(nn.Module):
 
     weight: nn.Parameter
     bias: nn.Parameter | None
+    back_rows: Tensor
+    back_columns: Tensor
 
     def __init__(
         self,
@@ -129,6 +132,9 @@ class FusedConv2d(nn.Module):
         self.padding, self.stride, self.dilation, self.groups = padding, stride, dilation, groups
         self.act, self.numbers = act, numbers
         self.form, self.factor, self.reuse = form, factor, reuse
+        if form == "low":
+            for name, back in zip(("back_rows", "back_columns"), self._inverses(), strict=True):
+                self.register_buffer(name, back.to(self.weight), persistent=False)
         self._packed: tuple[Any, Tensor] | None = None
         self.eval()
 
@@ -141,7 +147,7 @@ class FusedConv2d(nn.Module):
         """Return the fused result; ``like`` lends its size to the form "low"."""
         if self.form == "low":
             assert like is not None
-            if like.shape[-2:] != (x.shape[-2] * self.factor[0], x.shape[-1] * self.factor[1]):
+            if is_exporting(x) or not fits(x, self.factor, like.shape[-2:]):
                 return self._upsampled(x, other, like.shape[-2:])
         if self.form == "winograd" and _fuses(x, other, self.weight):
             return self._winograd(x, other)
@@ -168,13 +174,16 @@ class FusedConv2d(nn.Module):
 
     def _high(self) -> Tensor:
         """The kernel at high resolution that the form "low" was made of (its taps are sums of that one's)."""
-        spans = [2 * p for p in self.padding]
-        kernel = (spans[0] // self.dilation[0] + 1, spans[1] // self.dilation[1] + 1)
-        sums = sums_matrix(kernel, self.factor, self.dilation).double()
-        back = torch.linalg.pinv(sums).to(self.weight)
         inner, narrow = self.weight.shape[:2]
-        taps = self.weight.reshape(self.groups, inner // self.groups, narrow, -1) @ back.t()
-        return taps.transpose(1, 2).reshape(self.groups * narrow, inner // self.groups, *kernel)
+        rows, columns = self.back_rows, self.back_columns
+        taps = self.weight.reshape(self.groups, inner // self.groups, narrow, rows.shape[1], columns.shape[1])
+        high = (rows @ taps @ columns.t()).transpose(1, 2)
+        return high.reshape(self.groups * narrow, inner // self.groups, rows.shape[0], columns.shape[0])
+
+    def _inverses(self) -> list[Tensor]:
+        """What undoes the sums of the form "low" along each axis: (k, d (k - 1) + s)."""
+        axes = zip(self.padding, self.factor, self.dilation, strict=True)
+        return [torch.linalg.pinv(sums_of_axis(2 * p // d + 1, s, d).double()) for p, s, d in axes]
 
     # -- on the CPU --------------------------------------------------------------------------------
 
@@ -258,7 +267,8 @@ class FusedNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised map."""
         y = torch.addcmul(self.shift, x, self.scale)
-        in_place = not is_transformed() and not (torch.is_grad_enabled() and y.requires_grad)
+        ordinary = is_exporting(x) or is_transformed()
+        in_place = not ordinary and not (torch.is_grad_enabled() and y.requires_grad)
         return (_IN_PLACE if in_place else ACTIVATIONS)[self.act](y, *self.numbers)
 
     def extra_repr(self) -> str:

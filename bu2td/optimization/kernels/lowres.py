@@ -27,7 +27,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bu2td.optimization.kernels.ordinary import is_exporting
+
 Pair = tuple[int, int]
+
+
+def sums_of_axis(kernel: int, factor: int, dilation: int = 1) -> Tensor:
+    """The matrix A of the derivation, (d (k - 1) + s, k)."""
+    rows, taps = torch.arange(dilation * (kernel - 1) + factor)[:, None], torch.arange(kernel)[None, :]
+    offset = rows + dilation * taps - dilation * (kernel - 1)
+    return ((offset >= 0) & (offset < factor)).float()
 
 
 def sums_matrix(kernel: Pair, factor: Pair, dilation: Pair = (1, 1)) -> Tensor:
@@ -36,11 +45,7 @@ def sums_matrix(kernel: Pair, factor: Pair, dilation: Pair = (1, 1)) -> Tensor:
     Returns:
         (m_h * m_w, k_h * k_w) with m = d (k - 1) + s.
     """
-    axes = []
-    for k, s, d in zip(kernel, factor, dilation, strict=True):
-        rows, taps = torch.arange(d * (k - 1) + s)[:, None], torch.arange(k)[None, :]
-        offset = rows + d * taps - d * (k - 1)
-        axes.append(((offset >= 0) & (offset < s)).float())
+    axes = [sums_of_axis(*numbers) for numbers in zip(kernel, factor, dilation, strict=True)]
     return torch.kron(*axes)
 
 
@@ -101,11 +106,17 @@ def transposed_conv(
     return y + bias[:, None, None]
 
 
+def fits(x: Tensor, factor: Pair, size: Sequence[int]) -> bool:
+    """Whether a size is exactly a factor times the map's."""
+    return (size[0], size[1]) == (x.shape[-2] * factor[0], x.shape[-1] * factor[1])
+
+
 def upsampled_conv(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     sums: Tensor,
+    kernel: Pair,
     factor: Pair,
     size: Sequence[int],
     dilation: Pair = (1, 1),
@@ -114,12 +125,13 @@ def upsampled_conv(
     """Nearest upsampling to a size and a size-keeping convolution, computed at low resolution.
 
     A 1x1 convolution commutes with any nearest upsampling. Other kernels need a size that is exactly the
-    factor times the map's; at any other size the map is upsampled.
+    factor times the map's; at any other size the map is upsampled, and in an exported graph at all of them.
 
     Args:
         x: (N, C_in, h, w).
         weight, bias: of the convolution.
         sums: `sums_matrix` for the factor.
+        kernel: (k_h, k_w).
         factor: (s_h, s_w).
         size: (H, W) of the result.
         dilation, groups: of the convolution.
@@ -127,11 +139,10 @@ def upsampled_conv(
     Returns:
         (N, C_out, H, W).
     """
-    kernel = weight.shape[-2:]
     if tuple(kernel) == (1, 1):
         return F.interpolate(F.conv2d(x, weight, bias, groups=groups), size=size, mode="nearest")
     spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if (size[0], size[1]) != (x.shape[-2] * factor[0], x.shape[-1] * factor[1]):
+    if is_exporting(x) or not fits(x, factor, size):
         x = F.interpolate(x, size=size, mode="nearest")
         return F.conv2d(x, weight, bias, padding=[s // 2 for s in spans], dilation=dilation, groups=groups)
     taps = summed_kernel(weight, sums, (spans[0] + factor[0], spans[1] + factor[1]), groups)
@@ -177,10 +188,10 @@ class UpsampledConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor, like: Tensor) -> Tensor:  # type: ignore[override]
         """Return the convolution of x at the height and width of ``like``."""
+        kernel: Any = self.kernel_size
         dilation: Any = self.dilation
-        return upsampled_conv(
-            x, self.weight, self.bias, self.sums, self.factor, like.shape[-2:], dilation, self.groups
-        )
+        size, factor = like.shape[-2:], self.factor
+        return upsampled_conv(x, self.weight, self.bias, self.sums, kernel, factor, size, dilation, self.groups)
 
     def extra_repr(self) -> str:
         """Show the configuration when printed."""

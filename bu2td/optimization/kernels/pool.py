@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.nn import is_transformed
+from bu2td.optimization.kernels.ordinary import is_exporting
 
 
 class _Mean(torch.autograd.Function):
@@ -49,7 +50,7 @@ class GlobalAvgPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the means."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed() or not x.requires_grad:
+        if torch.compiler.is_compiling() or is_exporting(x) or is_transformed() or not x.requires_grad:
             return x.mean((2, 3), keepdim=self.keepdim)  # a compiler chooses layouts itself
         mean: Tensor = _Mean.apply(x)
         return mean[:, :, None, None] if self.keepdim else mean

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bu2td.nn import Joining, Merge, is_transformed
 from bu2td.optimization.kernels.lowres import Pair, sums_matrix, upsampled_conv
-from bu2td.optimization.kernels.winograd import takes_ordinary, trained_winograd_conv
+from bu2td.optimization.kernels.ordinary import takes_ordinary
+from bu2td.optimization.kernels.winograd import trained_winograd_conv
 
 
 class SplitMerge(nn.Module, Joining):
@@ -74,7 +75,8 @@ class SplitMerge(nn.Module, Joining):
         """The convolutions."""
         of_x, of_lateral = self.kernels()
         padding: Any = self.conv.padding
-        merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, self.factor, lateral.shape[-2:])
+        kernel: Any = self.conv.kernel_size
+        merged = upsampled_conv(x, of_x, self.conv.bias, self.sums, kernel, self.factor, lateral.shape[-2:])
         if self.winograd and not takes_ordinary(lateral):
             return merged.add_(trained_winograd_conv(lateral, of_lateral))
         second = F.conv2d(lateral, of_lateral, padding=padding)

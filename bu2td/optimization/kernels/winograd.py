@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
 
-from bu2td.nn import is_transformed
+from bu2td.nn import reduced
+from bu2td.optimization.kernels.ordinary import takes_ordinary
 
 # --- kernels ------------------------------------------------------------------------------------------
 
@@ -90,7 +91,7 @@ def _input_tiles(x: Tensor, rows: int, columns: int) -> Tensor:
 def _input_gradient(tiles: Tensor, shape: torch.Size) -> Tensor:
     """The adjoint of `_input_tiles`: (16, N * rows * columns, C) -> (N, C, H, W)."""
     batch, channels, height, width = shape
-    rows, columns = -(-height // 2), -(-width // 2)
+    rows, columns = reduced(height, 2), reduced(width, 2)
     t = tiles.view(4, 4, batch, rows, columns, channels)
     lines = t.new_zeros((4, batch, rows, 2 * columns + 2, channels))
     _overlap(lines, 3, (t[:, 0], t[:, 1], t[:, 2], t[:, 3]))
@@ -151,7 +152,7 @@ _CHUNK = 2**24  # values of tiles that are held at once
 
 def _chunks(x: Tensor, out: int) -> tuple[int, int, int]:
     """Rows and columns of tiles, and how many images are worked on at once."""
-    rows, columns = -(-x.shape[-2] // 2), -(-x.shape[-1] // 2)
+    rows, columns = reduced(x.shape[-2], 2), reduced(x.shape[-1], 2)
     return rows, columns, max(1, _CHUNK // (16 * rows * columns * (x.shape[1] + out)))
 
 
@@ -284,23 +285,3 @@ class WinogradConv2d(nn.Conv2d):
             return super().forward(x)
         y = trained_winograd_conv(x, self.weight)
         return y if self.bias is None else y + self.bias[:, None, None]
-
-
-def takes_ordinary(x: Tensor) -> bool:
-    """Whether what a tensor goes through must be made of PyTorch's own operators."""
-    return is_exporting() or is_transformed() or autocasts(x)
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on where a tensor is."""
-    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-
-
-def is_exporting() -> bool:
-    """Whether a graph for another program is made, which has no operators of ours."""
-    if torch.jit.is_tracing():
-        return True
-    if not torch.compiler.is_compiling():
-        return False
-    ask = getattr(torch.compiler, "is_exporting", None)  # older versions cannot tell compiling from exporting
-    return True if ask is None else bool(ask())
