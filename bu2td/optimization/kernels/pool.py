@@ -50,8 +50,7 @@ class GlobalAvgPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the means."""
-        ordinary = torch.compiler.is_compiling() or is_exporting(x) or is_transformed()
-        if ordinary or not x.requires_grad:
+        if torch.compiler.is_compiling() or is_exporting(x) or is_transformed() or not x.requires_grad:
             return x.mean((2, 3), keepdim=self.keepdim)  # a compiler chooses layouts itself
         mean: Tensor = _Mean.apply(x)
         return mean[:, :, None, None] if self.keepdim else mean
