@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bu2td.capture import identity
 from bu2td.errors import Bu2tdError, CopyError, NotAModelError
 from bu2td.io.content import write
 from bu2td.io.rebuild import captured_again, rebuilt
@@ -74,7 +73,7 @@ def _found(origin: Origin, image_shape: Any, wanted: str) -> tuple[Call | None, 
     """The call that builds the bottom-up model again, and what it builds; or why there is none."""
     for call in origin.calls:
         found = _captured(call, image_shape, origin.shapes)
-        if found is not None and identity(found.graph_module) == wanted:
+        if found is not None and found.identity == wanted:
             return call, found, ""
     if not origin.calls:
         return None, None, ""

@@ -15,9 +15,10 @@ from bu2td.nn import Pyramid
 from bu2td.ops import Role, converter_for_type
 from bu2td.runtime.recompute import recomputing, segments_of
 from bu2td.runtime.record import Checkpointing, Record
+from bu2td.runtime.sharing import Shared
 
 
-class TopDownNetwork(Part):
+class TopDownNetwork(Part, Shared):
     """A top-down network, as `bu2td.convert` returns it: an ordinary, trainable `torch.nn.Module`.
 
     ``forward`` maps images (N, C, H, W) of any size from about 32 px up (unless ``plan.notes`` name layers that
