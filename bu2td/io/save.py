@@ -23,7 +23,7 @@ from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork
 from bu2td.settings import settings
 
 #: Settings that only training reads, and that people change while they train.
-_OF_TRAINING = frozenset(("momentum", "p", "drop_prob", "drop_rate", "scale_by_keep"))
+_OF_TRAINING = frozenset(("momentum", "p", "drop_prob", "drop_rate", "scale_by_keep", "process_group"))
 _SHOWN = 3
 
 
@@ -140,7 +140,7 @@ def _rows(network: TopDownNetwork) -> Iterator[tuple[str, Any]]:
             yield path, [(n.op, n.name, str(n.target), repr(n.args), repr(n.kwargs)) for n in nodes]
         else:
             own = {name: value for name, value in settings(module).items() if name not in _OF_TRAINING}
-            shapes = {n: tuple(t.shape) for n, t in module.named_parameters(recurse=False)}
+            shapes = {n: tuple(t.shape) for n, t in module.named_parameters(recurse=False, remove_duplicate=False)}
             yield path, (_kind(module), own, shapes)
 
 
