@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.analyse import analyse
 from bu2td.arrange import arrange
-from bu2td.capture import capture, identity
+from bu2td.capture import capture
 from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
 from bu2td.graph import flatten, owner_of, paused_collector, shapes_of, undisturbed
 from bu2td.ir import Analysis, Cost, Plan, Stages, format_table
@@ -196,7 +196,7 @@ def _record(analysis: Analysis, plan: Plan, stages: Stages) -> Record:
         options=plan.options,
         image_shape=captured.image_shape,
         fingerprint=captured.fingerprint,
-        identity=identity(captured.graph_module),
+        identity=captured.identity,
         call=next(iter(origin.calls), None),
         model=type(source).__name__,
         num_classes=classes,

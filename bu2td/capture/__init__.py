@@ -4,7 +4,6 @@
 graph in one way, and `trace` chooses between the graphs of train and eval mode.
 """
 
-from bu2td.capture.fingerprint import identity
 from bu2td.capture.trace import capture
 
-__all__ = ["capture", "identity"]
+__all__ = ["capture"]

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.capture.canonical import Canonical, canonicalise
 from bu2td.capture.checks import check_convolutions, check_images, check_layers, check_model, unwrapped
-from bu2td.capture.fingerprint import fingerprint, same_but_dropout
+from bu2td.capture.fingerprint import fingerprint, identity, same_but_dropout
 from bu2td.capture.images import Nominal, nominal_images
 from bu2td.capture.makers import is_drawn
 from bu2td.capture.scripted import unscript
@@ -53,6 +53,7 @@ def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
         image_shape=nominal.shape,
         constants=_constants(model, found),
         fingerprint=fingerprint(found.graph_module),
+        identity=identity(found.graph_module),
         tensors=found.tensors,
         notes=(*wrapping, *found.notes, *nominal.notes, *_frozen(model, found.graph_module)),
     )

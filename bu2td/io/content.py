@@ -74,7 +74,7 @@ def read(path: Path) -> Saved:
     if not path.is_file():
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
-    data, weights = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    data, weights = read_safetensors(path) if is_safetensors(path) else _read_torch(path)
     if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(weights, Mapping):
         raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {FORMAT}")
     with complete(path, "what the recipe says about optimisation"):
@@ -116,7 +116,7 @@ def _check(data: Mapping[str, Any]) -> None:
 # --- the two formats ----------------------------------------------------------------------------------
 
 
-def _is_safetensors(path: Path) -> bool:
+def is_safetensors(path: Path) -> bool:
     """Whether a file looks like safetensors: the length of a header, and the header."""
     with _told(path, "cannot be read"), path.open("rb") as file:
         return file.read(9)[8:] == b"{"
@@ -126,15 +126,20 @@ def _safetensors() -> Any:
     return imported("safetensors.torch", "safetensors", "files that end in .safetensors need it:")
 
 
-def _read_safetensors(path: Path) -> tuple[Any, Any]:
+def read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    """The recipe of a file, None if it has none, and its tensors by name.
+
+    Raises:
+        FileError: it is damaged.
+        MissingPackageError: safetensors is not installed.
+    """
     _safetensors()
     opened: Callable[..., Any] = imported("safetensors", "safetensors").safe_open
     with _told(path, "is not a file that bu2td.save wrote", "; it may be truncated"):
         with opened(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_ENTRY)
-            if text is None:
-                return None, None
-            return json.loads(text), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            recipe = None if text is None else json.loads(text)
+            return recipe, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bu2td.analyse import analyse
-from bu2td.capture import capture, identity
+from bu2td.capture import capture
 from bu2td.conversion import emit
 from bu2td.errors import Bu2tdError, FileError
 from bu2td.graph import paused_collector
@@ -79,7 +79,7 @@ def _is_same(found: Capture, recipe: Recipe) -> bool:
     """Whether a network is the recipe's; old files know no settings of its layers."""
     if found.fingerprint != recipe.fingerprint:
         return False
-    return not recipe.identity or identity(found.graph_module) == recipe.identity
+    return not recipe.identity or found.identity == recipe.identity
 
 
 def _settings_only(found: Capture, recipe: Recipe) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from bu2td.capture import identity
 from bu2td.errors import Bu2tdError, CopyError, NotAModelError
 from bu2td.io.content import write
 from bu2td.io.rebuild import captured_again, rebuilt
@@ -24,7 +23,7 @@ from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork
 from bu2td.settings import settings
 
 #: Settings that only training reads, and that people change while they train.
-_OF_TRAINING = frozenset(("momentum", "p", "drop_prob", "drop_rate", "scale_by_keep"))
+_OF_TRAINING = frozenset(("momentum", "p", "drop_prob", "drop_rate", "scale_by_keep", "process_group"))
 _SHOWN = 3
 
 
@@ -74,7 +73,7 @@ def _found(origin: Origin, image_shape: Any, wanted: str) -> tuple[Call | None, 
     """The call that builds the bottom-up model again, and what it builds; or why there is none."""
     for call in origin.calls:
         found = _captured(call, image_shape, origin.shapes)
-        if found is not None and identity(found.graph_module) == wanted:
+        if found is not None and found.identity == wanted:
             return call, found, ""
     if not origin.calls:
         return None, None, ""
@@ -141,7 +140,7 @@ def _rows(network: TopDownNetwork) -> Iterator[tuple[str, Any]]:
             yield path, [(n.op, n.name, str(n.target), repr(n.args), repr(n.kwargs)) for n in nodes]
         else:
             own = {name: value for name, value in settings(module).items() if name not in _OF_TRAINING}
-            shapes = {n: tuple(t.shape) for n, t in module.named_parameters(recurse=False)}
+            shapes = {n: tuple(t.shape) for n, t in module.named_parameters(recurse=False, remove_duplicate=False)}
             yield path, (_kind(module), own, shapes)
 
 

@@ -27,6 +27,8 @@ class Capture:
 
     ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to. Where a
     parameter or buffer of the graph has another name in the model, or none, ``tensors`` has it with its values.
+    Models of one ``fingerprint`` compute the same up to weights, settings and dropout, those of one ``identity`` are
+    built in the same way.
     """
 
     graph_module: fx.GraphModule
@@ -36,6 +38,7 @@ class Capture:
     fingerprint: str
     tensors: FrozenMap[str, Tensor] = EMPTY
     notes: tuple[str, ...] = ()
+    identity: str = ""
 
     @property
     def weights(self) -> dict[str, Tensor]:

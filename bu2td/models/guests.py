@@ -76,6 +76,10 @@ class Pytorchcv(Library):
         return found
 
 
+#: Of a configuration: what names other files, or says nothing of the network.
+_ASIDE = ("auto_map", "name_or_path", "quantization_config", "transformers_version", "label2id")
+
+
 class Transformers(Library):
     """transformers: a class is built from the defaults of its own configuration."""
 
@@ -115,9 +119,7 @@ class Transformers(Library):
         return {*super().accepts(name), "num_labels"}.union(k for k in settings if not self._reaches_out(k))
 
     def _reaches_out(self, key: str) -> bool:
-        return (
-            "backbone" in key or "pretrained" in key or key in ("auto_map", "name_or_path", "quantization_config")
-        )
+        return "backbone" in key or "pretrained" in key or key in _ASIDE
 
     def constructor(self, name: str, wishes: Wishes) -> Callable[[], nn.Module]:
         made: Any = self._class(name)

@@ -140,7 +140,8 @@ class Torchvision(Library):
         )  # the last block's, or beyond
         paths = [{}, *({"stochastic_depth_prob": rate} for rate in rates)]
         own = {k: v for k, v in settings(model).items() if k in self.further}
-        found = [{}, {**classes, **own}, *({**classes, **drop, **path} for path in paths for drop in drops)]
+        drawn = [{**classes, **drop, **path} for path in paths for drop in drops]
+        found = [{}, classes, {**classes, **own}, *drawn]
         return [given for i, given in enumerate(found) if given not in found[:i]]
 
     def accepts(self, name: str) -> Collection[str]:

@@ -32,7 +32,7 @@ from bu2td.models.library import FORMS, describe, is_installed
 from bu2td.models.origin import Call
 from bu2td.options import as_device
 
-__all__ = ["create_again", "create_model", "is_library_word", "list_models"]
+__all__ = ["create_model", "list_models"]
 
 #: The largest number that a file may hand on to a model: nobody's network has more of anything.
 _MOST = 2**20

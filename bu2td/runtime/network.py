@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from bu2td.errors import ExportError, FusedNetworkError, OptionError, ReductionError, nearest
 from bu2td.ir import Optimization
 from bu2td.nn import Pyramid
 from bu2td.runtime.record import Record
+from bu2td.runtime.sharing import Shared
 from bu2td.runtime.surface import Surface
 
 
-class TopDownNetwork(Surface):
+class TopDownNetwork(Surface, Shared):
     """A top-down network, as `bu2td.convert` returns it: an ordinary, trainable `torch.nn.Module`.
 
     ``forward`` maps images (N, C, H, W) of any size from about 32 px up (unless ``plan.notes`` name layers that

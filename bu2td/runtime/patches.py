@@ -31,9 +31,10 @@ from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionEr
 from bu2td.nn import Pyramid, reduced
 from bu2td.ops import meta_copy
 from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime.sharing import Shared
 
 
-class PatchNetwork(nn.Module):
+class PatchNetwork(nn.Module, Shared):
     """A top-down network whose finest levels run on the crop that its coarser levels choose.
 
     Train it as any network; the auxiliary classifier has new weights and must be trained, too::

@@ -165,7 +165,7 @@ def test_classes_and_channels_go_to_those_who_take_them(word: str, channels: int
     model = create_model(word, device="meta", num_classes=7, in_channels=2)
     images = torch.empty(2, channels, 64, 64, device="meta")
     assert model(images).shape == (2, classes)
-    assert not hasattr(model, "bu2td_factory")  # its word alone would build another
+    assert model.bu2td_arguments == {"num_classes": 7, "in_channels": 2}  # its word alone would build another
 
 
 def test_a_model_knows_its_word() -> None:

@@ -16,6 +16,7 @@ from bu2td.evaluate.train.model import Classifier, build_classifier
 from bu2td.models.libraries import library_of
 from bu2td.models.words import create_model
 from bu2td.packages import imported
+from bu2td.io import is_safetensors, read_safetensors
 from bu2td.runtime import TopDownNetwork
 
 #: Under which names training loops keep weights in a checkpoint.
@@ -92,6 +93,9 @@ def pretrained_norms(word: str, network: nn.Module) -> tuple[Tensor | None, Tens
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileError(f"there is no file {path} with weights")
+    if is_safetensors(path):
+        recipe, weights = read_safetensors(path)
+        return {"recipe": recipe, "state_dict": weights} if recipe else weights
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what torch.load raises on garbage depends on the garbage
