@@ -38,9 +38,9 @@ def test_a_part_of_a_stage_keeps_the_numbers_of_the_whole(resnet18: Any) -> None
     assert layer3[:] == [layer3[1]]
     assert layer3[:1] == []
     assert up[0] is up[-1]
-    with pytest.raises(IndexError, match="no module 0 here.*bottom-up network.*holds 1$"):
+    with pytest.raises(IndexError, match=r"no module 0 here.*bottom-up network.*holds 1$"):
         layer3[0]
-    with pytest.raises(IndexError, match="no module 2 here.*holds 1$"):
+    with pytest.raises(IndexError, match=r"no module 2 here.*holds 1$"):
         layer3[2]
     with pytest.raises(KeyError, match="Did you mean 'conv1'"):
         up[0]["conv11"]
