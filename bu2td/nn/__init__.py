@@ -6,8 +6,8 @@ from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
-from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
-from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
+from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, Reducer, gaussian_resample
+from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample, UpsampleMode
 
 __all__ = [
     "MIN_SIGMA",
@@ -20,10 +20,12 @@ __all__ = [
     "Lateral",
     "Merge",
     "Pyramid",
+    "Reducer",
     "ScaledSiLU",
     "Transition",
     "TransposedUpsample",
     "Upsample",
+    "UpsampleMode",
     "assigned",
     "gaussian_resample",
     "made",
