@@ -1,12 +1,12 @@
 """Three starts of a top-down network after equal steps: scratch, inherited weights, distillation.
 
-    python bench/distil.py [--steps 1000] [--seeds 3] [--out bench/results/distil/distil]
+    python bench/distil.py [--steps 400] [--seeds 3] [--out bench/results/distil/distil]
 
-A row is a seed, a start and a number of steps: the accuracy on all 10,000 test images of Fashion-MNIST at the end,
-and on the first 2,000 of them on the way. All three starts of a seed have one teacher (the bottom-up network, trained
-for as many steps), one learning rate and schedule, and see the same batches. Differences are those to scratch of the
-same seed; intervals are Student's t, 95 %. Needs dataset-fashion-mnist (Debian) or --data digits; writes .csv, .json,
-.md and .png after every training, and goes on where it was stopped.
+Images are reduced to 16 x 16 pixels. A row is a seed, a start and a number of steps: the accuracy on all 10,000
+test images of Fashion-MNIST at the end, and on the first 1,000 of them on the way. All three starts of a seed have one teacher (the bottom-up network,
+trained for as many steps), one learning rate and schedule, and see the same batches. Differences are those to
+scratch of the same seed; intervals are Student's t, 95 %. Needs dataset-fashion-mnist (Debian) or --data digits;
+goes on where it was stopped, and writes .csv, .json, .md and .png.
 """
 
 import functools
@@ -24,17 +24,17 @@ from bu2td.evaluate.report.figures import new_figure, percent_axis, save_figure,
 from bu2td.files import write_text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from distil import STARTS, accuracy, batches, small_resnet, start_network, train  # noqa: E402
+from distil import STARTS, accuracy, batches, small_resnet, start_network, train
 
-SHOWN = 2000  # test images on the way
-LOOKS = 10
+SHOWN = 1000  # test images on the way
+LOOKS = 8
+SIDE = 16  # pixels, so that a core is done in minutes
 BATCH = 64
 COLORS = {"bottom-up": "#000000", "scratch": "#666666", "inherited": "#0072B2", "distilled": "#D55E00"}
 
 
 def run(seed: str, start: str, args: Any, teachers: dict[str, Any]) -> list[_results.Row]:
     """Train once, and look at it on the way."""
-    train_set, test_set = sets(args.data)
     number = int(seed)
     if start == "bottom-up" or seed not in teachers:
         torch.manual_seed(number)
@@ -42,7 +42,7 @@ def run(seed: str, start: str, args: Any, teachers: dict[str, Any]) -> list[_res
         rows = _trained(seed, "bottom-up", teachers[seed], args, number, {})
         if start == "bottom-up":
             return rows
-    td, loss, beside = start_network(start, teachers[seed], train_set[0], number)
+    td, loss, beside = start_network(start, teachers[seed], sets(args.data)[0][0], number)
     copied, total = td.plan.inherited or (0, 1)
     extra = {"loss": loss, "beside": beside}
     rows = _trained(seed, start, td, args, number + 1000, extra)
@@ -66,7 +66,7 @@ def _trained(seed: str, start: str, model: Any, args: Any, order: int, extra: An
 
 @functools.cache
 def sets(name: str) -> tuple[Any, Any]:
-    data = load_data(name)
+    data = load_data(name, input_size=(1, SIDE, SIDE))
     return first_images(data.train), first_images(data.test)
 
 
@@ -109,7 +109,9 @@ def table(found: _results.Row, steps: int) -> str:
     for start, row in found["summary"].items():
         gap = row["difference"]
         words = "" if gap is None else f"{gap:+.2f} ± {row['difference_half']:.2f}"
-        lines.append(f"| {start} | {row['accuracy']:.2f} ± {row['half']:.2f} | {words} | {row['ms_per_step']:.0f} |")
+        lines.append(
+            f"| {start} | {row['accuracy']:.2f} ± {row['half']:.2f} | {words} | {row['ms_per_step']:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -140,13 +142,19 @@ def figure(rows: list[_results.Row]) -> Any:
 
 def main() -> None:
     parser = _results.parser(__doc__, "distil/distil")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--data", default="fashion-mnist")
     args = parser.parse_args()
     torch.set_num_threads(1)
     jobs = [(str(seed), start) for seed in range(args.seeds) for start in ("bottom-up", *STARTS)]
-    about = {"data": args.data, "steps": args.steps, "batch_size": BATCH, "processor": _results.processor()}
+    about = {
+        "data": args.data,
+        "steps": args.steps,
+        "batch_size": BATCH,
+        "side": SIDE,
+        "processor": _results.processor(),
+    }
     run_one = functools.partial(run, args=args, teachers={})
     rows = _results.sweep(args, ("seed", "start"), jobs, run_one, summary, **about)
     text = table(summary(rows), args.steps)

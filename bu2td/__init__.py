@@ -1,39 +1,45 @@
 """bu2td turns any bottom-up convolutional network into its top-down network.
 
 td = bu2td.convert(timm.create_model("resnet18"), arrangement="td")
+
+Names are imported when they are first asked for, so that the command line answers without PyTorch.
 """
 
 import importlib
-from typing import Any
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-from bu2td.conversion import analyze, convert, verify
-from bu2td.errors import Bu2tdError
-from bu2td.io import load, save
-from bu2td.ir import Analysis, Dim, Plan
-from bu2td.measure import training_memory
-from bu2td.ops import (
-    Activation,
-    Change,
-    Converter,
-    Convolution,
-    Dropout,
-    Expr,
-    Field,
-    Norm,
-    NoRuleError,
-    Rebuilt,
-    Role,
-    Site,
-    System,
-    Term,
-    register_converter,
-    register_family,
-    resized,
-    unregister_converter,
-)
-from bu2td.optimization import optimize
-from bu2td.runtime import PatchNetwork, TopDownNetwork
 from bu2td.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from bu2td import erf, evaluate
+    from bu2td.conversion import analyze, convert, verify
+    from bu2td.errors import Bu2tdError, PretrainedWarning
+    from bu2td.io import load, save
+    from bu2td.ir import Analysis, Dim, Plan
+    from bu2td.measure import training_memory
+    from bu2td.ops import (
+        Activation,
+        Change,
+        Converter,
+        Convolution,
+        Dropout,
+        Expr,
+        Field,
+        Norm,
+        NoRuleError,
+        Rebuilt,
+        Role,
+        Site,
+        System,
+        Term,
+        register_converter,
+        register_family,
+        resized,
+        unregister_converter,
+    )
+    from bu2td.optimization import optimize
+    from bu2td.runtime import PatchNetwork, TopDownNetwork
 
 __all__ = [
     "Activation",
@@ -50,6 +56,7 @@ __all__ = [
     "Norm",
     "PatchNetwork",
     "Plan",
+    "PretrainedWarning",
     "Rebuilt",
     "Role",
     "Site",
@@ -71,9 +78,52 @@ __all__ = [
     "verify",
 ]
 
+#: Where a name is, for each of those that are no modules of this package.
+_HOMES = {
+    **dict.fromkeys(("analyze", "convert", "verify"), "bu2td.conversion"),
+    **dict.fromkeys(("Bu2tdError", "PretrainedWarning"), "bu2td.errors"),
+    **dict.fromkeys(("load", "save"), "bu2td.io"),
+    **dict.fromkeys(("Analysis", "Dim", "Plan"), "bu2td.ir"),
+    **dict.fromkeys(("training_memory",), "bu2td.measure"),
+    **dict.fromkeys(
+        (
+            "Activation",
+            "Change",
+            "Converter",
+            "Convolution",
+            "Dropout",
+            "Expr",
+            "Field",
+            "Norm",
+            "NoRuleError",
+            "Rebuilt",
+            "Role",
+            "Site",
+            "System",
+            "Term",
+            "register_converter",
+            "register_family",
+            "resized",
+            "unregister_converter",
+        ),
+        "bu2td.ops",
+    ),
+    **dict.fromkeys(("optimize",), "bu2td.optimization"),
+    **dict.fromkeys(("PatchNetwork", "TopDownNetwork"), "bu2td.runtime"),
+}
 
-def __getattr__(name: str) -> Any:
-    """Import `bu2td.erf` and `bu2td.evaluate` when they are first asked for."""
-    if name in ("erf", "evaluate"):
-        return importlib.import_module(f"bu2td.{name}")
-    raise AttributeError(f"module 'bu2td' has no attribute {name!r}")
+if not TYPE_CHECKING:  # type checkers read the imports above, and so notice a name that is not there
+
+    def __getattr__(name: str) -> Any:
+        """Import a name, or a module of this package, when it is first asked for."""
+        if name in _HOMES:
+            found = getattr(importlib.import_module(_HOMES[name]), name)
+        elif not name.startswith("_") and importlib.util.find_spec(f"bu2td.{name}"):
+            found = importlib.import_module(f"bu2td.{name}")
+        else:
+            raise AttributeError(f"module 'bu2td' has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -14,12 +15,13 @@ from torch import Tensor, fx, nn
 from bu2td.analyse import analyse
 from bu2td.arrange import arrange
 from bu2td.capture import capture
-from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError
+from bu2td.errors import Bu2tdError, CostError, NotAModelError, OptionError, PretrainedWarning
 from bu2td.graph import flatten, owner_of, paused_collector, shapes_of, undisturbed
 from bu2td.ir import Analysis, Cost, Plan, Stages, format_table
-from bu2td.measure import measure_cost, total
+from bu2td.measure import measure_cost, signs_of_training, total
 from bu2td.models import origin_of
-from bu2td.options import Options, as_device, as_sequence, suggests_names
+from bu2td.nn import Reducer, UpsampleMode
+from bu2td.options import Arrangement, Inherit, Merging, Options, Stem, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
 from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
 from bu2td.runtime import Recipe, Record, TopDownNetwork, described
@@ -52,18 +54,18 @@ def analyze(model: nn.Module, *, example_inputs: Tensor | None = None) -> Analys
 @undisturbed()
 def convert(
     model: nn.Module | Analysis,
-    arrangement: str | Sequence[int] = "td",
+    arrangement: Arrangement | Sequence[int] = "td",
     *,
     width: int | None = None,
-    stem: str = "mirror",
+    stem: Stem = "mirror",
     reductions: Sequence[int] | None = None,
     finest_reduction: int = 1,
-    upsample: str = "nearest",
-    merge: str = "add_concat",
+    upsample: UpsampleMode = "nearest",
+    merge: Merging = "add_concat",
     merge_kernel: int = 3,
-    pyramid: str = "gaussian",
+    pyramid: Reducer = "gaussian",
     sigma: float = 0.5,
-    inherit: str | None = None,
+    inherit: Inherit | None = None,
     example_inputs: Tensor | None = None,
     device: str | torch.device | None = None,
     seed: int | None = None,
@@ -85,7 +87,8 @@ def convert(
         merge_kernel: kernel of the merge's convolution, odd.
         pyramid: "gaussian", "strided", "max", "max_blur" or "average".
         sigma: blur width of the Gaussian pyramid in units of the reduction, at least 0.125.
-        inherit: "matching" copies every bottom-up weight whose role and shape survive.
+        inherit: "matching" copies every bottom-up weight whose role and shape survive, "none" copies none; by
+            default, none are copied, with a `PretrainedWarning` where the network is trained.
         example_inputs: an image batch (N, C, H, W) that fixes channels and nominal size.
         device: where the network is built; "meta" plans only. By default the model's own device.
         seed: of the initial weights; by default drawn from torch's global generator. Recorded in the plan.
@@ -97,6 +100,9 @@ def convert(
     Raises:
         Bu2tdError: one of the subclasses in `bu2td.errors`; `CostError` where ``max_macs_ratio`` is exceeded,
             `OptionError` for an unknown value, with the nearest known one.
+
+    Warns:
+        PretrainedWarning: the model is trained, its weights are not used, and ``inherit`` was not given.
     """
     if not isinstance(arrangement, str):
         arrangement = as_sequence("arrangement", arrangement)
@@ -115,7 +121,10 @@ def convert(
     with paused_collector():
         emission = emit(model, options)
         _check_cost(emission.network.plan)
-        return _with_weights(emission, model, target).train()
+        network = _with_weights(emission, model, target).train()
+    if inherit is None and not (target is not None and target.type == "meta"):
+        _tell_of_loss(emission, model)
+    return network
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,25 @@ def _with_weights(emission: Emission, analysis: Analysis, device: torch.device |
         network.record = replace(network.record, plan=replace(network.plan, inherited=inherited))
     network.to(device)
     return network
+
+
+def _tell_of_loss(emission: Emission, analysis: Analysis) -> None:
+    """Warn where weights that somebody trained are not used."""
+    sign = signs_of_training(analysis.capture.source)
+    if not sign:
+        return
+    weights, values, kept = analysis.capture.weights, 0, 0
+    for name, parameter in emission.network.named_parameters():
+        old = weights.get(emission.origins.get(name, ""))
+        values += parameter.numel()
+        kept += parameter.numel() if old is not None and old.shape == parameter.shape else 0
+    warnings.warn(
+        f"{type(analysis.capture.source).__name__} is trained ({sign}), and its top-down network starts from new "
+        f"weights. inherit='matching' copies those that fit ({kept / max(values, 1):.1%} of the new network's), "
+        f"inherit='none' says that new ones are meant; docs/training.md compares both with distillation",
+        PretrainedWarning,
+        stacklevel=4,
+    )
 
 
 def _check_cost(plan: Plan) -> None:

@@ -128,6 +128,10 @@ class MissingPackageError(Bu2tdError):
     """An optional package is not installed."""
 
 
+class PretrainedWarning(UserWarning):
+    """A trained network is converted, and the top-down network starts without its weights."""
+
+
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``' Did you mean a, b or c?'``, or an empty string when nothing known is similar."""
     matches = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)

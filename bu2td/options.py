@@ -7,16 +7,23 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar, overload
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
 
 import torch
 
 from bu2td.errors import OptionError, SigmaError, WidthError, nearest
-from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES
+from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES, Reducer, UpsampleMode
 
-ARRANGEMENTS = ("td", "uni", "rev")
-MERGES = ("add_concat", "add", "concat")
-STEMS = ("mirror", "coarse")
+# What type checkers know of the options that are words; what is checked when they run is read from the same lists.
+Arrangement = Literal["td", "uni", "rev"]
+Stem = Literal["mirror", "coarse"]
+Merging = Literal["add_concat", "add", "concat"]
+Inherit = Literal["matching", "none"]
+
+ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
+STEMS: tuple[Stem, ...] = get_args(Stem)
+MERGES: tuple[Merging, ...] = get_args(Merging)
+INHERITS: tuple[Inherit, ...] = get_args(Inherit)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,17 +39,17 @@ class Options:
         OptionError, WidthError, SigmaError: name the option, what was found, and what it may be.
     """
 
-    arrangement: str | tuple[int, ...] = "td"
+    arrangement: Arrangement | tuple[int, ...] = "td"
     width: int | None = None
-    stem: str = "mirror"
+    stem: Stem = "mirror"
     reductions: tuple[int, ...] | None = None
     finest_reduction: int = 1
-    upsample: str = "nearest"
-    merge: str = "add_concat"
+    upsample: UpsampleMode = "nearest"
+    merge: Merging = "add_concat"
     merge_kernel: int = 3
-    pyramid: str = "gaussian"
+    pyramid: Reducer = "gaussian"
     sigma: float = 0.5
-    inherit: str | None = None
+    inherit: Inherit | None = None
     max_macs_ratio: float | None = 64.0
     seed: int | None = None
 
@@ -58,7 +65,7 @@ def _check_words(options: Options) -> None:
         "upsample": UPSAMPLE_MODES,
         "merge": MERGES,
         "pyramid": REDUCERS,
-        "inherit": (None, "matching"),
+        "inherit": (*INHERITS, None),
         **({"arrangement": ARRANGEMENTS} if isinstance(options.arrangement, str) else {}),
     }
     for name, known in choices.items():

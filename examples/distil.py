@@ -4,8 +4,8 @@
     python examples/distil.py --start inherited --steps 500
     python examples/distil.py --quick                      # all three, a few steps each, on digits
 
-The teacher is the bottom-up network that was converted. Both networks have features at the same resolutions, so that
-no pair of layers has to be chosen: every level of the top-down network learns from the level of its own reduction.
+The teacher is the bottom-up network that was converted. Both networks have features at the same resolutions, so
+that no pair of layers has to be chosen: every level of the top-down network learns from that of its own reduction.
 `python bench/distil.py` compares the three starts over several seeds.
 """
 
@@ -47,8 +47,8 @@ def with_levels(model: nn.Module, images: Tensor) -> tuple[fx.GraphModule, list[
 class Distillation(nn.Module):
     """Labels, the teacher's logits at a temperature (Hinton et al., 2015), and its features level by level.
 
-    Features are compared by the cosine of the channels at every position, which needs no scale; a 1x1 convolution of
-    each level, trained beside the student and thrown away afterwards, maps the student's channels to the teacher's.
+    Features are compared by the cosine of the channels at every position, which needs no scale; a 1x1 convolution
+    for each level, trained beside the student and thrown away afterwards, maps its channels to the teacher's.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class Distillation(nn.Module):
         with torch.no_grad():
             wanted, levels = self.teacher(images)
         t = self.temperature
-        soft = F.kl_div(F.log_softmax(logits / t, 1), F.log_softmax(wanted / t, 1), log_target=True, reduction="batchmean")
+        soft = F.kl_div(
+            F.log_softmax(logits / t, 1), F.log_softmax(wanted / t, 1), log_target=True, reduction="batchmean"
+        )
         distances = []
         for adapter, place, kept in zip(self.adapters, self.places, self.kept, strict=True):
             mine, theirs = adapter(own[place]), levels[kept]

@@ -175,6 +175,7 @@ def _subjects(options: argparse.Namespace, model: nn.Module, images: Tensor | No
             options.arrangement,
             device="cpu" if options.mode != "theory" else "meta",
             seed=options.seed,
+            inherit="none",
             max_macs_ratio=None,
         )
     except (NoReductionError, TopologyError, ModelOutputError, UnsupportedOperationError) as error:

@@ -7,10 +7,10 @@ from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
-from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
+from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, Reducer, gaussian_resample
 from bu2td.nn.sizes import reduced
 from bu2td.nn.transforms import is_transformed
-from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
+from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample, UpsampleMode
 
 __all__ = [
     "MIN_SIGMA",
@@ -25,10 +25,12 @@ __all__ = [
     "Named",
     "Numbered",
     "Pyramid",
+    "Reducer",
     "ScaledSiLU",
     "Transition",
     "TransposedUpsample",
     "Upsample",
+    "UpsampleMode",
     "assigned",
     "contain",
     "gaussian_resample",

@@ -16,6 +16,7 @@ Both axes are independent, so a level is ``W_h X W_w^T``.
 import functools
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ from bu2td.nn.transforms import is_transformed
 MIN_SIGMA = 0.125
 
 #: Ways to reduce an image to a level of the pyramid.
-REDUCERS = ("gaussian", "strided", "max", "max_blur", "average")
+Reducer = Literal["gaussian", "strided", "max", "max_blur", "average"]
+REDUCERS: tuple[Reducer, ...] = get_args(Reducer)
 
 
 @functools.lru_cache(maxsize=256)

@@ -1,10 +1,13 @@
 """Upsampling to the size of the level that is entered."""
 
+from typing import Literal, get_args
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: How features gain resolution.
-UPSAMPLE_MODES = ("nearest", "bilinear", "transpose")
+UpsampleMode = Literal["nearest", "bilinear", "transpose"]
+UPSAMPLE_MODES: tuple[UpsampleMode, ...] = get_args(UpsampleMode)
 
 
 class Upsample(nn.Module):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -215,7 +216,9 @@ def convert_built(
                 if isinstance(analysis, Exception):
                     raise analysis
                 with limited(timeout):
-                    network = convert(analysis, arrangement, device="meta", seed=SEED, max_macs_ratio=None)
+                    network = convert(
+                        analysis, cast(Any, arrangement), device="meta", seed=SEED, max_macs_ratio=None
+                    )
                     row = _measured(replace(row, status="verified"), analysis, network.plan)
                     row = replace(row, real=real and _runs(network))
             except Exception as error:

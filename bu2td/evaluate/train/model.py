@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,10 @@ def build_classifier(
     network: nn.Module = model
     if arrangement != "bu":
         example = torch.zeros(2, inner, *data.shape[1:])
-        options = dict(settings.convert)
-        network = bu2td.convert(model, arrangement, example_inputs=example, device="cpu", seed=seed, **options)
+        options = {"inherit": "none", **settings.convert}
+        network = bu2td.convert(
+            model, cast(Any, arrangement), example_inputs=example, device="cpu", seed=seed, **options
+        )
     initialise(network, settings.init, seed)
     if settings.grad_checkpointing:
         _checkpoint(network)
