@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from bu2td.conversion import analyze, convert, verify
+from bu2td.deployment import export
 from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
 from bu2td.ir import Analysis, Dim, Plan
@@ -60,6 +61,7 @@ __all__ = [
     "convert",
     "erf",
     "evaluate",
+    "export",
     "load",
     "optimize",
     "register_converter",

@@ -292,10 +292,10 @@ def _metadata(
     if classes is not None:
         data["classes"] = [str(name) for name in classes]
     if normalisation is not None:
-        data |= {name: values.flatten().tolist() for name, values in zip(("mean", "std"), normalisation, strict=True)}
-    return {
-        f"bu2td.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in data.items()
-    }
+        data |= {
+            name: values.flatten().tolist() for name, values in zip(("mean", "std"), normalisation, strict=True)
+        }
+    return {f"bu2td.{key}": value if isinstance(value, str) else json.dumps(value) for key, value in data.items()}
 
 
 def _name(program: Any, shape: Sequence[int | str], metadata: dict[str, str]) -> None:

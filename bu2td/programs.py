@@ -16,10 +16,7 @@ AXES: Mapping[str, int] = {"N": 0, "H": 2, "W": 3}
 
 
 def program_of(
-    network: nn.Module,
-    images: Tensor,
-    free: Sequence[str] = (),
-    normalisation: tuple[Tensor, Tensor] | None = None,
+    network: nn.Module, images: Tensor, free: Sequence[str] = (), normalisation: tuple[Tensor, Tensor] | None = None
 ) -> torch.export.ExportedProgram:
     """A network in eval mode as a graph.
 
