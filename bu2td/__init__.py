@@ -14,6 +14,7 @@ from bu2td.version import __version__ as __version__
 if TYPE_CHECKING:
     from bu2td import erf, evaluate
     from bu2td.conversion import analyze, convert, verify
+    from bu2td.deployment import export
     from bu2td.errors import Bu2tdError, PretrainedWarning
     from bu2td.io import load, save
     from bu2td.ir import Analysis, Dim, Plan
@@ -67,6 +68,7 @@ __all__ = [
     "convert",
     "erf",
     "evaluate",
+    "export",
     "load",
     "optimize",
     "register_converter",

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import ExportError, NotAModelError, OptionError
+from bu2td.errors import ExportError, FileError, NotAModelError, OptionError
 from bu2td.files import replacing
 from bu2td.packages import imported
 from bu2td.programs import AXES, program_of
@@ -123,15 +123,18 @@ def export(
     _check_weights(network)
     for module in ("onnx", "onnxscript"):
         imported(module, "onnx onnxscript", "export needs it:")
+    if not Path(file).parent.is_dir():
+        raise FileError(f"{file} cannot be written: there is no folder {Path(file).parent}")
     channels, height, width = plain.plan.image_shape[1], *_size(plain, image_size)
     free = _free(network, dynamic)
     shape = (max(2, batch_size) if "N" in free else _count("batch_size", batch_size), channels, height, width)
-    twin = _twin(network)
     normalisation = _normalisation(plain, normalize, channels)
+    metadata = _metadata(network, normalisation, classes)
+    twin = _twin(network)
     program = _onnx(twin, torch.zeros(shape), free, normalisation, opset)
     letters = dict(zip(AXES.values(), AXES, strict=True))
     open_shape = tuple(letters[i] if letters.get(i) in free else size for i, size in enumerate(shape))
-    _name(program, open_shape, _metadata(network, normalisation, classes))
+    _name(program, open_shape, metadata)
     with replacing(Path(file)) as temporary:
         with _failing("the file cannot be written"):
             program.save(temporary, external_data=False)
@@ -254,8 +257,8 @@ def _failing(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        line = next((line for line in str(cause).splitlines() if line.strip()), "no message")
-        raise ExportError(f"{what}: {type(cause).__name__}: {line.strip()}") from error
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+        raise ExportError(f"{what}: {type(cause).__name__}: {' '.join(lines[:3]) or 'no message'}") from error
 
 
 @contextlib.contextmanager

@@ -44,12 +44,14 @@ class _Program(nn.Module):
         super().__init__()
         self.network = network
         mean, std = (None, None) if normalisation is None else normalisation
+        self.mean: Tensor | None
+        self.std: Tensor | None
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
-        if self.mean is not None:
+        if self.mean is not None and self.std is not None:
             images = (images - self.mean) / self.std
         with _FormsOfAnySize():
             return self.network(images)

@@ -20,8 +20,8 @@ import networkx
 #: Packages and single modules, lowest first: each imports those before it alone. "bu2td" is what users see.
 FLOORS = (
     *("errors", "files", "packages", "version", "settings", "nn", "options", "models", "ir", "ops", "graph"),
-    *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "verification", "runtime"),
-    *("conversion", "optimization", "io", "bu2td"),
+    *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "programs", "verification", "runtime"),
+    *("conversion", "optimization", "io", "deployment", "bu2td"),
     *("names", "timm", "torchvision"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),
 )

@@ -1,4 +1,4 @@
-"""The command line: ``bu2td`` with `inspect`, `convert`, `draw`, `zoo`, `erf` or `evaluate`.
+"""The command line: ``bu2td`` with `inspect`, `convert`, `export`, `draw`, `zoo`, `erf` or `evaluate`.
 
 A command is a module: ``ABOUT`` are the settings of its parser, ``add_arguments`` fills it, and ``run`` answers.
 Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
@@ -15,11 +15,12 @@ import bu2td
 import bu2td.erf.command
 import bu2td.evaluate.command
 from bu2td.arguments import Parser, respond
-from bu2td.cli import conversion, drawing, inspection, zoo
+from bu2td.cli import conversion, drawing, exporting, inspection, zoo
 
 COMMANDS: dict[str, Any] = {
     "inspect": inspection,
     "convert": conversion,
+    "export": exporting,
     "draw": drawing,
     "zoo": zoo,
     "erf": bu2td.erf.command,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bu2td.programs import program_of
 from bu2td.verification.graph import Report, fault
 
 
@@ -45,7 +46,7 @@ def verify_numbers(
             "state_dict": lambda: _reloaded(model)(images),
             "channels_last": lambda: model(images.contiguous(memory_format=torch.channels_last)),
             "compile": lambda: torch.compile(model, fullgraph=True, backend="aot_eager")(images),
-            "export": lambda: torch.export.export(model, (images,)).module()(images),
+            "export": lambda: program_of(model, images).module()(images),
         }
         for name, run in forms.items():
             with warnings.catch_warnings():

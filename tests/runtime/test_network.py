@@ -1,7 +1,6 @@
 """The result of a conversion: what it offers, how it is saved, what other tools make of it."""
 
 import copy
-import io
 import json
 import pickle
 import re
@@ -10,7 +9,6 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from nets import convert_baseline, make
@@ -202,23 +200,6 @@ def test_deepcopy_keeps_everything(lenet: Any) -> None:
 
 
 # --- other tools --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("upsample", ["nearest", "bilinear", "transpose"])
-def test_export_and_onnx(upsample: str) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    network = convert_baseline("lenet_fc", "td", upsample=upsample, seed=0).eval()
-    images = torch.rand(2, 1, 29, 30)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = network(images)
-        exported = torch.export.export(network, (images,))
-        torch.testing.assert_close(exported.module()(images), expected)
-        file = io.BytesIO()
-        torch.onnx.export(network, (images,), file, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
-    [found] = session.run(None, {session.get_inputs()[0].name: images.numpy()})
-    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-4)
 
 
 def test_compile_with_code_generation(lenet: Any) -> None:
