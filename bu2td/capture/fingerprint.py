@@ -26,7 +26,9 @@ def fingerprint(graph_module: fx.GraphModule) -> str:
 def identity(graph_module: fx.GraphModule) -> str:
     """A short text that graphs share which are the same: by all names, shapes and settings, dropout's too."""
     modules = dict(graph_module.named_modules())
-    rows: list[Any] = [(node.op, node.name, str(node.target), node.args, node.kwargs) for node in _nodes(graph_module)]
+    rows: list[Any] = [
+        (node.op, node.name, str(node.target), node.args, node.kwargs) for node in _nodes(graph_module)
+    ]
     for node in _nodes(graph_module):
         if node.op == "call_module":
             inside = modules[str(node.target)].named_modules(prefix=str(node.target))

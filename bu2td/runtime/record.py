@@ -123,7 +123,7 @@ class Record:
     plan: Plan
     stages: Stages
     recipe: Recipe
-    origin: Origin = Origin()
+    origin: Origin
     pretrained_cfg: Any = None
     default_cfg: Any = None
     checkpointing: Checkpointing | None = None

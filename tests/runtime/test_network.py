@@ -2,12 +2,9 @@
 
 import copy
 import io
-import json
-import pickle
 import re
 import warnings
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +14,7 @@ from nets import convert_baseline, make
 from torch import nn
 
 import bu2td
-from bu2td import capture
-from bu2td.errors import Bu2tdError, FileError, OptionError, ReductionError
+from bu2td.errors import OptionError, ReductionError
 from bu2td.models import baselines
 
 timm = pytest.importorskip("timm")
