@@ -83,6 +83,7 @@ __all__ = [
 #: Where a name is, for each of those that are no modules of this package.
 _HOMES = {
     **dict.fromkeys(("analyze", "convert", "verify"), "bu2td.conversion"),
+    **dict.fromkeys(("export",), "bu2td.deployment"),
     **dict.fromkeys(("Bu2tdError", "PretrainedWarning"), "bu2td.errors"),
     **dict.fromkeys(("load", "save"), "bu2td.io"),
     **dict.fromkeys(("Analysis", "Dim", "Plan"), "bu2td.ir"),

@@ -22,7 +22,7 @@ def settings(module: nn.Module) -> dict[str, Any]:
 
 
 @functools.cache
-def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+def _arguments(kind: Any) -> tuple[str, ...]:
     """The arguments of a class and of those that it derives from, as it may hand on what it does not name."""
     above = [c for c in kind.__mro__ if issubclass(c, nn.Module) and c is not nn.Module and "__init__" in vars(c)]
     names = [name for c in above for name in inspect.signature(vars(c)["__init__"]).parameters]

@@ -56,7 +56,7 @@ class PackedGraph:
         Raises:
             CopyError: a node calls a function that cannot be imported by its name.
         """
-        index = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
+        index: dict[fx.Node, Any] = {node: _Ref(i) for i, node in enumerate(graph.nodes)}
         nodes = []
         for node in graph.nodes:
             args, kwargs = fx.map_arg((node.args, node.kwargs), index.__getitem__)
@@ -72,7 +72,7 @@ class PackedGraph:
             def read(value: Any) -> Any:
                 return nodes[value.index] if isinstance(value, _Ref) else value
 
-            args, kwargs = fx.node.map_aggregate((args, kwargs), read)  # type: ignore[misc]
+            args, kwargs = fx.node.map_aggregate((args, kwargs), read)
             target = _operator(target.name) if isinstance(target, _Operator) else target
             nodes.append(graph.create_node(op, target, args, kwargs, name))
         return graph
@@ -88,8 +88,8 @@ def _packed(node: fx.Node) -> Any:
     name = getattr(target, "__qualname__", "")
     if "<" in name:  # a lambda, or what a function defines
         raise CopyError(
-            f"node {node.name!r} calls {name} of {target.__module__}, which cannot be imported by its name, so that "
-            f"the network is not pickled; define it at the top of its module, or use bu2td.save(td, file)"
+            f"node {node.name!r} calls {name} of {target.__module__}, which cannot be imported by its name, so "
+            f"that the network is not pickled; define it at the top of its module, or use bu2td.save(td, file)"
         )
     return target
 
@@ -162,8 +162,8 @@ def _check_class(path: str, kind: type[nn.Module]) -> None:
         found = getattr(found, name, None)
     if found is not kind:
         raise CopyError(
-            f"module {path!r} is of class {kind.__qualname__} of {kind.__module__}, which cannot be imported by its "
-            f"name, so that the network is not pickled; define the class at the top of its module, or keep "
+            f"module {path!r} is of class {kind.__qualname__} of {kind.__module__}, which cannot be imported by "
+            f"its name, so that the network is not pickled; define the class at the top of its module, or keep "
             f"td.state_dict()"
         )
 

@@ -2,10 +2,10 @@
 
 from bu2td.io import hub
 from bu2td.io.content import is_safetensors, read_safetensors
-from bu2td.io.load import load
-from bu2td.io.save import save
-from bu2td.runtime import register_shelf
+from bu2td.io.reading import load
+from bu2td.io.writing import save
+from bu2td.runtime import Shelf, register_shelf
 
 __all__ = ["is_safetensors", "load", "read_safetensors", "save"]
 
-register_shelf(hub)
+register_shelf(Shelf(hub.write, hub.push, hub.read))

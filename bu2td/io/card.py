@@ -48,8 +48,8 @@ def _head(plan: Plan, recipe: Mapping[str, Any]) -> list[str]:
     height, width = plan.image_shape[-2:]
     return [
         f"# Top-down {(recipe['factory'] or plan.model).rpartition(':')[2]}",
-        f"The top-down network (Lelekas et al., 2020) of {made}, converted by bu2td: it starts at the coarsest level "
-        f"of an image pyramid, and every level adds resolution. {recipe['num_classes']} classes, images of "
+        f"The top-down network (Lelekas et al., 2020) of {made}, converted by bu2td: it starts at the coarsest "
+        f"level of an image pyramid, and every level adds resolution. {recipe['num_classes']} classes, images of "
         f"{plan.image_shape[1]} channels, looked at with {height} x {width} pixels.",
     ]
 
@@ -64,7 +64,10 @@ def _license(network: TopDownNetwork) -> str | None:
 def _loading(recipe: Mapping[str, Any], place: str) -> str:
     word = recipe["factory"]
     if word is None:
-        how, also = ", model=model", f"# model: the {recipe['model']} that was converted; its weights do not matter\n"
+        how, also = (
+            ", model=model",
+            f"# model: the {recipe['model']} that was converted; its weights do not matter\n",
+        )
     elif is_library_word(word):
         how, also = "", ""
     else:

@@ -75,7 +75,8 @@ def read(path: Path) -> Saved:
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
     data, weights = read_safetensors(path) if is_safetensors(path) else _read_torch(path)
-    if not isinstance(data, dict) or data.get("format") != FORMAT or not isinstance(weights, Mapping):
+    are_weights = isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())
+    if not isinstance(data, dict) or data.get("format") != FORMAT or not are_weights:
         raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {FORMAT}")
     with complete(path, "what the recipe says about optimisation"):
         optimization = Optimization.from_dict(data["optimize"]) if data.get("optimize") else None
@@ -135,11 +136,11 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     """
     _safetensors()
     opened: Callable[..., Any] = imported("safetensors", "safetensors").safe_open
-    with _told(path, "is not a file that bu2td.save wrote", "; it may be truncated"):
-        with opened(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_ENTRY)
-            recipe = None if text is None else json.loads(text)
-            return recipe, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    damaged = _told(path, "is not a file that bu2td.save wrote", "; it may be truncated")
+    with damaged, opened(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(_ENTRY)
+        recipe = None if text is None else json.loads(text)
+        return recipe, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> tuple[Any, Any]:

@@ -13,15 +13,15 @@ from typing import Any
 from bu2td.errors import Bu2tdError, FileError
 from bu2td.files import write_json, write_text
 from bu2td.io.card import card
-from bu2td.io.load import load
-from bu2td.io.save import save, tried_recipe
+from bu2td.io.reading import load
+from bu2td.io.writing import save, tried_recipe
 from bu2td.packages import imported
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _REPO = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
-def write(network: Any, folder: Path, repo_id: str | None = None) -> None:
+def write(network: Any, folder: Path) -> None:
     """See `bu2td.runtime.sharing.Shelf`."""
     hub = _hub()
     try:
@@ -29,9 +29,12 @@ def write(network: Any, folder: Path, repo_id: str | None = None) -> None:
     except OSError as error:
         raise FileError(f"the folder {folder} cannot be made: {error.strerror}") from error
     save(network, folder / WEIGHTS)
-    recipe = tried_recipe(network)
-    write_json(recipe, folder / CONFIG)
-    write_text(card(network, recipe, repo_id or str(folder), hub), folder / CARD)
+    write_json(tried_recipe(network), folder / CONFIG)
+    _write_card(network, folder, str(folder), hub)
+
+
+def _write_card(network: Any, folder: Path, place: str, hub: Any) -> None:
+    write_text(card(network, tried_recipe(network), place, hub), folder / CARD)
 
 
 def push(network: Any, repo_id: str, **options: Any) -> str:
@@ -39,10 +42,11 @@ def push(network: Any, repo_id: str, **options: Any) -> str:
     hub = _hub()
     token, private = options.pop("token"), options.pop("private")
     with tempfile.TemporaryDirectory() as folder:
-        write(network, Path(folder), repo_id)
+        write(network, Path(folder))  # what cannot be written makes no repository
         with _reached(f"{repo_id} cannot be uploaded to the hub"):
             api = hub.HfApi(token=token)
-            made = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            made = str(api.create_repo(repo_id, private=private, exist_ok=True).repo_id)
+            _write_card(network, Path(folder), made, hub)
             return str(api.upload_folder(repo_id=made, folder_path=folder, **options))
 
 

@@ -55,12 +55,13 @@ def bottom_up(saved: Saved, model: nn.Module | None, trust: bool) -> Capture:
     if recipe.call is None:
         why = f" ({recipe.why})" if recipe.why else ""
         raise FileError(
-            f"{path} was made from a {recipe.model} whose factory is not known{why}; pass the bottom-up model: {again}"
+            f"{path} was made from a {recipe.model} whose factory is not known{why}; pass the bottom-up model: "
+            f"{again}"
         )
     if not is_library_word(recipe.call.word) and not trust:
         raise FileError(
-            f"{path} was made from a model that {recipe.call} builds, which is no library's: load runs that code only "
-            f"with trust=True; or pass the bottom-up model: {again}"
+            f"{path} was made from a model that {recipe.call} builds, which is no library's: load runs that code "
+            f"only with trust=True; or pass the bottom-up model: {again}"
         )
     call = _where_it_is(recipe.call, path)
     with torch.random.fork_rng(devices=[]):

@@ -27,8 +27,8 @@ class Capture:
 
     ``graph_module`` shares nothing with the model; ``source`` is the model itself, never written to. Where a
     parameter or buffer of the graph has another name in the model, or none, ``tensors`` has it with its values.
-    Models of one ``fingerprint`` compute the same up to weights, settings and dropout, those of one ``identity`` are
-    built in the same way.
+    Models of one ``fingerprint`` compute the same up to weights, settings and dropout, those of one ``identity``
+    are built in the same way.
     """
 
     graph_module: fx.GraphModule

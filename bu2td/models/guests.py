@@ -109,7 +109,8 @@ class Transformers(Library):
         return [name] if is_of(model, self.package) and self._class(name) is type(model) else []
 
     def arguments(self, name: str, model: nn.Module, sizes: Wishes) -> Sequence[Wishes]:
-        changed = json.loads(json.dumps(model.config.to_diff_dict(), default=str))  # type: ignore[union-attr]
+        config: Any = model.config
+        changed = json.loads(json.dumps(config.to_diff_dict(), default=str))
         known = self.accepts(name)
         return [{}, sizes, {key: value for key, value in changed.items() if key in known}]
 

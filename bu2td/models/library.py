@@ -34,8 +34,8 @@ FORMS = (
     "package.module:factory or file.py:factory."
 )
 
-#: What a caller asks of a constructor: ``num_classes``, ``in_channels``, ``pretrained``, as far as they are given, and
-#: arguments of its own.
+#: What a caller asks of a constructor: ``num_classes``, ``in_channels``, ``pretrained``, as far as they are given,
+#: and arguments of its own.
 Wishes = Mapping[str, Any]
 
 

@@ -4,7 +4,17 @@ from bu2td.runtime.backbone import Backbone
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
 from bu2td.runtime.record import FORMAT, Recipe, Record
-from bu2td.runtime.sharing import register_shelf
+from bu2td.runtime.sharing import Shelf, register_shelf
 from bu2td.runtime.surface import described
 
-__all__ = ["Backbone", "PatchNetwork", "Recipe", "Record", "TopDownNetwork", "FORMAT", "described", "register_shelf"]
+__all__ = [
+    "Backbone",
+    "FORMAT",
+    "PatchNetwork",
+    "Recipe",
+    "Record",
+    "Shelf",
+    "TopDownNetwork",
+    "described",
+    "register_shelf",
+]

@@ -131,7 +131,7 @@ class Record:
     plan: Plan
     stages: Stages
     recipe: Recipe
-    origin: Origin = Origin()
+    origin: Origin
     pretrained_cfg: Any = None
     no_weight_decay: tuple[str, ...] = ()
     checkpointing: Checkpointing | None = None

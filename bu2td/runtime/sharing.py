@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 
-class Shelf(Protocol):
-    """Who reads and writes folders."""
+@dataclass(frozen=True)
+class Shelf:
+    """Who reads and writes folders.
 
-    def write(self, network: Any, folder: Path, repo_id: str | None = None) -> None:
-        """Write a network, and a card that tells of it, into a folder."""
+    Attributes:
+        write: (network, folder) -> writes a network, and a card that tells of it.
+        push: (network, repo_id, options) -> uploads such a folder, and returns the address of the commit.
+        read: (folder or repository, options) -> the network.
+    """
 
-    def push(self, network: Any, repo_id: str, **options: Any) -> str:
-        """Upload such a folder; returns the address of the commit."""
-
-    def read(self, place: str | os.PathLike[str], **options: Any) -> Any:
-        """Read a network from a folder, or from a repository of the hub."""
+    write: Callable[..., None]
+    push: Callable[..., str]
+    read: Callable[..., Any]
 
 
 _SHELVES: list[Shelf] = []

@@ -58,7 +58,9 @@ def test_a_copy_is_the_network(lenet: Any, way: Any) -> None:
     assert type(found).__name__ == type(lenet).__name__
     assert (found.plan, found.recipe, found.code) == (lenet.plan, lenet.recipe, lenet.code)
     names = [[n.name for n in part.graph.nodes] for part in lenet.modules() if isinstance(part, fx.GraphModule)]
-    assert [[n.name for n in part.graph.nodes] for part in found.modules() if isinstance(part, fx.GraphModule)] == names
+    assert [
+        [n.name for n in part.graph.nodes] for part in found.modules() if isinstance(part, fx.GraphModule)
+    ] == names
     assert not found.training
     assert found.train().training
     assert not lenet.training

@@ -1,4 +1,4 @@
-"""Files: what is loaded computes what was saved, and says how the bottom-up model is built only where that is so."""
+"""Files: what is loaded computes what was saved, and they name the call that builds a model where it does."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def net(num_classes=4):
 
 SIZES = {"in_channels": 3, "num_classes": 1000}
 
-#: (how the model is made, the word and the arguments that its file names); those of a new process are the first ones.
+#: (how the model is made, the word and the arguments that its file names); these are loaded in a new process.
 MADE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
     "timm": (
         lambda: timm.create_model("resnet10t", num_classes=10, in_chans=1, drop_path_rate=0.1, drop_rate=0.2),
@@ -79,11 +79,7 @@ MORE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
         "resnet10t",
         {**SIZES, "num_classes": 6},
     ),
-    "resnet18": (
-        lambda: torchvision.models.resnet18(num_classes=10),
-        "torchvision:resnet18",
-        {"num_classes": 10},
-    ),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), "torchvision:resnet18", {"num_classes": 10}),
     "stochastic depth": (
         lambda: torchvision.models.efficientnet_b0(num_classes=4, stochastic_depth_prob=0.3),
         "torchvision:efficientnet_b0",

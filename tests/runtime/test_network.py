@@ -1,12 +1,9 @@
 """The result of a conversion: what it offers, how it is saved, what other tools make of it."""
 
 import copy
-import json
-import pickle
 import re
 import warnings
 from dataclasses import FrozenInstanceError
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +12,7 @@ from nets import convert_baseline, make
 from torch import nn
 
 import bu2td
-from bu2td import capture
-from bu2td.errors import Bu2tdError, FileError, OptionError, ReductionError
+from bu2td.errors import OptionError, ReductionError
 from bu2td.models import baselines
 
 timm = pytest.importorskip("timm")

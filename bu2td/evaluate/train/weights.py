@@ -13,10 +13,10 @@ from bu2td.errors import FileError
 from bu2td.evaluate.data.sets import Data
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.model import Classifier, build_classifier
+from bu2td.io import is_safetensors, read_safetensors
 from bu2td.models.libraries import library_of
 from bu2td.models.words import create_model
 from bu2td.packages import imported
-from bu2td.io import is_safetensors, read_safetensors
 from bu2td.runtime import TopDownNetwork
 
 #: Under which names training loops keep weights in a checkpoint.

@@ -37,8 +37,8 @@ def load(
         its floats are of the file's types.
 
     Raises:
-        FileError: the file is missing, not one of ours, made from another bottom-up model, or does not tell how that
-            is built.
+        FileError: the file is missing, not one of ours, made from another bottom-up model, or does not tell how
+            that is built.
         MissingPackageError, UnknownModelError: the recipe's model cannot be built.
         OptionError: the device is not there.
     """

@@ -121,9 +121,9 @@ def _check_unchanged(network: TopDownNetwork, twin: TopDownNetwork) -> None:
     named = ", ".join(path or "its graph" for path in inner[:_SHOWN])
     more = f" and {len(inner) - _SHOWN} more" if len(inner) > _SHOWN else ""
     raise CopyError(
-        f"the network was changed since it was converted ({named}{more}), which a file of recipe and weights does not "
-        f"hold: bu2td.load would build it as it was. torch.save(td, file) keeps it as it is; or change the bottom-up "
-        f"model, and convert that"
+        f"the network was changed since it was converted ({named}{more}), which a file of recipe and weights does "
+        f"not hold: bu2td.load would build it as it was. torch.save(td, file) keeps it as it is; or change the "
+        f"bottom-up model, and convert that"
     )
 
 
