@@ -60,7 +60,8 @@ def _trained(seed: str, start: str, model: Any, args: Any, order: int, extra: An
     )
     common = {"seed": seed, "start": start}
     rows = [{**common, "step": step, "part": round(found, 4)} for step, found in looks]
-    rows[-1] |= {"accuracy": accuracy(model, *(t[:TESTED] for t in test_set)), "ms_per_step": round(1e3 * seconds, 1)}
+    rows[-1] |= {"accuracy": accuracy(model, *(t[:TESTED] for t in test_set))}
+    rows[-1] |= {"ms_per_step": round(1e3 * seconds, 1)}
     return rows
 
 
