@@ -5,20 +5,22 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-from torch import Tensor, nn
+from bu2td.errors import Bu2tdError, FileError, PretrainedWarning, nearest
 
-from bu2td.errors import Bu2tdError, FileError, nearest
-from bu2td.models.baselines import INPUT_SIZES
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FAILED, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+STOPPED = "bu2td: interrupted"
 
 MODEL_HELP = (
     "timm's NAME, LIBRARY:NAME (torchvision, pytorchcv, transformers, monai, or bu2td, the paper's baselines), "
@@ -38,17 +40,46 @@ def respond(options: argparse.Namespace) -> int:
     try:
         with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", PretrainedWarning)
+            warnings.showwarning = _say
             answer = options.run(options)
         print(answer, flush=True)
     except Bu2tdError as error:
         print(f"bu2td: {type(error).__name__}: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _let_go_of_stdout()
         return PIPE_CLOSED
     return int(options.status)
+
+
+def _say(message: Warning | str, *where: Any, **more: Any) -> None:
+    """A warning of bu2td as one line, as errors are."""
+    print(f"bu2td: {type(message).__name__}: {message}", file=sys.stderr)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End the process with one line where it is interrupted: importing large packages takes seconds.
+
+    What is interrupted there is half imported, and some packages turn the interruption into an error of theirs.
+    """
+
+    def stop(*_: Any) -> NoReturn:
+        os.write(2, f"{STOPPED}\n".encode())
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _let_go_of_stdout() -> None:
@@ -92,6 +123,32 @@ class Parser(argparse.ArgumentParser):
 def about(text: str, **settings: str) -> dict[str, Any]:
     """Settings of a command's parser: what it does, in the list of commands and above its own help."""
     return {"help": text, "description": f"{text[0].upper()}{text[1:]}.", **settings}
+
+
+#: The commands: settings of their parsers.
+ABOUT = {
+    "inspect": about("show the levels of a model and what each arrangement costs"),
+    "convert": about("convert a model and save the network (bu2td.load reads it)"),
+    "export": about("write a network as ONNX, of a file that bu2td convert wrote or of a model"),
+    "draw": about("draw the bottom-up and the top-down network side by side"),
+    "zoo": about(
+        "convert every classifier of torchvision and timm, or of others, and keep what became of each in a table",
+        epilog="Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 "
+        "for an error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards "
+        "that run at the same time need files of their own; joined by cat, they make one FILE.",
+    ),
+    "erf": about(
+        "show the receptive fields of a model and of its top-down network, level by level",
+        epilog="Fields are in pixels. A size with + sees the whole image besides, through a global gate.",
+    ),
+    "evaluate": about(
+        "train and compare bottom-up and top-down networks: accuracy, robustness, explanation",
+        epilog="Settings come from --preset, then --config, then flags. With --resume, and for the experiments, "
+        "what is not given comes from the run in FOLDER, and what is given adds to it. Lists are written with "
+        "commas or spaces. Under torchrun, trainings share their batches and experiments their parts among the "
+        "processes.",
+    ),
+}
 
 
 # --- lists --------------------------------------------------------------------------------------------
@@ -274,6 +331,10 @@ def numbers(count: int | None, form: str) -> Callable[[list[str]], tuple[int, ..
 
 def example_inputs(options: argparse.Namespace, model: nn.Module) -> Tensor | None:
     """The image size asked for, else a baseline's own, else None (bu2td's choice)."""
+    import torch
+
+    from bu2td.models.baselines import INPUT_SIZES
+
     size = options.input_size or INPUT_SIZES.get(options.model.removeprefix("bu2td:"))
     if size is None:
         return None

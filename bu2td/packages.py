@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import re
 import warnings
 from typing import Any
 
 from bu2td.errors import MissingPackageError
+
+
+def advice(extra: str) -> str:
+    """What installs an extra of bu2td, from a package index and from a checkout."""
+    return f"pip install 'bu2td[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
 
 
 def imported(module: str, pip: str | None = None, why: str = "") -> Any:
@@ -27,8 +33,10 @@ def imported(module: str, pip: str | None = None, why: str = "") -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)  # of the package about its own imports
             return importlib.import_module(module)
     except ImportError as error:
+        extra = re.fullmatch(r"'?bu2td\[([\w,]+)\]'?", pip)
+        command = advice(extra[1]) if extra else f"pip install {pip}"
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            message = f"{package} is not installed. Run: pip install {pip}"
+            message = f"{package} is not installed. Run: {command}"
         else:
             lines = str(error).splitlines()
             message = (

@@ -12,6 +12,7 @@ that no pair of layers has to be chosen: every level of the top-down network lea
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -95,7 +96,7 @@ def start_network(
     start: str, model: nn.Module, images: Tensor, seed: int
 ) -> tuple[bu2td.TopDownNetwork, Loss, list[nn.Parameter]]:
     """A top-down network of a trained bottom-up one, the loss to train it with, and what is trained beside it."""
-    inherit = "matching" if start == "inherited" else None
+    inherit: Any = "matching" if start == "inherited" else "none"
     td = bu2td.convert(model, inherit=inherit, example_inputs=images[:1], seed=seed)
     if start != "distilled":
         return td, from_labels, []

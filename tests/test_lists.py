@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from bu2td.arguments import ListAction, Parser, add_list, numbers, parse_arrangements, split_list
-from bu2td.cli.program import _parser as build_parser
+from bu2td.cli.program import build_parser
 
 #: Items for lists that take numbers, or nothing else; (items, how many)
 _NUMBERS = ("3", "16", "16")

@@ -8,12 +8,11 @@ import json
 import torch
 
 import bu2td
-from bu2td.arguments import about, add_input_size, add_json, add_model, check_folder, example_inputs
+from bu2td.arguments import add_input_size, add_json, add_model, check_folder, example_inputs
 from bu2td.cli.structure import add_structure, structure
+from bu2td.errors import OptionError
 from bu2td.models import create_model
-from bu2td.options import Options
-
-ABOUT = about("convert a model and save the network (bu2td.load reads it)")
+from bu2td.options import INHERITS, Options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_structure(parser)
     parser.add_argument(
         "--inherit",
-        choices=("matching",),
-        help="copy every weight whose role and shape survive (a factory may load trained ones)",
+        choices=INHERITS,
+        help="matching: copy every weight whose role and shape survive; none: start from new ones, without a "
+        "warning that trained ones are not used",
+    )
+    parser.add_argument("--num-classes", type=int, metavar="N", help="of the model; default: its own")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="build the model with its library's weights (may download them)"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the initial weights")
     parser.add_argument(
@@ -43,7 +47,11 @@ def run(options: argparse.Namespace) -> str:
     check_folder(options.output)
     if options.seed is not None and 0 <= options.seed < 2**63:
         torch.manual_seed(options.seed)  # a factory's own random weights, which --inherit copies
-    model = create_model(options.model, device="cpu")
+    if options.num_classes is not None and options.num_classes < 1:
+        raise OptionError(f"--num-classes {options.num_classes} must be at least 1")
+    model = create_model(
+        options.model, device="cpu", num_classes=options.num_classes, pretrained=options.pretrained
+    )
     network = bu2td.convert(
         model,
         options.arrangement,

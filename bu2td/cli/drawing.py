@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 
 import bu2td
-from bu2td.arguments import about, add_input_size, add_model
+from bu2td.arguments import add_input_size, add_model
 from bu2td.cli.structure import add_structure, analysis_of, structure
 from bu2td.draw import check_path, draw
-
-ABOUT = about("draw the bottom-up and the top-down network side by side")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

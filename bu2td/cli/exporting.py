@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import bu2td
-from bu2td.arguments import about, add_input_size, add_model, check_folder, example_inputs
+from bu2td.arguments import add_input_size, add_model, check_folder, example_inputs
 from bu2td.cli.structure import add_structure, structure
 from bu2td.errors import OptionError
 from bu2td.models import create_model
 from bu2td.options import Options
-
-ABOUT = about("write a network as ONNX, of a file that bu2td convert wrote or of a model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,22 +9,12 @@ from typing import Any
 from torch import nn
 
 import bu2td
-from bu2td.arguments import (
-    about,
-    add_input_size,
-    add_json,
-    add_list,
-    add_model,
-    arrangement_word,
-    parse_arrangements,
-)
+from bu2td.arguments import add_input_size, add_json, add_list, add_model, arrangement_word, parse_arrangements
 from bu2td.cli.structure import analysis_of
 from bu2td.errors import OptionError
 from bu2td.ir import Analysis, Cost, Plan, format_table
 from bu2td.measure import training_memory
 from bu2td.options import ARRANGEMENTS
-
-ABOUT = about("show the levels of a model and what each arrangement costs")
 
 _BYTES_PER_VALUE = 4
 _MIB = 2**20

@@ -1,30 +1,29 @@
 """The command line: ``bu2td`` with `inspect`, `convert`, `export`, `draw`, `zoo`, `erf` or `evaluate`.
 
-A command is a module: ``ABOUT`` are the settings of its parser, ``add_arguments`` fills it, and ``run`` answers.
-Everything runs inside `main`, which turns an error of bu2td into one line on stderr and exit status 2. A
-command returns its answer as text; until then stdout is closed to everybody else (a model's own code may
-print), so that ``--json`` is JSON and nothing but JSON.
+A command is a module, imported when it is chosen: `bu2td.arguments.ABOUT` has the settings of its parser,
+``add_arguments`` fills it, and ``run`` answers. Everything runs inside `main`, which turns an error of bu2td into
+one line on stderr and exit status 2. A command returns its answer as text; until then stdout is closed to everybody
+else (a model's own code may print), so that ``--json`` is JSON and nothing but JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+import sys
+from collections.abc import Collection, Sequence
 
-import bu2td
-import bu2td.erf.command
-import bu2td.evaluate.command
-from bu2td.arguments import Parser, respond
-from bu2td.cli import conversion, drawing, exporting, inspection, zoo
+from bu2td.arguments import ABOUT, Parser, respond, stoppable
+from bu2td.version import __version__
 
-COMMANDS: dict[str, Any] = {
-    "inspect": inspection,
-    "convert": conversion,
-    "export": exporting,
-    "draw": drawing,
-    "zoo": zoo,
-    "erf": bu2td.erf.command,
-    "evaluate": bu2td.evaluate.command,
+#: Where each command is.
+COMMANDS = {
+    "inspect": "bu2td.cli.inspection",
+    "convert": "bu2td.cli.conversion",
+    "export": "bu2td.cli.exporting",
+    "draw": "bu2td.cli.drawing",
+    "zoo": "bu2td.cli.zoo",
+    "erf": "bu2td.erf.command",
+    "evaluate": "bu2td.evaluate.command",
 }
 
 
@@ -41,13 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: by argparse, for ``--help``, ``--version`` (status 0) and malformed arguments (status 2).
     """
-    return respond(_parser().parse_args(arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with stoppable():
+        parser = build_parser([word for word in words if word in COMMANDS][:1])
+    return respond(parser.parse_args(words))
 
 
-def _parser() -> Parser:
+def build_parser(chosen: Collection[str] = tuple(COMMANDS)) -> Parser:
+    """The parser, with the arguments of the chosen commands alone; the others are only named."""
     parser = Parser(prog="bu2td", description="Turn a bottom-up convolutional network into its top-down network.")
-    parser.add_argument("--version", action="version", version=f"bu2td {bu2td.__version__}")
+    parser.add_argument("--version", action="version", version=f"bu2td {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, command in COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, **command.ABOUT))
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, **ABOUT[name])
+        if name in chosen:
+            importlib.import_module(module).add_arguments(command)
     return parser

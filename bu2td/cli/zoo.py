@@ -5,19 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bu2td.arguments import about, add_json, add_list, add_run, check_folder
+from bu2td.arguments import add_json, add_list, add_run, check_folder
 from bu2td.models.libraries import LIBRARIES
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo import DEFAULT_LIBRARIES, TIMEOUT, describe, finish, list_zoo, select, summarise, sweep
 
 FAULTS_FOUND = 1
-
-ABOUT = about(
-    "convert every classifier of torchvision and timm, or of others, and keep what became of each in a table",
-    epilog="Exit status: 0, refused networks included; 1 where a network failed, which is a fault of bu2td; 2 for "
-    "an error. A sweep that was stopped goes on with --resume; rows deleted from FILE run again. Shards that run "
-    "at the same time need files of their own; joined by cat, they make one FILE.",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

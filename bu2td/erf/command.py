@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.arguments import (
+    ABOUT,
     Parser,
-    about,
     add_input_size,
     add_json,
     add_list,
@@ -47,16 +47,10 @@ from bu2td.models import create_model
 MODES = ("theory", "gradient", "both")
 SIDES = ("bottom-up", "top-down")
 
-#: Settings of the parser, here and in ``bu2td erf``.
-ABOUT = about(
-    "show the receptive fields of a model and of its top-down network, level by level",
-    epilog="Fields are in pixels. A size with + sees the whole image besides, through a global gate.",
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; see `bu2td.arguments.respond`."""
-    parser = Parser(prog="python -m bu2td.erf", **{k: v for k, v in ABOUT.items() if k != "help"})
+    parser = Parser(prog="python -m bu2td.erf", **{k: v for k, v in ABOUT["erf"].items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))
 

@@ -9,19 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bu2td.arguments import Parser, add_json, add_list, respond
+from bu2td.arguments import ABOUT, Parser, add_json, add_list, respond
 from bu2td.errors import OptionError
 from bu2td.evaluate.settings import FIELDS, check, converted, flag_type, given, list_presets, read_settings, to_yaml
 from bu2td.ir import format_table
-
-#: Settings of the parser, here and in ``bu2td evaluate``.
-ABOUT: dict[str, Any] = {
-    "help": "train and compare bottom-up and top-down networks: accuracy, robustness, explanation",
-    "description": "Train and compare bottom-up and top-down networks: accuracy, robustness, explanation.",
-    "epilog": "Settings come from --preset, then --config, then flags. With --resume, and for the experiments, "
-    "what is not given comes from the run in FOLDER, and what is given adds to it. Lists are written with commas "
-    "or spaces. Under torchrun, trainings share their batches and experiments their parts among the processes.",
-}
 
 _STAGES = {
     "all": "train, attack, corrupt, look at frequencies, explain, and write the report",
@@ -60,7 +51,7 @@ _VARIED = ("lr", "batch_size", "weight_decay")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; see `bu2td.arguments.respond`."""
-    parser = Parser(prog="python -m bu2td.evaluate", **{k: v for k, v in ABOUT.items() if k != "help"})
+    parser = Parser(prog="python -m bu2td.evaluate", **{k: v for k, v in ABOUT["evaluate"].items() if k != "help"})
     add_arguments(parser)
     return respond(parser.parse_args(arguments))
 

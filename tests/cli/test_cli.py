@@ -253,7 +253,7 @@ def test_interrupted(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(structure, "create_model", interrupt)
-    assert run("inspect", LENET) == (130, "", "")
+    assert run("inspect", LENET) == (130, "", "bu2td: interrupted\n")
 
 
 def test_warnings_are_back_afterwards(run: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bu2td.errors import MissingPackageError, OptionError
 from bu2td.evaluate.robustness.candidates import Search
+from bu2td.packages import advice
 
 try:
     with warnings.catch_warnings():
@@ -34,7 +35,7 @@ try:
         from foolbox.distances import l2
 except ImportError as error:
     raise MissingPackageError(
-        f"attacks need foolbox ({error}). Run: pip install 'bu2td[evaluate]' (or pip install foolbox)"
+        f"attacks need foolbox ({error}). Run: {advice('evaluate')}, or pip install foolbox"
     ) from error
 
 
