@@ -30,7 +30,9 @@ def test_parametrised_weights(trainable: Any, plain: Any) -> None:
     by_hand(plain, lambda weight: weight / 2)
     assert relative(net(images()), plain(images())) < 1e-5
     loss(net(images()), labels()).backward()
-    found = net.get_parameter("head.fc.weight" if hasattr(net.head, "fc") else list(dict(net.named_parameters()))[-2])
+    found = net.get_parameter(
+        "head.fc.weight" if hasattr(net.head, "fc") else list(dict(net.named_parameters()))[-2]
+    )
     assert relative(found.grad, list(gradients(plain).values())[-2]) < 1e-4
 
 
