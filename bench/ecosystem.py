@@ -3,8 +3,8 @@
     python bench/ecosystem.py                     all, into bench/results/ecosystem.* and docs/ecosystem.md
     python bench/ecosystem.py --match lightning   some of them; the other rows stay
 
-A client is a file of tests/ecosystem/; its first line says what it is, what to install, and what is compared. A form
-works if every test of the client passes with it; clients that train are not tried with one that does not.
+A client is a file of tests/ecosystem/; its first line says what it is, what to install, and what is compared. A
+form works if every test of the client passes with it; clients that train are not tried with one that does not.
 """
 
 import argparse

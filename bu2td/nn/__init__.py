@@ -2,6 +2,7 @@
 
 from bu2td.nn.act import ScaledSiLU
 from bu2td.nn.assigned import assigned
+from bu2td.nn.bare import is_bare, is_hooked
 from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
@@ -28,6 +29,8 @@ __all__ = [
     "Upsample",
     "assigned",
     "gaussian_resample",
+    "is_bare",
+    "is_hooked",
     "is_transformed",
     "made",
     "reduced",
