@@ -16,9 +16,9 @@ _AUTOCAST = ("cpu", "cuda", "xpu", "mps")
 def undisturbed() -> Iterator[None]:
     """Keep what the caller's own code is under away from a call; also a decorator.
 
-    A default device (``with torch.device("meta")``, `torch.set_default_device`), inference mode, `torch.no_grad` and
-    autocast around a conversion are meant for the caller's own tensors. A network is made as it is without them: its
-    device, dtype and gradients are those of the model that it is made of.
+    A default device (``with torch.device("meta")``, `torch.set_default_device`), inference mode, `torch.no_grad`
+    and autocast around a conversion are meant for the caller's own tensors. A network is made as it is without
+    them: its device, dtype and gradients are those of the model that it is made of.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

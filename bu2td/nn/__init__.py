@@ -2,6 +2,7 @@
 
 from bu2td.nn.act import ScaledSiLU
 from bu2td.nn.assigned import assigned
+from bu2td.nn.bare import is_bare, is_hooked
 from bu2td.nn.containers import Named, Numbered, contain
 from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
@@ -34,6 +35,8 @@ __all__ = [
     "assigned",
     "contain",
     "gaussian_resample",
+    "is_bare",
+    "is_hooked",
     "is_transformed",
     "made",
     "reduced",

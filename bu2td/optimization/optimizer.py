@@ -62,7 +62,7 @@ def optimize(
     device = next(network.parameters()).device.type
     count = _count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
     shape = _shape(network, image_size)
-    twin = copy.deepcopy(network)
+    twin = _copied(network)
     twin.set_grad_checkpointing(False)
     choose = Chooser(mode, device, count, rules, force)
     transform(twin, choose, shape)
@@ -75,6 +75,16 @@ def optimize(
             twin.set_grad_checkpointing(True, **network.checkpointing)
         twin.train(network.training)
     return twin
+
+
+def _copied(network: TopDownNetwork) -> TopDownNetwork:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise OptimizeError(
+            f"the network cannot be copied ({str(error).splitlines()[0]}); remove what copy.deepcopy cannot copy "
+            f"(weights that hooks compute, open files), or optimise first"
+        ) from error
 
 
 def _check(network: Any, mode: Any) -> None:

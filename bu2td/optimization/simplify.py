@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample, reduced
+from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample, is_hooked, reduced
 from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
 from bu2td.runtime import TopDownNetwork
@@ -133,7 +133,7 @@ def conv_forms(
 
 
 def _is_nearest(module: nn.Module | None) -> bool:
-    return isinstance(module, Upsample) and module.mode == "nearest"
+    return isinstance(module, Upsample) and module.mode == "nearest" and not is_hooked(module)
 
 
 def _read_low(
@@ -206,7 +206,12 @@ def _split_merge(
 
 
 def _can_split(merge: nn.Module | None) -> bool:
-    if type(merge) is not Merge or merge.join == "add" or (merge.preactivation and merge.beside()):
+    if (
+        type(merge) is not Merge
+        or is_hooked(merge)
+        or merge.join == "add"
+        or (merge.preactivation and merge.beside())
+    ):
         return False
     conv: Any = merge.conv
     return can_read_low(conv) and conv.groups == 1 and tuple(conv.dilation) == (1, 1)
@@ -354,7 +359,8 @@ def _global_mean(part: fx.GraphModule, node: fx.Node) -> bool | None:
     """Whether a global average pooling keeps its two dimensions; None for any other node."""
     if node.op == "call_module":
         pool: Any = part.get_submodule(str(node.target))
-        return True if type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) else None
+        found = type(pool) is nn.AdaptiveAvgPool2d and pool.output_size in (1, (1, 1)) and not is_hooked(pool)
+        return True if found else None
     if node.op != "call_method" or node.target != "mean" or set(node.kwargs) - {"keepdim"}:
         return None
     where = [*node.args[1:]]

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from bu2td.ir import Stage, Stages
-from bu2td.nn import Joining, Upsample, is_transformed
+from bu2td.nn import Joining, Upsample, is_hooked, is_transformed
 
 #: Norms whose result nobody keeps: an activation may overwrite it.
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -100,7 +100,7 @@ def _checkpoint(function: Callable[..., Any], modules: Sequence[nn.Module], *arg
 
 def _nested(unit: Any, x: Tensor) -> Any:
     """A conv unit that is computed again on its own, inside of a segment."""
-    if _is_hooked(unit):
+    if is_hooked(unit):
         return _checkpoint(unit, [unit], x)
     return _checkpoint(_lean, [unit], list(unit.children()), x)
 
@@ -113,7 +113,7 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Run modules in a row; of a ReLU behind a norm the mask is kept, not the result."""
     before = None
     for part in parts:
-        lean = type(part) is nn.ReLU and type(before) in _NORMS and not _is_hooked(part)
+        lean = type(part) is nn.ReLU and type(before) in _NORMS and not is_hooked(part)
         lean = lean and x.requires_grad and not torch.compiler.is_compiling() and not is_transformed()
         x = masked_relu(x) if lean else part(x)
         before = part
@@ -124,10 +124,6 @@ def _is_lean(merge: Any) -> bool:
     """Whether the second half of a merge stores no more than its input and a mask."""
     kinds = [type(part) for part in merge.after()]
     return kinds[:1] != [] and kinds[0] in _NORMS and kinds[1:] in ([], [nn.ReLU])
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 _CALLS: dict[str, Callable[..., Any]] = {

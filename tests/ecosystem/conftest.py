@@ -1,4 +1,4 @@
-"""Every client gets a network of its own in all forms; what clients warn about is theirs, what we warn about is not."""
+"""Every client gets a network of its own in all forms; what clients warn about is theirs, not what we do."""
 
 import copy
 from pathlib import Path

@@ -86,3 +86,17 @@ def client(module: str) -> Any:
             return importlib.import_module(module)
         except ModuleNotFoundError as error:
             pytest.skip(f"{error.name} is not installed")
+
+
+def step(net: nn.Module, rate: float = 0.1) -> None:
+    """One step of plain gradient descent on the batch, by hand."""
+    found = gradients(net)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            p -= rate * found[name]
+    net.zero_grad()
+
+
+def state(net: nn.Module) -> dict[str, Tensor]:
+    """Weights and norm statistics."""
+    return {name: tensor for name, tensor in net.state_dict().items() if tensor.is_floating_point()}

@@ -1,4 +1,4 @@
-"""Averaged weights (torch, timm, torch-ema): averages are those of the weights, and their norms are estimated anew."""
+"""Averaged weights (torch, timm, torch-ema): averages are those of the weights, norms are estimated anew."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Counters (torch, fvcore, ptflops, thop): multiply-accumulates are those of the plan, plus what the pyramid takes."""
+"""Counters (torch, fvcore, ptflops, thop): multiply-accumulates are the plan's, plus the pyramid's."""
 
 from typing import Any
 
@@ -29,7 +29,9 @@ def test_torch_counts_savings(network: Any, plain: Any) -> None:
 
 
 def test_fvcore(plain: Any) -> None:
-    assert near(client("fvcore.nn").FlopCountAnalysis(plain, images(1)).unsupported_ops_warnings(False).total(), plain)
+    assert near(
+        client("fvcore.nn").FlopCountAnalysis(plain, images(1)).unsupported_ops_warnings(False).total(), plain
+    )
 
 
 @pytest.mark.parametrize("backend", ["pytorch", "aten"])

@@ -1,4 +1,4 @@
-"""torch.func (torch): stacked networks, gradients per sample, tangents and second derivatives are those of a loop."""
+"""torch.func (torch): stacked networks, gradients per sample, tangents, second derivatives are those of a loop."""
 
 import copy
 from typing import Any

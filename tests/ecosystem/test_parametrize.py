@@ -30,20 +30,40 @@ def test_parametrised_weights(trainable: Any, plain: Any) -> None:
     by_hand(plain, lambda weight: weight / 2)
     assert relative(net(images()), plain(images())) < 1e-5
     loss(net(images()), labels()).backward()
-    found = net.get_parameter("head.fc.weight" if hasattr(net.head, "fc") else list(dict(net.named_parameters()))[-2])
-    assert relative(found.grad, list(gradients(plain).values())[-2]) < 1e-4
+    expected = gradients(plain)
+    for name, conv in net.named_modules():
+        if f"{name}.weight" in expected and isinstance(conv, nn.Conv2d):
+            found = conv.parametrizations.weight.original.grad * 2
+            assert (found - expected[f"{name}.weight"]).abs().max() < 1e-4 * max(
+                1, expected[f"{name}.weight"].abs().max()
+            )
 
 
-def test_pruned_weights(trainable: Any, plain: Any) -> None:
-    net = trainable.eval()
-    for conv in convs(net):
-        prune.l1_unstructured(conv, "weight", amount=0.5)
-    masks = iter([conv.weight_mask for conv in convs(net)])
-    by_hand(plain, lambda weight: weight * next(masks))
-    assert relative(net(images()), plain(images())) < 1e-5
-    for conv in convs(net):
+def test_pruned_weights_train(trainable: Any, plain: Any) -> None:
+    for net in (trainable, plain.train()):
+        for conv in convs(net):
+            prune.l1_unstructured(conv, "weight", amount=0.5)
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss(net(images()), labels()).backward()
+            optimizer.step()
+    assert relative(trainable.eval()(images()), plain.eval()(images())) < 1e-4
+    for conv in convs(trainable):
         prune.remove(conv, "weight")
-    assert relative(net(images()), plain(images())) < 1e-5
+    assert relative(trainable(images()), plain(images())) < 1e-4
+
+
+def test_hooks_see_every_layer(trainable: Any, plain: Any) -> None:
+    seen: list[list[str]] = []
+    for net in (trainable, plain.train()):
+        calls: list[str] = []
+        seen.append(calls)
+        for name, conv in net.named_modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.register_forward_hook(lambda *_, name=name, calls=calls: calls.append(name))
+        net(images())
+    assert sorted(seen[0]) == sorted(seen[1])
 
 
 def test_norms_of_weights(trainable: Any, plain: Any) -> None:

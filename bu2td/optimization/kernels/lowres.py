@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bu2td.nn import is_bare
 from bu2td.optimization.kernels.ordinary import is_exporting
 
 Pair = tuple[int, int]
@@ -83,10 +84,15 @@ def same_padding(conv: nn.Conv2d) -> Pair | None:
 def can_read_low(conv: nn.Module) -> bool:
     """Whether a convolution has a form that reads a nearest-upsampled map at low resolution.
 
-    It must be exactly `torch.nn.Conv2d` (a subclass may do something to its weights), of stride 1, and keep the
-    size of its map by zero padding.
+    It must be a plain `torch.nn.Conv2d` (see `bu2td.nn.is_bare`), of stride 1, and keep the size of its map by zero
+    padding.
     """
-    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or tuple(conv.stride) != (1, 1):
+    if (
+        not is_bare(conv)
+        or not isinstance(conv, nn.Conv2d)
+        or conv.padding_mode != "zeros"
+        or tuple(conv.stride) != (1, 1)
+    ):
         return False
     padding = same_padding(conv)
     spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bu2td.nn import Joining, Merge, is_transformed
+from bu2td.nn import Joining, Merge, is_bare, is_transformed
 from bu2td.optimization.kernels.lowres import Pair, sums_matrix, upsampled_conv
 from bu2td.optimization.kernels.ordinary import takes_ordinary
 from bu2td.optimization.kernels.winograd import trained_winograd_conv
@@ -72,7 +73,12 @@ class SplitMerge(nn.Module, Joining):
         return self.rest(self.first(x, lateral))
 
     def first(self, x: Tensor, lateral: Tensor) -> Tensor:
-        """The convolutions."""
+        """The convolutions; the merge as it was, where its convolution has become another layer, or is hooked."""
+        if not is_bare(self.conv):
+            if self.factor != (1, 1):
+                x = F.interpolate(x, size=lateral.shape[-2:], mode="nearest")
+            joined = x + lateral if self.join == "add_concat" else x
+            return self.conv(torch.cat([joined, lateral], dim=1))
         of_x, of_lateral = self.kernels()
         padding: Any = self.conv.padding
         kernel: Any = self.conv.kernel_size
