@@ -7,9 +7,11 @@ import importlib
 from typing import Any
 
 from bu2td.conversion import analyze, convert, verify
+from bu2td.detection import Backbone, backbone
 from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
 from bu2td.ir import Analysis, Dim, Plan
+from bu2td.maps import dense
 from bu2td.measure import training_memory
 from bu2td.ops import (
     Activation,
@@ -32,16 +34,18 @@ from bu2td.ops import (
     unregister_converter,
 )
 from bu2td.optimization import optimize
-from bu2td.runtime import PatchNetwork, TopDownNetwork
+from bu2td.runtime import DenseNetwork, PatchNetwork, TopDownNetwork
 from bu2td.version import __version__ as __version__
 
 __all__ = [
     "Activation",
     "Analysis",
+    "Backbone",
     "Bu2tdError",
     "Change",
     "Converter",
     "Convolution",
+    "DenseNetwork",
     "Dim",
     "Dropout",
     "Expr",
@@ -57,7 +61,9 @@ __all__ = [
     "Term",
     "TopDownNetwork",
     "analyze",
+    "backbone",
     "convert",
+    "dense",
     "erf",
     "evaluate",
     "load",

@@ -21,7 +21,7 @@ import networkx
 FLOORS = (
     *("errors", "files", "packages", "version", "nn", "options", "models", "ir", "ops", "graph"),
     *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "verification", "runtime"),
-    *("conversion", "optimization", "io", "bu2td"),
+    *("conversion", "maps", "detection", "optimization", "io", "bu2td"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),
 )
 #: What a converter is written with.
