@@ -34,7 +34,7 @@ from bu2td.ops import (
     unregister_converter,
 )
 from bu2td.optimization import optimize
-from bu2td.runtime import DenseNetwork, PatchNetwork, TopDownNetwork
+from bu2td.runtime import PatchNetwork, PixelNetwork, TopDownNetwork
 from bu2td.version import __version__ as __version__
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "Change",
     "Converter",
     "Convolution",
-    "DenseNetwork",
+    "PixelNetwork",
     "Dim",
     "Dropout",
     "Expr",

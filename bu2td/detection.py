@@ -59,6 +59,7 @@ def backbone(
     Raises:
         OptionError: a width that is none, or options where nothing is converted.
         ReductionError: the network has no such levels.
+        OptimizeError: a converted network that is optimised for inference.
         MissingPackageError: torchvision is not installed.
         TypeError, ModelOutputError, Bu2tdError: as `bu2td.dense`.
     """

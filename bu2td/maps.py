@@ -14,13 +14,13 @@ from bu2td.conversion import convert
 from bu2td.errors import ModelOutputError, OptionError, nearest
 from bu2td.ir import Analysis
 from bu2td.ops import meta_copy
-from bu2td.runtime import DenseNetwork, TopDownNetwork, check_classes, check_head, dense_network
+from bu2td.runtime import PixelNetwork, TopDownNetwork, check_classes, check_head, pixel_network
 
 #: Height and width of the images that a network is tried with, where no others are given.
 _SIZE = 224
 
 
-def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", **options: Any) -> DenseNetwork:
+def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", **options: Any) -> PixelNetwork:
     """Make a network that scores every pixel: a top-down network whose finest features go to a head of maps.
 
     Args:
@@ -34,7 +34,7 @@ def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", 
             then upsampled to the image's size, bilinearly.
 
     Returns:
-        A `DenseNetwork`, in the mode of the converted network. Its head starts from the conversion's seed.
+        A `PixelNetwork`, in the mode of the converted network. Its head starts from the conversion's seed.
 
     Raises:
         OptionError: an unknown head, no number of classes, or options where nothing is converted.
@@ -45,12 +45,10 @@ def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", 
     """
     check_head(head)
     check_classes(num_classes)
-    return dense_network(converted(model, options, ("head",)), num_classes, head)
+    return pixel_network(converted(model, options, ("head",)), num_classes, head)
 
 
-def converted(
-    model: nn.Module | Analysis, options: Mapping[str, Any], own: Sequence[str] = ()
-) -> TopDownNetwork:
+def converted(model: nn.Module | Analysis, options: Mapping[str, Any], own: Sequence[str] = ()) -> TopDownNetwork:
     """The top-down network of what `dense` takes.
 
     Args:
@@ -79,9 +77,8 @@ def converted(
     found = None if isinstance(model, Analysis) else find_encoder(model, options.get("example_inputs"))
     if found is None:
         raise ModelOutputError(
-            f"{refused}. A network of pixels can be made of a classifier, or of a network with an encoder: a module "
-            f"that reads the image and returns the coarsest maps of all. There is none here; pass the encoder with "
-            f"a global pool and a classifier behind it"
+            f"{refused}. No encoder is found in it: a module that reads the image and returns the coarsest maps of "
+            f"all; pass the layers that reduce resolution, with a global pool and a classifier behind them"
         ) from None
     network = convert(EncoderClassifier(found), **options)
     note = f"made of {found.name or 'the maps'} of {type(model).__name__}; what is behind is left out"
@@ -151,7 +148,9 @@ def find_encoder(model: nn.Module, example_inputs: Tensor | None = None) -> Enco
     ]
     coarsest = max((each for call in reductions for each in call), default=1)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
-    able = [(order[call.name], call, found) for call, found in zip(own, reductions, strict=True) if call.reads_image]
+    able = [
+        (order[call.name], call, found) for call, found in zip(own, reductions, strict=True) if call.reads_image
+    ]
     for _, call, found in sorted(able, key=lambda each: each[0]):
         if coarsest > 1 and coarsest in found:
             index = len(found) - 1 - found[::-1].index(coarsest)

@@ -36,7 +36,9 @@ class Objects:
 def load_objects(name: str, test: bool) -> Objects:
     """Objects of a data set, such as "digits"; those of test scenes are in no training scene."""
     data = load_data(name)
-    pairs = [data.test[i] for i in range(len(data.test))] if test else [data.train[i] for i in range(len(data.train))]
+    pairs = (
+        [data.test[i] for i in range(len(data.test))] if test else [data.train[i] for i in range(len(data.train))]
+    )
     return Objects(torch.stack([i for i, _ in pairs]), torch.tensor([label for _, label in pairs]), data.classes)
 
 

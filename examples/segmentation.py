@@ -5,15 +5,17 @@
 
 Scenes are several objects of a data set on a textured background; every pixel has a class. All three networks have
 the same encoder, but for its width: FCN (Long et al., 2015) adds scores of its three coarsest levels, U-Net
-(Ronneberger et al., 2015; written here) has a decoder with skip connections, and `bu2td.dense` turns the encoder, as
-the classifier that it is, into a top-down network. FCN sets the budget; the others have the width with which an image
-costs most nearly as many multiply-accumulates. Images, order, optimiser and epochs are the same, the networks of a
-seed see the same scenes. Scores are those after the last epoch on scenes of other objects; nothing is selected.
+(Ronneberger et al., 2015; written here) has a decoder with skip connections, and `bu2td.dense` turns the encoder,
+as the classifier that it is, into a top-down network. FCN sets the budget; the others have the width with which an
+image costs most nearly as many multiply-accumulates. Images, order, optimiser and epochs are the same; the networks
+of a seed see the same scenes. Scores are those after the last epoch on scenes of other objects: nothing is chosen
+by them.
 
 A stopped run goes on where it was. Writes results.json, epochs.csv, results.md and two pictures to --out.
 """
 
 import argparse
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _scenes import Objects, Scenes, boundary_f1, load_objects, make_scenes, mean_iou, outline_f1
+from _scenes import Scenes, boundary_f1, load_objects, make_scenes, mean_iou, outline_f1
 from _scenes_report import save_report
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,7 +54,7 @@ class Settings:
     seeds: int = 3
 
 
-QUICK = {"train": 32, "test": 16, "epochs": 2, "width": 4, "seeds": 2}
+QUICK = {"train": 16, "test": 8, "epochs": 2, "seeds": 2}
 
 
 # --- networks -----------------------------------------------------------------------------------------
@@ -117,7 +119,7 @@ class UNet(nn.Module):
         self.encoder = Encoder(width, 1)
         self.encoder.classifier = nn.Identity()
         widths = self.encoder.widths[::-1]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.ups = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for coarse, fine in pairs)
         self.decoder = nn.ModuleList(double(2 * fine, fine) for _, fine in pairs)
         self.classifier = nn.Conv2d(width, classes, 1)
@@ -158,14 +160,10 @@ def macs(network: nn.Module, size: int) -> int:
 
 def fitted_width(make: Make, budget: int, classes: int, size: int) -> int:
     """The width with which a network costs most nearly what it may."""
-    best, width = 1, 1
-    while True:
-        cost = macs(make(width, classes, size), size)
-        if abs(cost - budget) < abs(macs(make(best, classes, size), size) - budget):
-            best = width
-        if cost > budget:
-            return best
-        width += 1
+    costs: dict[int, int] = {}
+    while not costs or max(costs.values()) <= budget:
+        costs[len(costs) + 1] = macs(make(len(costs) + 1, classes, size), size)
+    return min(costs, key=lambda width: abs(costs[width] - budget))
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -219,7 +217,10 @@ def train(
             schedule.step()
             total += loss.item() / steps
         history.append({"epoch": epoch + 1, "loss": total, **scores(network, test_set, classes)})
-        save({"settings": asdict(settings), "history": history, **{k: v.state_dict() for k, v in state.items()}}, file)
+        save(
+            {"settings": asdict(settings), "history": history, **{k: v.state_dict() for k, v in state.items()}},
+            file,
+        )
     return history
 
 
@@ -271,7 +272,10 @@ def parse_arguments() -> tuple[Settings, Path]:
     options = vars(parser.parse_args())
     chosen = QUICK if options["quick"] else {}
     given = {f.name: options[f.name] for f in fields(Settings) if options[f.name] is not None}
-    return Settings(**{**chosen, **given}), options["out"]
+    settings = Settings(**{**chosen, **given})
+    if settings.size % 2 ** (len(WIDTHS) - 1):
+        parser.error(f"--size must be a multiple of {2 ** (len(WIDTHS) - 1)}: U-Net's levels must meet")
+    return settings, options["out"]
 
 
 if __name__ == "__main__":

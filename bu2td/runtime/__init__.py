@@ -2,12 +2,12 @@
 
 from bu2td.runtime.heads import (
     DENSE_HEADS,
-    DenseNetwork,
     FeatureNetwork,
+    PixelNetwork,
     check_classes,
     check_head,
-    dense_network,
     feature_network,
+    pixel_network,
 )
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
@@ -15,7 +15,7 @@ from bu2td.runtime.record import FORMAT, Recipe, Record
 
 __all__ = [
     "DENSE_HEADS",
-    "DenseNetwork",
+    "PixelNetwork",
     "FORMAT",
     "FeatureNetwork",
     "PatchNetwork",
@@ -24,6 +24,6 @@ __all__ = [
     "TopDownNetwork",
     "check_classes",
     "check_head",
-    "dense_network",
+    "pixel_network",
     "feature_network",
 ]

@@ -34,7 +34,7 @@ class DenseHead(nn.Module):
         resize: whether the scores are brought to the size of an image, bilinearly.
         upsample: mode from level to level.
 
-    Shapes: (N, C_l, ceil(H / r_l), ceil(W / r_l)) for every level, coarse to fine, and, with ``resize``, (N, C, H, W)
+    Shapes: (N, C_l, ceil(H / r_l), ceil(W / r_l)) for every level, coarse to fine, and with ``resize`` (N, C, H, W)
     -> (N, num_classes, H, W).
     """
 
@@ -116,12 +116,12 @@ class FeatureNetwork(HeadedNetwork):
         return x
 
 
-class DenseNetwork(HeadedNetwork):
+class PixelNetwork(HeadedNetwork):
     """A converted network that scores every pixel, as `bu2td.dense` returns it.
 
     ``forward`` maps images (N, C, H, W) to (N, num_classes, H, W), whatever the finest level's reduction. It is a
-    `TopDownNetwork` with another head: `features`, `forward_branches`, `set_grad_checkpointing`, `bu2td.optimize` and
-    the rest are as there.
+    `TopDownNetwork` with another head: `features`, `forward_branches`, `set_grad_checkpointing`, `bu2td.optimize`
+    and the rest are as there.
 
     Attributes:
         head: a `DenseHead`.
@@ -202,7 +202,7 @@ def check_head(head: Any) -> None:
         raise OptionError(f"head={head!r} is unknown; it must be {known}.{nearest(str(head), DENSE_HEADS)}")
 
 
-def dense_network(network: TopDownNetwork, num_classes: int, head: str = "conv") -> DenseNetwork:
+def pixel_network(network: TopDownNetwork, num_classes: int, head: str = "conv") -> PixelNetwork:
     """A dense network of the levels of a converted one, which it shares.
 
     Args:
@@ -216,7 +216,6 @@ def dense_network(network: TopDownNetwork, num_classes: int, head: str = "conv")
     """
     check_head(head)
     check_classes(num_classes)
-    _check_trains(network)
     levels = network.plan.levels[-1:] if head == "conv" else network.plan.levels
     plan = network.plan
     upsample = plan.options.upsample if plan.options.upsample in ("nearest", "bilinear") else "nearest"
@@ -227,7 +226,7 @@ def dense_network(network: TopDownNetwork, num_classes: int, head: str = "conv")
         torch.manual_seed(((plan.options.seed or 0) + 1) % 2**63)  # not the numbers that the levels started from
         made = DenseHead([level.width for level in levels], num_classes, resize=resize, upsample=upsample)
     made.to(like.device, like.dtype)
-    return _with_head(network, made, [level.reduction for level in levels], resize, DenseNetwork)
+    return _with_head(network, made, [level.reduction for level in levels], resize, PixelNetwork)
 
 
 def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> FeatureNetwork:
@@ -239,6 +238,7 @@ def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> Featu
 
     Raises:
         ReductionError: the network has no such levels.
+        OptimizeError: it is optimised for inference.
     """
     ladder = network.plan.ladder
     wanted = sorted(set(reductions), reverse=True)
@@ -247,18 +247,15 @@ def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> Featu
     return _with_head(network, Maps(), wanted, False, FeatureNetwork)
 
 
-def _check_trains(network: TopDownNetwork) -> None:
-    if network.is_fused:
-        raise OptimizeError(
-            "this network is optimised for inference and cannot train, but a new head must; take the network that "
-            "it was made of, and optimise the dense one"
-        )
-
-
 def _with_head(
     network: TopDownNetwork, head: nn.Module, reductions: Sequence[int], image: bool, kind: type[Any]
 ) -> Any:
     """A network with another head, which reads levels, and the image behind them."""
+    if network.is_fused:
+        raise OptimizeError(
+            "this network is optimised for inference and cannot train, but what reads its levels must; take the "
+            "network that it was made of, and optimise the new one"
+        )
     record = network.record
     graph, stages = _rewired(network, reductions, image)
     count = len(stages.levels)

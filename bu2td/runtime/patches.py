@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
 from bu2td.nn import Pyramid
 from bu2td.ops import meta_copy
+from bu2td.runtime.heads import HeadedNetwork
 from bu2td.runtime.network import TopDownNetwork
 
 
@@ -236,6 +237,10 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
 def _check_network(network: Any) -> None:
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"PatchNetwork takes a network that bu2td.convert returned, found {type(network)}")
+    if isinstance(network, HeadedNetwork):
+        raise NotAModelError(
+            "PatchNetwork takes a network that classifies images, found one of maps; of those, every pixel is read"
+        )
     if network.num_classes < 1:
         raise OptionError("the network has no classifier; give it one with td.reset_classifier(num_classes)")
     if network.is_fused:
