@@ -1,6 +1,8 @@
 """Networks of pixels, made of networks with an encoder: what the encoder is, and what is refused."""
 
+import re
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,3 +135,17 @@ def test_networks_of_features(make: str) -> None:
         model = extraction.create_feature_extractor(torchvision.models.resnet18(), {"layer2": "x", "layer4": "y"})
     dense = bu2td.dense(model, 4, **options)
     assert (dense.plan.ladder, dense.plan.widths) == ((32, 16, 8, 4), (512, 256, 128, 64))
+
+
+@pytest.mark.slow
+def test_the_page_says_what_runs() -> None:
+    pytest.importorskip("torchvision")
+    page = (Path(__file__).parent.parent / "docs" / "dense.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["scores"].shape == (2, 21, 97, 130)
+    assert names["dense"].plan.notes[-1] == "made of backbone of FCN; what is behind is left out"
+    assert all(torch.isfinite(loss) for loss in names["losses"].values())
