@@ -24,7 +24,7 @@ from bu2td.optimization import retransform
 from bu2td.options import as_device
 from bu2td.probe import probe
 from bu2td.rewrite import fill_buffers
-from bu2td.runtime import FORMAT, PatchNetwork, Recipe, TopDownNetwork
+from bu2td.runtime import FORMAT, PatchNetwork, Recipe, TopDownNetwork, pixel_network
 
 
 def save(network: TopDownNetwork | PatchNetwork, file: str | os.PathLike[str]) -> None:
@@ -157,6 +157,9 @@ def _rebuilt(saved: _Saved, analysis: Analysis, device: torch.device) -> TopDown
     fill_buffers(network)
     if recipe.num_classes != network.num_classes:
         network.reset_classifier(recipe.num_classes)
+    if recipe.dense is not None:
+        with _complete(saved.path, "what the recipe says about pixels"):
+            network = pixel_network(network, *recipe.dense)
     if recipe.optimization is not None:
         with _complete(saved.path, "what the recipe says about optimisation"):
             retransform(network, recipe.optimization)

@@ -142,11 +142,6 @@ class PixelNetwork(HeadedNetwork):
         """One of `DENSE_HEADS`."""
         return "fpn" if self._dense.levels > 1 else "conv"
 
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """What is needed to build it again."""
-        return {**super().recipe, "dense": {"num_classes": self.num_classes, "head": self.head_kind}}
-
     def forward_head(self, x: Tensor | Sequence[Tensor], pre_logits: bool = False) -> Tensor:
         """Scores of the finest level's positions, of its features, or with the head "fpn" of all `features`.
 
@@ -179,6 +174,7 @@ class PixelNetwork(HeadedNetwork):
         assert isinstance(weight, Tensor)
         head.classifier = nn.Conv2d(weight.shape[0], num_classes, 1, device=weight.device, dtype=weight.dtype)
         head.num_classes = num_classes
+        self.record = self.record.with_recipe(dense=(num_classes, self.head_kind))
 
 
 def check_classes(num_classes: Any) -> None:
@@ -226,7 +222,9 @@ def pixel_network(network: TopDownNetwork, num_classes: int, head: str = "conv")
         torch.manual_seed(((plan.options.seed or 0) + 1) % 2**63)  # not the numbers that the levels started from
         made = DenseHead([level.width for level in levels], num_classes, resize=resize, upsample=upsample)
     made.to(like.device, like.dtype)
-    return _with_head(network, made, [level.reduction for level in levels], resize, PixelNetwork)
+    dense = _with_head(network, made, [level.reduction for level in levels], resize, PixelNetwork)
+    dense.record = dense.record.with_recipe(dense=(num_classes, head))
+    return dense
 
 
 def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> FeatureNetwork:

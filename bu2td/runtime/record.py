@@ -29,6 +29,7 @@ class Recipe:
         model: name of its class.
         num_classes: width of the logits, which `TopDownNetwork.reset_classifier` changes.
         optimization: what `bu2td.optimize` did.
+        dense: scores of a pixel and kind of head, of a network that `bu2td.dense` made.
         bu2td, torch: versions that converted it.
     """
 
@@ -39,6 +40,7 @@ class Recipe:
     model: str
     num_classes: int
     optimization: Optimization | None = None
+    dense: tuple[int, str] | None = None
     bu2td: str = __version__
     torch: str = str(torch.__version__)
 
@@ -55,6 +57,8 @@ class Recipe:
             "model": self.model,
             "num_classes": self.num_classes,
         }
+        if self.dense is not None:
+            data["dense"] = list(self.dense)
         return data if self.optimization is None else {**data, "optimize": self.optimization.to_dict()}
 
     @staticmethod
@@ -67,6 +71,9 @@ class Recipe:
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["options"].items()}
         names = ("fingerprint", "factory", "model", "num_classes", "bu2td", "torch")
         rest = {name: data[name] for name in names}
+        if data.get("dense"):
+            num_classes, head = data["dense"]
+            rest["dense"] = (num_classes, head)
         return Recipe(Options(**options), tuple(data["image_shape"]), optimization=optimization, **rest)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,13 +143,25 @@ def test_it_learns() -> None:
     assert wrong < 0.06  # of pixels, 13 % of which are not background
 
 
+@pytest.mark.parametrize("mode", [None, "training", "inference"])
+def test_files_hold_the_head(tmp_path: Path, mode: str | None) -> None:
+    dense = bu2td.dense(lenet(finest_reduction=2), 5, head="fpn")
+    dense.reset_classifier(4)
+    network = settled(dense) if mode is None else bu2td.optimize(settled(dense), mode)
+    bu2td.save(network, tmp_path / "dense.pt")
+    again = bu2td.load(tmp_path / "dense.pt", model=LeNetFC()).eval()
+    images = torch.rand(2, 1, 31, 40)
+    assert torch.equal(again(images), network(images))
+    assert (again.num_classes, again.head_kind, again.recipe) == (4, "fpn", network.recipe)
+
+
 def test_reset_classifier() -> None:
     dense = bu2td.dense(lenet(), 5)
     dense.reset_classifier(3)
     assert dense.num_classes == 3
     assert dense(torch.rand(2, 1, 28, 28)).shape == (2, 3, 28, 28)
     assert dense.get_classifier().out_channels == 3
-    assert dense.recipe["dense"] == {"num_classes": 3, "head": "conv"}
+    assert dense.recipe["dense"] == [3, "conv"]
     with pytest.raises(OptionError, match="pools nothing"):
         dense.reset_classifier(3, "avg")
     with pytest.raises(OptionError, match="at least 1"):
