@@ -29,8 +29,8 @@ class Recipe:
         model: name of its class.
         num_classes: width of the logits, which `TopDownNetwork.reset_classifier` changes.
         optimization: what `bu2td.optimize` did.
-        dense: scores of a pixel and kind of head, of a network that `bu2td.dense` made.
         bu2td, torch: versions that converted it.
+        dense: scores of a pixel and kind of head, of a network that `bu2td.dense` made.
     """
 
     options: Options
@@ -40,14 +40,15 @@ class Recipe:
     model: str
     num_classes: int
     optimization: Optimization | None = None
-    dense: tuple[int, str] | None = None
     bu2td: str = __version__
     torch: str = str(torch.__version__)
+    dense: tuple[int, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data, as saved files keep it."""
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
+            **({} if self.dense is None else {"dense": [*self.dense]}),
             "bu2td": self.bu2td,
             "torch": self.torch,
             "options": asdict(self.options),
@@ -57,8 +58,6 @@ class Recipe:
             "model": self.model,
             "num_classes": self.num_classes,
         }
-        if self.dense is not None:
-            data["dense"] = list(self.dense)
         return data if self.optimization is None else {**data, "optimize": self.optimization.to_dict()}
 
     @staticmethod
