@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from bu2td.conversion import analyze, convert, verify
-from bu2td.detection import Backbone, backbone
+from bu2td.detection import DetectorBackbone, backbone
 from bu2td.errors import Bu2tdError
 from bu2td.io import load, save
 from bu2td.ir import Analysis, Dim, Plan
@@ -40,12 +40,11 @@ from bu2td.version import __version__ as __version__
 __all__ = [
     "Activation",
     "Analysis",
-    "Backbone",
     "Bu2tdError",
     "Change",
     "Converter",
     "Convolution",
-    "PixelNetwork",
+    "DetectorBackbone",
     "Dim",
     "Dropout",
     "Expr",
@@ -53,6 +52,7 @@ __all__ = [
     "NoRuleError",
     "Norm",
     "PatchNetwork",
+    "PixelNetwork",
     "Plan",
     "Rebuilt",
     "Role",

@@ -15,7 +15,7 @@ from bu2td.packages import imported
 from bu2td.runtime import feature_network
 
 
-class Backbone(nn.Module):
+class DetectorBackbone(nn.Module):
     """Levels of a top-down network, brought to one width by a feature pyramid network.
 
     It is what ``torchvision.ops.BackboneWithFPN`` is for bottom-up networks.
@@ -44,7 +44,7 @@ def backbone(
     out_channels: int = 256,
     extra_blocks: nn.Module | None = None,
     **options: Any,
-) -> Backbone:
+) -> DetectorBackbone:
     """Make the backbone of a detector, such as ``FasterRCNN(bu2td.backbone(resnet18()), num_classes=91)``.
 
     Args:
@@ -76,4 +76,4 @@ def backbone(
     extra = extra_blocks or fpn.LastLevelMaxPool()
     pyramid = fpn.FeaturePyramidNetwork(widths, out_channels, extra)
     like = next(body.parameters())
-    return Backbone(body, pyramid.to(like.device, like.dtype), out_channels)
+    return DetectorBackbone(body, pyramid.to(like.device, like.dtype), out_channels)

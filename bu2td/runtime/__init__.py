@@ -1,6 +1,8 @@
 """Converted networks as they run."""
 
-from bu2td.runtime.heads import (
+from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime.patches import PatchNetwork
+from bu2td.runtime.pixels import (
     DENSE_HEADS,
     FeatureNetwork,
     PixelNetwork,
@@ -9,21 +11,19 @@ from bu2td.runtime.heads import (
     feature_network,
     pixel_network,
 )
-from bu2td.runtime.network import TopDownNetwork
-from bu2td.runtime.patches import PatchNetwork
 from bu2td.runtime.record import FORMAT, Recipe, Record
 
 __all__ = [
     "DENSE_HEADS",
-    "PixelNetwork",
     "FORMAT",
     "FeatureNetwork",
     "PatchNetwork",
+    "PixelNetwork",
     "Recipe",
     "Record",
     "TopDownNetwork",
     "check_classes",
     "check_head",
-    "pixel_network",
     "feature_network",
+    "pixel_network",
 ]

@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
 from bu2td.nn import Pyramid
 from bu2td.ops import meta_copy
-from bu2td.runtime.heads import HeadedNetwork
 from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime.pixels import HeadedNetwork
 
 
 class PatchNetwork(nn.Module):
