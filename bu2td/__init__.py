@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from bu2td import erf, evaluate
     from bu2td.conversion import analyze, convert, verify
     from bu2td.deployment import export
+    from bu2td.detection import DetectorBackbone, backbone
     from bu2td.errors import Bu2tdError, PretrainedWarning
     from bu2td.io import load, save
     from bu2td.ir import Analysis, Dim, Plan
+    from bu2td.maps import dense
     from bu2td.measure import training_memory
     from bu2td.ops import (
         Activation,
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
         unregister_converter,
     )
     from bu2td.optimization import optimize
-    from bu2td.runtime import PatchNetwork, TopDownNetwork
+    from bu2td.runtime import PatchNetwork, PixelNetwork, TopDownNetwork
 
 __all__ = [
     "Activation",
@@ -49,6 +51,7 @@ __all__ = [
     "Change",
     "Converter",
     "Convolution",
+    "DetectorBackbone",
     "Dim",
     "Dropout",
     "Expr",
@@ -56,6 +59,7 @@ __all__ = [
     "NoRuleError",
     "Norm",
     "PatchNetwork",
+    "PixelNetwork",
     "Plan",
     "PretrainedWarning",
     "Rebuilt",
@@ -65,7 +69,9 @@ __all__ = [
     "Term",
     "TopDownNetwork",
     "analyze",
+    "backbone",
     "convert",
+    "dense",
     "erf",
     "evaluate",
     "export",
@@ -84,6 +90,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("analyze", "convert", "verify"), "bu2td.conversion"),
     **dict.fromkeys(("export",), "bu2td.deployment"),
+    **dict.fromkeys(("DetectorBackbone", "backbone"), "bu2td.detection"),
+    **dict.fromkeys(("dense",), "bu2td.maps"),
     **dict.fromkeys(("Bu2tdError", "PretrainedWarning"), "bu2td.errors"),
     **dict.fromkeys(("load", "save"), "bu2td.io"),
     **dict.fromkeys(("Analysis", "Dim", "Plan"), "bu2td.ir"),
@@ -112,7 +120,7 @@ _HOMES = {
         "bu2td.ops",
     ),
     **dict.fromkeys(("optimize",), "bu2td.optimization"),
-    **dict.fromkeys(("PatchNetwork", "TopDownNetwork"), "bu2td.runtime"),
+    **dict.fromkeys(("PatchNetwork", "PixelNetwork", "TopDownNetwork"), "bu2td.runtime"),
 }
 
 if not TYPE_CHECKING:  # type checkers read the imports above, and so notice a name that is not there

@@ -24,7 +24,7 @@ from bu2td.nn import Reducer, UpsampleMode
 from bu2td.options import Arrangement, Inherit, Merging, Options, Stem, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
 from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
-from bu2td.runtime import Recipe, Record, TopDownNetwork, described
+from bu2td.runtime import FeatureNetwork, PixelNetwork, Recipe, Record, TopDownNetwork, described
 from bu2td.verification import Beside, Expectation, LevelClaim, Measured, Report, verify_graph, verify_numbers
 
 _NAMED = 6  # layers of a kind that a note names
@@ -379,7 +379,7 @@ def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = No
     """Check that a converted network satisfies the invariants of a top-down network.
 
     Args:
-        network: what `convert` returned, possibly trained since.
+        network: what `convert` or `bu2td.dense` returned, possibly trained since.
         full: also run real tensors forward and backward, and compare deepcopy, a state_dict round trip,
             torch.compile and torch.export with the network.
         size: height and width of the images of ``full``; by default the plan's.
@@ -391,11 +391,12 @@ def verify(network: TopDownNetwork, *, full: bool = False, size: int | None = No
         VerificationError: an invariant does not hold.
         NotAModelError: not a converted network.
     """
-    if not isinstance(network, TopDownNetwork):
+    if not isinstance(network, TopDownNetwork) or isinstance(network, FeatureNetwork):
         raise NotAModelError(f"verify takes a network that bu2td.convert returned, found {type(network)}")
     plan = network.plan
     claims = _claims(plan, network.stages)
-    report = verify_graph(network, claims, plan.image_shape, network.num_classes, plan.check_sizes)
+    dense = isinstance(network, PixelNetwork)
+    report = verify_graph(network, claims, plan.image_shape, network.num_classes, plan.check_sizes, per_pixel=dense)
     if not full:
         return report
     numbers = verify_numbers(network, plan.image_shape, size, odd=len(plan.check_sizes) > 1)

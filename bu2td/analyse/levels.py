@@ -54,7 +54,10 @@ def analyse(capture: Capture, dims: Mapping[str, Dims]) -> Analysis:
     return replace(analysis, input_nodes=tuple(n for r in leading for n in r.nodes), input_exit=prepared)
 
 
-_MAPS = ": networks that return maps (for segmentation, generation, features) have no top-down form"
+_MAPS = (
+    ": networks that return maps (for segmentation, generation, features) have no top-down form, but "
+    "bu2td.dense(model, num_classes) makes one for pixels of their encoder"
+)
 
 
 def _logits(view: GraphView) -> str:

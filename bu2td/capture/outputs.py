@@ -120,7 +120,8 @@ def _none_classifies(found: Sequence[Output]) -> str:
     shapes = ", ".join(f"{o.label or 'a tensor'} of shape {o.shape}" for o in found[:6]) or "no tensor"
     maps = [o for o in found if o.shape and len(o.shape) == 4]
     what = (
-        "it returns maps, as networks for segmentation, generation and features do, which have no top-down form"
+        "it returns maps, as networks for segmentation, generation and features do, which have no top-down form, "
+        "but bu2td.dense(model, num_classes) makes one for pixels of their encoder"
         if maps
         else "wrap it in a module that returns its logits"
     )

@@ -22,7 +22,7 @@ from bu2td.models import Call, create_again, is_library_word
 from bu2td.optimization import retransform
 from bu2td.probe import probe
 from bu2td.rewrite import fill_buffers
-from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork
+from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork, pixel_network
 
 #: How much larger than its file a network may be before memory is taken for it.
 _SPARE, _TIMES = 2**20, 8
@@ -103,7 +103,7 @@ def rebuilt(recipe: Recipe, found: Capture) -> TopDownNetwork:
         network = emit(analyse(found, probe(found)), recipe.options).network.train()
     if recipe.num_classes != network.num_classes or recipe.global_pool is not None:
         network.reset_classifier(recipe.num_classes, recipe.global_pool)
-    return network
+    return network if recipe.dense is None else pixel_network(network, *recipe.dense)
 
 
 def network_of(saved: Saved, found: Capture, device: torch.device) -> TopDownNetwork | PatchNetwork:

@@ -3,18 +3,34 @@
 from bu2td.runtime.backbone import Backbone
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
+from bu2td.runtime.pixels import (
+    DENSE_HEADS,
+    FeatureNetwork,
+    PixelNetwork,
+    check_classes,
+    check_head,
+    feature_network,
+    pixel_network,
+)
 from bu2td.runtime.record import FORMAT, Recipe, Record
 from bu2td.runtime.sharing import Shelf, register_shelf
 from bu2td.runtime.surface import described
 
 __all__ = [
     "Backbone",
+    "DENSE_HEADS",
     "FORMAT",
+    "FeatureNetwork",
     "PatchNetwork",
+    "PixelNetwork",
     "Recipe",
     "Record",
     "Shelf",
     "TopDownNetwork",
+    "check_classes",
+    "check_head",
     "described",
+    "feature_network",
+    "pixel_network",
     "register_shelf",
 ]

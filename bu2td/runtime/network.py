@@ -189,12 +189,14 @@ class TopDownNetwork(Surface, Shared):
             raise OptionError(f"all images must have one shape, found {[tuple(image.shape) for image in images]}")
         pyramid: Any = self.pyramid
         assert isinstance(pyramid, Pyramid)
-        pyramid.check(images[0])
+        size = images[0]
+        pyramid.check(size)
         if self.plan.input is not None:
             prepare: Any = self.prepare
             images = [prepare(image) for image in images]
         reduced = tuple(pyramid.reduce(image, r) for image, r in zip(images, ladder, strict=True))
-        return self.run_from(self.stages.pyramid, {self.stages.pyramid: reduced})[self.stages.head]
+        given = next(n.name for n in self.graph.nodes if n.op == "placeholder")  # of the size that maps end at
+        return self.run_from(self.stages.pyramid, {given: size, self.stages.pyramid: reduced})[self.stages.head]
 
 
 def _refuse_training(network: nn.Module, args: tuple[Any, ...]) -> None:

@@ -31,6 +31,7 @@ from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionEr
 from bu2td.nn import Pyramid, reduced
 from bu2td.ops import meta_copy
 from bu2td.runtime.network import TopDownNetwork
+from bu2td.runtime.pixels import HeadedNetwork
 from bu2td.runtime.sharing import Shared
 
 
@@ -237,6 +238,10 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
 def _check_network(network: Any) -> None:
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"PatchNetwork takes a network that bu2td.convert returned, found {type(network)}")
+    if isinstance(network, HeadedNetwork):
+        raise NotAModelError(
+            "PatchNetwork takes a network that classifies images, found one of maps; of those, every pixel is read"
+        )
     if network.num_classes < 1:
         raise OptionError("the network has no classifier; give it one with td.reset_classifier(num_classes)")
     if network.is_fused:

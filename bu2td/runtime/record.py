@@ -36,6 +36,7 @@ class Recipe:
         identity: of the captured graph with the settings of its layers; empty in old files.
         why: why no call is known.
         bu2td, torch: versions that converted it.
+        dense: scores of a pixel and kind of head, of a network that `bu2td.dense` made.
     """
 
     options: Options
@@ -50,11 +51,13 @@ class Recipe:
     why: str = ""
     bu2td: str = __version__
     torch: str = str(torch.__version__)
+    dense: tuple[int, str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data, as saved files keep it."""
-        data = {
+        data: dict[str, Any] = {
             "format": FORMAT,
+            **({} if self.dense is None else {"dense": [*self.dense]}),
             "bu2td": self.bu2td,
             "torch": self.torch,
             "options": asdict(self.options),
@@ -83,6 +86,9 @@ class Recipe:
         names = ("fingerprint", "model", "num_classes", "bu2td", "torch")
         rest = {name: data[name] for name in names}
         rest |= {name: data[name] for name in ("identity", "why", "global_pool") if name in data}
+        if data.get("dense"):
+            num_classes, head = data["dense"]
+            rest["dense"] = (num_classes, head)
         word = data["factory"]
         call = None if word is None else Call.of(word, data.get("arguments", {}))
         shape = tuple(data["image_shape"])

@@ -63,12 +63,13 @@ def verify_graph(
     sizes: Sequence[tuple[int, int]],
     flat: fx.GraphModule | None = None,
     beside: Beside | None = None,
+    per_pixel: bool = False,
 ) -> Report:
     """Check an emitted network on meta tensors.
 
     Needs: the network (on any device), its levels coarse to fine, the shape of an image batch, and image sizes
         to try; ``flat`` is what `flatten` makes of the network, if it is at hand; ``beside`` is the bottom-up
-        network to compare it with.
+        network to compare it with; ``per_pixel``: whether it has logits for every pixel.
     Returns: a `Report`.
     Guarantees: the logits have the right shape at several image sizes; every level has its resolution and
         width and sees the pyramid image of its own reduction; nothing outside the pyramid, gates and excursions
@@ -79,7 +80,7 @@ def verify_graph(
         TopologyError: the network runs, but is not the bottom-up one upside down (see `likeness.compare`).
     """
     flat = flat or flatten(network)
-    shapes = _check_sizes(flat, levels, image_shape[1], num_classes, sizes)
+    shapes = _check_sizes(flat, levels, image_shape[1], num_classes, sizes, per_pixel)
     dims = _probe(flat, image_shape, shapes)
     _check_levels(flat, dims, levels)
     _check_monotonous(flat, dims, levels)
@@ -90,7 +91,7 @@ def verify_graph(
         notes = compare(beside.bottom_up, Measured.of(network, flat, dims), outputs, beside.expected)
     return Report(
         {
-            "logits": f"(N, {num_classes}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
+            "logits": f"(N, {num_classes}{', H, W' * per_pixel}) at {', '.join(f'{h}x{w}' for h, w in sizes)}",
             "levels": ", ".join(f"r{level.reduction}: {level.width}" for level in levels),
             "resolution": "never reduced outside pyramid, gates and excursions",
             "parameters": f"{reached:,} tensors, all on a path to the logits",
@@ -126,14 +127,15 @@ def _check_sizes(
     channels: int,
     num_classes: int,
     sizes: Sequence[tuple[int, int]],
+    per_pixel: bool,
 ) -> dict[str, Any]:
     """Run the sizes; returns the shapes of all values at the first, for two images."""
     at_first: dict[str, Any] = {}
     for i, (h, w) in enumerate(sizes):
         shapes = _run_shapes(flat, (2, channels, h, w), quick=i > 0)
-        found = shapes[_logits(flat)]
-        if found != (2, num_classes):
-            raise fault(f"logits are {found} instead of {(2, num_classes)} for an image of {h}x{w}")
+        found, wanted = shapes[_logits(flat)], (2, num_classes, *((h, w) if per_pixel else ()))
+        if found != wanted:
+            raise fault(f"logits are {found} instead of {wanted} for an image of {h}x{w}")
         for level, node in zip(levels, _level_nodes(flat, levels), strict=True):
             expected = (2, level.width, reduced(h, level.reduction), reduced(w, level.reduction))
             if shapes[node] != expected:
