@@ -11,10 +11,11 @@ from typing import Any
 
 from bu2td.conversion import convert
 from bu2td.errors import OptionError, UnknownModelError, nearest
+from bu2td.options import Arrangement
 from bu2td.runtime import TopDownNetwork
 
 #: What a name begins with -> the arrangement.
-PREFIXES = {"td_": "td", "tduni_": "uni", "tdrev_": "rev"}
+PREFIXES: dict[str, Arrangement] = {"td_": "td", "tduni_": "uni", "tdrev_": "rev"}
 #: Options of `bu2td.convert` that a name takes beside those of the bottom-up network.
 OPTIONS = tuple(
     name for name in inspect.signature(convert).parameters if name not in ("model", "arrangement", "device")
@@ -26,7 +27,7 @@ def is_name(name: str) -> bool:
     return name.startswith(tuple(PREFIXES))
 
 
-def parted(name: str) -> tuple[str, str]:
+def parted(name: str) -> tuple[Arrangement, str]:
     """The arrangement and the bottom-up network of a name."""
     prefix, _, source = name.partition("_")
     return PREFIXES[f"{prefix}_"], source

@@ -17,7 +17,8 @@ def settings(module: nn.Module) -> dict[str, Any]:
 
     Floats are rounded to six digits: rates that a schedule computes are the same then, however it does so.
     """
-    own = {name: vars(module)[name] for name in _arguments(type(module)) if name in vars(module)}
+    kind: Any = type(module)
+    own = {name: vars(module)[name] for name in _arguments(kind) if name in vars(module)}
     return {name: _rounded(value) for name, value in own.items() if _is_plain(value)}
 
 

@@ -44,8 +44,8 @@ class GlobalPool(nn.Module):
 
 def pooled_as(kind: str, x: Tensor) -> Tensor:
     """A map (N, C, H, W) pooled to one position, (N, C, 1, 1)."""
-    parts = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
-    found = [pool(x, 1) for name, pool in parts.items() if name in kind]
+    parts: dict[str, Any] = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
+    found: list[Tensor] = [pool(x, 1) for name, pool in parts.items() if name in kind]
     if kind.startswith("cat"):
         return torch.cat(found, 1)
     return found[0] if len(found) == 1 else (found[0] + found[1]) * 0.5

@@ -99,9 +99,19 @@ class FeatureNetwork(HeadedNetwork):
         """None."""
         return 0
 
-    def get_classifier(self) -> nn.Module:
+    @property
+    def global_pool(self) -> str:
+        """None."""
+        return ""
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of the finest map."""
+        return self.num_features
+
+    def get_classifier(self, name_only: bool = False) -> Any:
         """Nothing: there is none."""
-        return nn.Identity()
+        return "" if name_only else nn.Identity()
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Refuse.
@@ -138,6 +148,17 @@ class PixelNetwork(HeadedNetwork):
         return self._dense.num_classes
 
     @property
+    def global_pool(self) -> str:
+        """None: pixels are not pooled."""
+        return ""
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels of what the classifier reads."""
+        conv: Any = self._dense.classifier
+        return int(conv.in_channels)
+
+    @property
     def head_kind(self) -> str:
         """One of `DENSE_HEADS`."""
         return "fpn" if self._dense.levels > 1 else "conv"
@@ -156,9 +177,9 @@ class PixelNetwork(HeadedNetwork):
             )
         return self._dense.scores(maps, pre_logits)
 
-    def get_classifier(self) -> nn.Module:
-        """The 1x1 convolution that emits the scores."""
-        return self._dense.classifier
+    def get_classifier(self, name_only: bool = False) -> Any:
+        """The 1x1 convolution that emits the scores, or its name."""
+        return "head.classifier" if name_only else self._dense.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a new one for another number of classes.
