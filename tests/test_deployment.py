@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import operator
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from bu2td.optimization.kernels import FusedConv2d, SplitMerge, UpsampledConv2d,
 from bu2td.optimization.kernels.lowres import summed_kernel, sums_matrix
 from bu2td.programs import program_of
 
+ROOT = Path(__file__).parents[1]
 #: What a graph that was made at 64 x 64 runs at.
 SIZES = ((33, 47), (65, 71), (96, 80), (225, 225))
 MODES = (None, "training", "inference")
@@ -86,7 +88,7 @@ def running(file: Any) -> Any:
 
 def test_no_division_of_a_negative_size() -> None:
     """Other programs round divisions towards zero: ``-(-a // b)`` would be the floor there."""
-    house = House(Path(__file__).parents[1])
+    house = House(ROOT)
     found = [
         module.place(node)
         for module in house.on("nn", "runtime", "optimization")
@@ -377,3 +379,16 @@ def test_patches_export_at_one_size(tmp_path: Path) -> None:
     done = bu2td.export(bu2td.PatchNetwork(lenet()), tmp_path / "td.onnx", image_size=32)
     assert done.shape == ("N", 1, 32, 32)
     assert [check.shape[0] for check in done.checks] == [2, 1, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_recipe_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert len(names["features"](names["images"])) == 3
+    torch.compiler.reset()
