@@ -85,8 +85,16 @@ def gaussian_resample(images: Tensor, factor: int, sigma: float = 0.5) -> Tensor
 
 def _strided(images: Tensor, factor: int) -> Tensor:
     """Take the pixel under the centre of each output, without blur."""
-    start = [min(factor // 2, (size - 1) % factor) for size in images.shape[-2:]]
-    return images[..., start[0] :: factor, start[1] :: factor]
+    for axis in (-2, -1):
+        images = images.index_select(axis, _centres(images.shape[axis], factor, images.device))
+    return images
+
+
+def _centres(size: int, factor: int, device: torch.device) -> Tensor:
+    """The positions that a strided level takes along one axis; by tensors, as a size may be a symbol."""
+    last = torch.arange(size, device=device)[-1:]
+    start = (last % factor).clamp(max=factor // 2)
+    return factor * torch.arange(reduced(size, factor), device=device) + start
 
 
 class Pyramid(nn.Module):
