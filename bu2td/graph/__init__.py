@@ -2,7 +2,6 @@
 
 from bu2td.graph.collector import paused_collector
 from bu2td.graph.flatten import flatten, last_nodes, owner_of
-from bu2td.graph.part import PackedGraph, Part
 from bu2td.graph.run import shapes_of
 from bu2td.graph.source import is_torch_source, source_line
 from bu2td.graph.view import GraphView

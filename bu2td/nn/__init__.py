@@ -6,6 +6,7 @@ from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
+from bu2td.nn.part import PackedGraph, Part
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, gaussian_resample
 from bu2td.nn.upsample import UPSAMPLE_MODES, TransposedUpsample, Upsample
 
@@ -19,6 +20,8 @@ __all__ = [
     "Joining",
     "Lateral",
     "Merge",
+    "PackedGraph",
+    "Part",
     "Pyramid",
     "ScaledSiLU",
     "Transition",

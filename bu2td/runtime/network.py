@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import FusedNetworkError, OptionError, ReductionError, nearest
-from bu2td.graph import Part
 from bu2td.ir import Optimization, Plan, Stages
-from bu2td.nn import Pyramid
+from bu2td.nn import Part, Pyramid
 from bu2td.ops import Role, converter_for_type
 from bu2td.runtime.recompute import recomputing, segments_of
 from bu2td.runtime.record import Checkpointing, Record
