@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+#: Settings that only training reads, and that people change while they train: rates of dropout, momenta of norms.
+OF_TRAINING = ("momentum", "p", "drop_prob")
 #: Arguments without a say in what a module computes.
 _ASIDE = frozenset(("inplace", "device", "dtype", "training"))
 
@@ -20,6 +23,34 @@ def settings(module: nn.Module) -> dict[str, Any]:
     kind: Any = type(module)
     own = {name: vars(module)[name] for name in _arguments(kind) if name in vars(module)}
     return {name: _rounded(value) for name, value in own.items() if _is_plain(value)}
+
+
+def training_settings(network: nn.Module) -> dict[str, dict[str, float | None]]:
+    """The settings of a network's modules that only training reads, by path."""
+    found = {path: settings(module) for path, module in network.named_modules()}
+    chosen = {
+        path: {n: v for n, v in own.items() if n in OF_TRAINING and _is_rate(v)} for path, own in found.items()
+    }
+    return {path: own for path, own in chosen.items() if own}
+
+
+def set_training(network: nn.Module, wanted: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Set what `training_settings` names.
+
+    Raises:
+        ValueError: there is no such module or setting, or a value is no rate.
+    """
+    known = training_settings(network)
+    modules = dict(network.named_modules())
+    for path, own in wanted.items():
+        for name, value in own.items():
+            if name not in known.get(path, {}) or not _is_rate(value):
+                raise ValueError(f"{path}.{name}={value!r} is no setting of training")
+            setattr(modules[path], name, value)
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 <= value <= 1)
 
 
 @functools.cache

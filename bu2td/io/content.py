@@ -36,12 +36,14 @@ class Saved:
         recipe: how the network is built.
         patches: settings of a `PatchNetwork`, if it is one.
         weights: the state_dict, on the CPU.
+        training: settings that only training reads, as far as they were changed, by module.
     """
 
     path: Path
     recipe: Recipe
     patches: Mapping[str, Any] | None
     weights: Mapping[str, Tensor]
+    training: Mapping[str, Any]
 
 
 def write(path: Path, recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -83,7 +85,7 @@ def read(path: Path) -> Saved:
     with complete(path, "the recipe"):
         _check(data)
         recipe = Recipe.from_dict(data, optimization)
-    return Saved(path, recipe, data.get("patches"), weights)
+    return Saved(path, recipe, data.get("patches"), weights, data.get("training", {}))
 
 
 @contextmanager

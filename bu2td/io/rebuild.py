@@ -23,6 +23,7 @@ from bu2td.optimization import retransform
 from bu2td.probe import probe
 from bu2td.rewrite import fill_buffers
 from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork, pixel_network
+from bu2td.settings import set_training
 
 #: How much larger than its file a network may be before memory is taken for it.
 _SPARE, _TIMES = 2**20, 8
@@ -121,6 +122,8 @@ def network_of(saved: Saved, found: Capture, device: torch.device) -> TopDownNet
     if recipe.optimization is not None:
         with complete(path, "what the recipe says about optimisation"):
             retransform(network, recipe.optimization)
+    with complete(path, "what the recipe says about training"):
+        set_training(network, saved.training)
     network.record = replace(network.record, recipe=recipe)
     whole = network if saved.patches is None else _patched(path, saved.patches, network)
     dtypes = {t.dtype for t in saved.weights.values() if t.is_floating_point()}

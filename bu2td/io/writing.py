@@ -20,10 +20,10 @@ from bu2td.ir import Capture
 from bu2td.models import Call, Origin, create_again, shapes_of_weights
 from bu2td.optimization import retransform
 from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork
-from bu2td.settings import settings
+from bu2td.settings import OF_TRAINING, settings, training_settings
 
-#: Settings that only training reads, and that people change while they train.
-_OF_TRAINING = frozenset(("momentum", "p", "drop_prob", "drop_rate", "scale_by_keep", "process_group"))
+#: What may differ: the file has it in words, or it says where a network runs.
+_ASIDE = (*OF_TRAINING, "process_group")
 _SHOWN = 3
 
 
@@ -63,9 +63,13 @@ def tried_recipe(network: TopDownNetwork | PatchNetwork) -> dict[str, Any]:
     origin, recipe = whole.record.origin, whole.record.recipe
     call, _, why = _found(origin, recipe.image_shape, recipe.identity)
     recipe = replace(recipe, call=call, why=why)
+    training, usual = training_settings(whole), {}
     if call is not None:
-        _check_unchanged(whole, _twin(origin, recipe))
-    return {**network.recipe, **recipe.to_dict()}
+        twin = _twin(origin, recipe)
+        _check_unchanged(whole, twin)
+        usual = training_settings(twin)
+    changed = {path: own for path, own in training.items() if own != usual.get(path)}
+    return {**network.recipe, **recipe.to_dict(), "training": changed}
 
 
 @functools.lru_cache(maxsize=4)
@@ -139,7 +143,7 @@ def _rows(network: TopDownNetwork) -> Iterator[tuple[str, Any]]:
             nodes = (chosen.graph if chosen else module.graph).nodes
             yield path, [(n.op, n.name, str(n.target), repr(n.args), repr(n.kwargs)) for n in nodes]
         else:
-            own = {name: value for name, value in settings(module).items() if name not in _OF_TRAINING}
+            own = {name: value for name, value in settings(module).items() if name not in _ASIDE}
             shapes = {n: tuple(t.shape) for n, t in module.named_parameters(recurse=False, remove_duplicate=False)}
             yield path, (_kind(module), own, shapes)
 

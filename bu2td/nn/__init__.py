@@ -8,6 +8,7 @@ from bu2td.nn.filter import FixedFilter
 from bu2td.nn.made import made
 from bu2td.nn.merge import ConvUnit, Joining, Lateral, Merge, Transition
 from bu2td.nn.norm import ChannelLayerNorm
+from bu2td.nn.part import PackedGraph, Part
 from bu2td.nn.pyramid import MIN_SIGMA, REDUCERS, Pyramid, Reducer, gaussian_resample
 from bu2td.nn.sizes import reduced
 from bu2td.nn.transforms import is_transformed
@@ -25,6 +26,8 @@ __all__ = [
     "Merge",
     "Named",
     "Numbered",
+    "PackedGraph",
+    "Part",
     "Pyramid",
     "Reducer",
     "ScaledSiLU",

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from bu2td.errors import ImageSizeError, UnsupportedOperationError
-from bu2td.graph import GraphView, Part
+from bu2td.graph import GraphView
 from bu2td.graph.edited import Edited
 from bu2td.ir import FrozenMap, LevelPlan, Piece, Projection, is_feature_map, is_spatial
+from bu2td.nn import Part
 from bu2td.ops import Change, Rebuilt, blaming, resized_deeply
 from bu2td.rewrite.inplace import settle_inplace
 from bu2td.rewrite.units import UnitBuilder

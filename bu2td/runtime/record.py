@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from bu2td.graph import PackedGraph
 from bu2td.ir import Optimization, Plan, Stages
 from bu2td.models import Call, Origin
+from bu2td.nn import PackedGraph
 from bu2td.options import Options
 from bu2td.runtime.heads import HeadTemplate
 from bu2td.version import __version__

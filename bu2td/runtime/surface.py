@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import FusedNetworkError, OptionError, ReductionError
-from bu2td.graph import Part
+from bu2td.nn import Part
 from bu2td.ir import Plan, Stage, Stages
 from bu2td.ops import converter_for_type
 from bu2td.runtime.heads import HeadTemplate, classifier_name, put_on

@@ -75,6 +75,9 @@ def _option(**changes: Any) -> Callable[[Any], None]:
         (_set(num_classes=True), "the recipe is incomplete.*num_classes"),
         (_set(fingerprint=3), "the recipe is incomplete.*fingerprint"),
         (_set(identity="0"), "variant of bu2td:lenet_fc"),
+        (_set(training=[1]), "about training is incomplete"),
+        (_set(training={"r2": {"forward": 0.5}}), "about training is incomplete.*r2.forward"),
+        (_set(training={"r2_merge.norm": {"momentum": "high"}}), "about training is incomplete.*'high'"),
         # sizes that nobody's network has
         (_set(image_shape=[1, 1, 10**9, 10**9]), "the recipe is incomplete.*image_shape"),
         (_set(num_classes=10**12), "the recipe is incomplete.*num_classes"),

@@ -263,7 +263,7 @@ def test_a_file_is_recipe_and_weights(tmp_path: Path, lenet: Any, name: str) -> 
         assert set(content) == {"recipe", "state_dict"}
         recipe = json.loads(json.dumps(content["recipe"]))
     assert recipe["bu2td"] == loaded.recipe["bu2td"] == bu2td.__version__
-    assert recipe == loaded.recipe
+    assert recipe == {**loaded.recipe, "training": {}}
 
 
 @pytest.mark.parametrize("name", ["td.pt", "td.safetensors"])
@@ -352,7 +352,23 @@ def test_what_training_changes_is_saved(tmp_path: Path, lenet: Any) -> None:
     shared.set_grad_checkpointing(inside=True)
     shared.get_submodule("r2_merge.norm").momentum = 0.5
     bu2td.save(shared, tmp_path / "td.pt")
-    assert torch.equal(_logits(bu2td.load(tmp_path / "td.pt")), _logits(lenet.eval()))
+    loaded = bu2td.load(tmp_path / "td.pt")
+    assert loaded.get_submodule("r2_merge.norm").momentum == 0.5
+    assert loaded.get_submodule("r1_merge.norm").momentum == 0.01
+    assert torch.equal(_logits(loaded), _logits(lenet.eval()))
+    recipe = torch.load(tmp_path / "td.pt", weights_only=True)["recipe"]
+    assert recipe["training"] == {"r2_merge.norm": {"momentum": 0.5}}
+
+
+def test_rates_of_dropout_are_saved(tmp_path: Path) -> None:
+    network = convert_baseline("nin_light", "td", seed=0)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.25
+    bu2td.save(network, tmp_path / "td.safetensors")
+    for model in (None, baselines.nin_light()):
+        loaded = bu2td.load(tmp_path / "td.safetensors", model)
+        assert {m.p for m in loaded.modules() if isinstance(m, nn.Dropout)} == {0.25}
 
 
 def test_a_network_without_weights_is_not_saved(tmp_path: Path) -> None:

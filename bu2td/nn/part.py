@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.errors import CopyError
-from bu2td.nn import contain
+from bu2td.nn.containers import contain
 
 #: What `torch.fx` makes of the graph, and makes again.
 _OF_GRAPH = ("_graph", "_code", "_lineno_map", "_prologue_start")
