@@ -12,7 +12,7 @@ from bu2td.ir import Analysis
 from bu2td.maps import converted
 from bu2td.options import as_sequence
 from bu2td.packages import imported
-from bu2td.runtime import feature_network
+from bu2td.runtime import TopDownNetwork, feature_network
 
 
 class DetectorBackbone(nn.Module):
@@ -69,7 +69,7 @@ def backbone(
     if not reductions or not all(isinstance(each, int) and not isinstance(each, bool) for each in reductions):
         raise OptionError(f"reductions={list(reductions)} must be a list of whole numbers")
     fpn = imported("torchvision.ops.feature_pyramid_network", "torchvision", "the backbone of a detector needs it:")
-    ends = {} if hasattr(model, "plan") else {"finest_reduction": min(reductions)}
+    ends = {} if isinstance(model, TopDownNetwork) else {"finest_reduction": min(reductions)}
     network = converted(model, {**ends, **options}, ("reductions", "out_channels", "extra_blocks"))
     body = feature_network(network, reductions)
     widths = [level.width for level in reversed(body.plan.levels) if level.reduction in reductions]

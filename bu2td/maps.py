@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.conversion import convert
-from bu2td.errors import ModelOutputError, OptionError, nearest
+from bu2td.errors import ModelOutputError, NotAModelError, OptionError, nearest
 from bu2td.ir import Analysis
 from bu2td.ops import meta_copy
-from bu2td.runtime import PixelNetwork, TopDownNetwork, check_classes, check_head, pixel_network
+from bu2td.runtime import PatchNetwork, PixelNetwork, TopDownNetwork, check_classes, check_head, pixel_network
 
 #: Height and width of the images that a network is tried with, where no others are given.
 _SIZE = 224
@@ -40,6 +40,7 @@ def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", 
         OptionError: an unknown head, no number of classes, or options where nothing is converted.
         TypeError: an unknown option, with the nearest known one.
         ModelOutputError: the model is no classifier, and no encoder is found in it.
+        NotAModelError: no model, or patches of one.
         OptimizeError: a converted network that is optimised for inference.
         Bu2tdError: as `bu2td.convert`.
     """
@@ -57,12 +58,16 @@ def converted(model: nn.Module | Analysis, options: Mapping[str, Any], own: Sequ
         own: the caller's further options, for its hints.
 
     Raises:
-        OptionError, TypeError, ModelOutputError, Bu2tdError: as `dense`.
+        OptionError, TypeError, ModelOutputError, NotAModelError, Bu2tdError: as `dense`.
     """
     known = [name for name in inspect.signature(convert).parameters if name != "model"]
     for name in options:
         if name not in known:
             raise TypeError(f"{name!r} is no option of a conversion.{nearest(name, [*known, *own])}")
+    if isinstance(model, PatchNetwork):
+        raise NotAModelError(
+            "patches read parts of an image, not every pixel; pass the network inside, model.network"
+        )
     if isinstance(model, TopDownNetwork):
         if options:
             raise OptionError(

@@ -199,7 +199,7 @@ def train(
     history: list[dict[str, float]] = []
     if file.exists():
         saved = torch.load(file, weights_only=True)
-        if saved["settings"] != asdict(settings):
+        if saved["settings"] | {"seeds": settings.seeds} != asdict(settings):
             raise SystemExit(f"{file} is of other settings; choose another --out, or remove it")
         history = saved["history"]
         for name, part in state.items():

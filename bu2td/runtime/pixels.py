@@ -95,6 +95,18 @@ class FeatureNetwork(HeadedNetwork):
     """The levels of a converted network: ``forward`` returns their maps, by name, fine to coarse."""
 
     @property
+    def recipe(self) -> dict[str, Any]:
+        """Refuse: a file of recipe and weights holds a network with a head.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError(
+            "a network of features has no recipe, so that bu2td.save cannot write it; save the network that its "
+            "levels belong to, or its state_dict()"
+        )
+
+    @property
     def num_classes(self) -> int:
         """None."""
         return 0

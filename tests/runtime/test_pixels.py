@@ -178,6 +178,8 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "no model": (lambda td: bu2td.dense("resnet18", 5), NotAModelError, "live torch.nn.Module"),
     "ladder": (lambda td: bu2td.dense(LeNetFC(), 5, finest_reduction=3), ReductionError, "3"),
     "patches": (lambda td: bu2td.PatchNetwork(bu2td.dense(td, 5)), NotAModelError, "maps"),
+    "of patches": (lambda td: bu2td.dense(bu2td.PatchNetwork(td), 5), NotAModelError, "model.network"),
+    "file": (lambda td: bu2td.save(bu2td.backbone(td, (4,)).body, "x.pt"), OptionError, "state_dict"),
     "maps": (
         lambda td: bu2td.dense(td, 5, head="fpn").forward_head(torch.rand(1, 6, 8, 8)),
         OptionError,
