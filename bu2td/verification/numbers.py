@@ -33,7 +33,7 @@ def verify_numbers(
     height, width = (size, size) if size else (height, width)
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((2, channels, height, width), generator=generator).to(device)
+    images = torch.rand((2, channels, height, width), generator=generator).to(next(network.parameters()))
     model = copy.deepcopy(network)
     checks = {"gradients": _check_gradients(model.train(), images)}
     model.eval()

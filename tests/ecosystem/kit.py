@@ -44,7 +44,6 @@ def network(form: str, seed: int = 0) -> Any:
     return td if form == "plain" else bu2td.optimize(td, form, rules=ALL).eval()
 
 
-@functools.lru_cache
 def images(count: int = 4) -> Tensor:
     return picture(count, 3, SIZE, SIZE)
 

@@ -13,6 +13,7 @@ def test_one_graph(network: Any, plain: Any) -> None:
         assert relative(compiled(images()), plain(images())) < 1e-5
 
 
+@pytest.mark.slow
 def test_gradients(trainable: Any, plain: Any) -> None:
     compiled = torch.compile(trainable.eval(), fullgraph=True, backend="aot_eager")
     loss(compiled(images()), labels()).backward()
