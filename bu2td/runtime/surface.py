@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from bu2td.errors import FusedNetworkError, OptionError, ReductionError
-from bu2td.nn import Part
 from bu2td.ir import Plan, Stage, Stages
+from bu2td.nn import Part
 from bu2td.ops import converter_for_type
 from bu2td.runtime.heads import HeadTemplate, classifier_name, put_on
 from bu2td.runtime.recompute import recomputing, segments_of
