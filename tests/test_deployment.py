@@ -130,6 +130,7 @@ class Parts(nn.Module):
         return torch.cat([m.mean((2, 3)) + m[:, :, -1, -1] + m[:, :, 0, -2] for m in maps], dim=1)
 
 
+@pytest.mark.slow
 def test_our_parts_hold_for_every_size() -> None:
     """Exported by PyTorch alone: a user need not know of `bu2td.export`."""
     pytest.importorskip("onnxscript")
@@ -209,7 +210,7 @@ def test_features_follow_the_graph() -> None:
     with network.graph.inserting_before(last):
         last.replace_input_with(last.args[0], network.graph.call_function(operator.mul, (last.args[0], 2)))
     network.recompile()
-    assert relative(network.features(images)[-1], expected[-1]) > 1e-3
+    assert relative(network.features(images)[-1], expected[-1]) > 1e-4  # a norm takes most of it
 
 
 @pytest.mark.parametrize("mode", MODES)
