@@ -144,3 +144,56 @@ def test_receptive_fields(tmp_path: Path) -> None:
     assert sizes == [3, 4, 8, 10, 18]
     assert "fields of 3 and 24 pixels" in default
     assert "fields of 3 and 22 pixels" in paper
+
+
+def test_distil_from_every_start(tmp_path: Path) -> None:
+    done = run("distil.py", "--quick", cwd=tmp_path)
+    assert "62.3% of the top-down network's parameters are inherited" in done.stdout
+    found = re.findall(r"^top-down, (\w+): \d+\.\d\d% after 10 steps$", done.stdout, re.MULTILINE)
+    assert found == ["scratch", "inherited", "distilled"]
+
+
+def test_distillation_pulls_levels_and_logits_to_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its teacher computes what the model does, level by level, and stays as it is; every term has its minimum."""
+    import torch
+    from torch.nn import functional as F
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    distil = importlib.import_module("distil")
+    torch.manual_seed(0)
+    model, images, labels = distil.small_resnet(), torch.rand(8, 1, 16, 16), torch.arange(8)
+    model(images)  # running statistics of its own
+    td, loss, beside = distil.start_network("distilled", model, images, seed=0)
+    model.eval()
+    logits, levels = loss.teacher(images)
+    torch.testing.assert_close(logits, model(images))
+    by_hand = [model.stem(images)]
+    for stage in model.stages:
+        by_hand.append(stage(by_hand[-1]))
+    assert loss.shared == [4, 2, 1]
+    for level, wanted in zip(levels, by_hand[:0:-1], strict=True):  # of the stages, coarse to fine
+        torch.testing.assert_close(level, wanted)
+
+    before = {name: value.clone() for name, value in loss.teacher.state_dict().items()}
+    values = []
+    optimizer = torch.optim.Adam([*td.parameters(), *beside], 3e-3)
+    for _ in range(40):
+        optimizer.zero_grad()
+        value = loss(td, images, labels)
+        value.backward()
+        optimizer.step()
+        values.append(value.item())
+    assert values[-1] < 0.5 * values[0]
+    assert all(torch.equal(value, before[name]) for name, value in loss.teacher.state_dict().items())
+    td.eval()
+    own = td.features(images)
+    with torch.no_grad():
+        distances = [
+            1 - F.cosine_similarity(adapter(mine), theirs, dim=1).mean()
+            for adapter, mine, theirs in zip(loss.adapters, own, levels, strict=True)
+        ]
+        mine = td(images)
+        loss.teacher.forward = lambda images: (mine, levels)  # logits that it has already
+        alone = loss(td, images, labels)
+        expected = F.cross_entropy(mine, labels) / 2 + torch.stack(distances).mean()
+    torch.testing.assert_close(alone, expected, rtol=1e-3, atol=1e-3)
