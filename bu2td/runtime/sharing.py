@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ def register_shelf(shelf: Shelf) -> None:
     _SHELVES[:] = [shelf]
 
 
+def _shelf() -> Shelf:
+    """The shelf; that of bu2td registers itself when it is imported, which nobody may have done yet."""
+    if not _SHELVES:
+        importlib.import_module("bu2td.io")
+    return _SHELVES[0]
+
+
 class Shared:
     """The habits of Hugging Face's hub: `save_pretrained`, `from_pretrained`, `push_to_hub`."""
 
@@ -44,7 +52,7 @@ class Shared:
             Bu2tdError: as `bu2td.save`.
             MissingPackageError: safetensors or huggingface_hub is not installed.
         """
-        _SHELVES[0].write(self, Path(folder))
+        _shelf().write(self, Path(folder))
 
     def push_to_hub(
         self,
@@ -74,7 +82,7 @@ class Shared:
             Bu2tdError, MissingPackageError: as `save_pretrained`.
         """
         options = {"private": private, "token": token, "revision": revision}
-        return _SHELVES[0].push(self, repo_id, **options, commit_message=commit_message, create_pr=create_pr)
+        return _shelf().push(self, repo_id, **options, commit_message=commit_message, create_pr=create_pr)
 
     @staticmethod
     def from_pretrained(
@@ -105,4 +113,4 @@ class Shared:
         """
         of_hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         of_hub |= {"force_download": force_download, "local_files_only": local_files_only}
-        return _SHELVES[0].read(folder_or_repo, model=model, trust=trust, device=device, **of_hub)
+        return _shelf().read(folder_or_repo, model=model, trust=trust, device=device, **of_hub)
