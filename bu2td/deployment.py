@@ -303,13 +303,13 @@ def _metadata(
 
 def _name(program: Any, shape: Sequence[int | str], metadata: dict[str, str]) -> None:
     """Name the open axes of images and logits, and add the metadata."""
-    import onnx_ir
+    from onnxscript import ir
 
     model = program.model
     model.metadata_props.update(metadata)
     [images], [logits] = model.graph.inputs, model.graph.outputs
-    images.shape = onnx_ir.Shape(shape)
-    logits.shape = onnx_ir.Shape([shape[0], *list(logits.shape)[1:]])
+    images.shape = ir.Shape(shape)
+    logits.shape = ir.Shape([shape[0], *list(logits.shape)[1:]])
 
 
 def _opset(program: Any) -> int:
