@@ -43,11 +43,6 @@ MADE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
         "resnet10t",
         {"in_channels": 1, "num_classes": 10, "drop_rate": 0.2, "drop_path_rate": 0.1},
     ),
-    "torchvision": (
-        lambda: torchvision.models.squeezenet1_1(num_classes=4),
-        "torchvision:squeezenet1_1",
-        {"num_classes": 4},
-    ),
     "baseline": (lambda: baselines.lenet_fc(num_classes=3), "bu2td:lenet_fc", {"in_channels": 1, "num_classes": 3}),
     "word": (lambda: create_model("bu2td:nin_light", num_classes=3), "bu2td:nin_light", {"num_classes": 3}),
 }
