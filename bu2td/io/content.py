@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -163,12 +162,9 @@ def _told(path: Path, what: str, also: str = "") -> Iterator[None]:
         yield
     except Bu2tdError:
         raise
-    except OSError as error:
-        lines = str(error).splitlines()
-        reason = error.strerror or (lines[0] if lines else type(error).__name__)
-        verb = "cannot be written" if what == "cannot be written" else "cannot be read"
-        raise FileError(f"{path} {verb}: {os.fspath(reason)}") from error
     except Exception as error:
         lines = str(error).splitlines()
-        said = f": {lines[0]}" if what == "cannot be written" and lines else f" ({type(error).__name__})"
+        reason = (isinstance(error, OSError) and error.strerror) or (lines[0] if lines else type(error).__name__)
+        # Of damage, the reader's own words say nothing.
+        said = f" ({type(error).__name__})" if also else f": {reason}"
         raise FileError(f"{path} {what}{said}{also}") from error

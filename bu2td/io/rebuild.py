@@ -130,9 +130,10 @@ def network_of(saved: Saved, found: Capture, device: torch.device) -> TopDownNet
     if len(dtypes) == 1:
         whole.to(dtype=next(iter(dtypes)))
     try:
-        # Where parts were cast, each weight keeps the type that it has in the file.
-        weights = {name: tensor.to(device) for name, tensor in saved.weights.items()} if len(dtypes) > 1 else None
-        whole.load_state_dict(weights or saved.weights, assign=weights is not None)
+        # Where parts were cast, each weight keeps its type of the file; on meta nothing is copied.
+        assign = len(dtypes) > 1 or device.type == "meta"
+        weights = {name: tensor.to(device) if assign else tensor for name, tensor in saved.weights.items()}
+        whole.load_state_dict(weights, assign=assign)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise FileError(f"{path}: the weights do not fit the network ({error})") from error
     return whole

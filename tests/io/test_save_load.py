@@ -13,7 +13,7 @@ from nets import FlatResNet, convert_baseline, unit
 from torch import nn
 
 import bu2td
-from bu2td.errors import CopyError, FileError, MissingPackageError, NotAModelError
+from bu2td.errors import CopyError, FileError, MissingPackageError, NotAModelError, OptionError
 from bu2td.io import rebuild
 from bu2td.models import baselines, create_model
 
@@ -42,11 +42,6 @@ MADE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
         lambda: timm.create_model("resnet10t", num_classes=10, in_chans=1, drop_path_rate=0.1, drop_rate=0.2),
         "resnet10t",
         {"in_channels": 1, "num_classes": 10, "drop_rate": 0.2, "drop_path_rate": 0.1},
-    ),
-    "torchvision": (
-        lambda: torchvision.models.squeezenet1_1(num_classes=4),
-        "torchvision:squeezenet1_1",
-        {"num_classes": 4},
     ),
     "baseline": (lambda: baselines.lenet_fc(num_classes=3), "bu2td:lenet_fc", {"in_channels": 1, "num_classes": 3}),
     "word": (lambda: create_model("bu2td:nin_light", num_classes=3), "bu2td:nin_light", {"num_classes": 3}),
@@ -264,6 +259,13 @@ def test_a_file_is_recipe_and_weights(tmp_path: Path, lenet: Any, name: str) -> 
         recipe = json.loads(json.dumps(content["recipe"]))
     assert recipe["bu2td"] == loaded.recipe["bu2td"] == bu2td.__version__
     assert recipe == {**loaded.recipe, "training": {}}
+
+
+def test_devices(tmp_path: Path, lenet: Any) -> None:
+    bu2td.save(lenet, tmp_path / "td.safetensors")
+    assert all(p.is_meta for p in bu2td.load(tmp_path / "td.safetensors", device="meta").parameters())
+    with pytest.raises(OptionError, match="cannot be used"):
+        bu2td.load(tmp_path / "td.safetensors", device="nowhere")
 
 
 @pytest.mark.parametrize("name", ["td.pt", "td.safetensors"])
