@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import runpy
 import sys
 from collections import deque
@@ -255,9 +256,6 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'bu2td.timm' has no attribute {name!r}")
 
 
-register()
-
-
 # --- timm's scripts -----------------------------------------------------------------------------------
 
 
@@ -282,6 +280,6 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from bu2td.timm import main as run  # this module under its own name, as timm and pickles know it
-
-    run()
+    importlib.import_module("bu2td.timm").main()  # this module under the name by which others know it
+else:
+    register()

@@ -22,6 +22,7 @@ FLOORS = (
     *("errors", "files", "packages", "version", "nn", "options", "models", "ir", "ops", "graph"),
     *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "verification", "runtime"),
     *("conversion", "optimization", "io", "bu2td"),
+    *("names", "timm", "torchvision"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),
 )
 #: What a converter is written with.

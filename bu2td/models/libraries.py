@@ -39,7 +39,9 @@ class Timm(Library):
     )  # fmt: skip
 
     def names(self) -> Sequence[str]:
-        return [str(name) for name in self.load().list_models()]
+        timm = self.load()
+        others = set(timm.list_models(module="timm"))  # what bu2td.timm has registered
+        return [str(name) for name in timm.list_models() if name not in others]
 
     def families(self) -> Sequence[tuple[str, str]]:
         timm = self.load()

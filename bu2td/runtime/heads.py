@@ -92,8 +92,7 @@ class HeadTemplate:
         """The global pool; None where the head has none that could be another."""
         shapes = self.shapes()
         for node in self.head.graph.nodes:
-            kept = shapes.get(_source(node), ())[-2:] != (1, 1)
-            if kept and _role(self.head, node) is Role.GATE and _is_pooled(shapes[node.name]):
+            if _role(self.head, node) is Role.GATE and _is_pooled(shapes[node.name]):
                 return PoolSite(node.all_input_nodes[0], _exit(self.head, node))
         return None
 
@@ -133,7 +132,7 @@ class HeadTemplate:
             known = ", ".join(map(repr, POOLS))
             raise OptionError(f"global_pool={kind!r} must be one of {known}.{nearest(str(kind), POOLS)}")
         shapes, site = self.shapes(), HeadTemplate(head, self.classifier, self.width).pool()
-        if site is None or (kind and shapes[site.source.name][-2:] != _MAP):
+        if site is None or (kind and shapes[site.source.name][2:] not in (_MAP, (1, 1))):
             raise OptionError(
                 f"global_pool={kind!r}: this head has no global pool over maps (N, C, H, W) that could be another; "
                 f"leave global_pool out, or convert a bottom-up network that is built with it"
