@@ -36,6 +36,8 @@ from bu2td.runtime import Backbone, TopDownNetwork
 timm = imported("timm", why="bu2td.timm registers names there.")
 _builder, _factory = imported("timm.models._builder"), imported("timm.models._factory")
 
+#: How many features timm returns by default.
+_FEATURES = 5
 _OWN = ("features_only", "out_indices", "feature_cls", "device", "dtype")
 _WEIGHTS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source")
 
@@ -76,7 +78,7 @@ def build(name: str, **options: Any) -> nn.Module:
     model = _bottom_up(name, device, options)
     with torch.device("cpu"):  # what is built is moved, also where all that is made shall be elsewhere
         if asked["features_only"]:
-            model = _stopped(model, chosen)
+            model = _stopped(model, chosen, asked)
         network = convert(model, parted(name)[0], device=device, **chosen)
         if removed != [None, None]:
             network.reset_classifier(network.num_classes if removed[0] is None else 0, removed[1])
@@ -93,14 +95,18 @@ def _bottom_up(name: str, device: torch.device, options: dict[str, Any]) -> Any:
         return timm.create_model(parted(name)[1], **options)
 
 
-def _stopped(model: nn.Module, chosen: dict[str, Any]) -> Any:
-    """What is converted for features: unless other levels are asked for, those of the bottom-up features."""
+def _stopped(model: nn.Module, chosen: dict[str, Any], asked: dict[str, Any]) -> Any:
+    """What is converted for features: unless others are asked for, the reductions of the bottom-up features."""
     analysis = analyze(model, example_inputs=chosen.pop("example_inputs", None))
-    if not {"finest_reduction", "reductions", "stem"} & set(chosen):
-        info = getattr(model, "feature_info", None)
-        ladder = [level.reduction for level in analysis.levels]
-        known = [entry["reduction"] for entry in info or [] if entry["reduction"] in ladder]
-        chosen["finest_reduction"] = min(known or [r for r in ladder if r > 1])
+    if {"finest_reduction", "reductions", "stem"} & set(chosen):
+        return analysis
+    ladder = sorted(level.reduction for level in analysis.levels)
+    known = {entry["reduction"] for entry in (getattr(model, "feature_info", None) or [])[:_FEATURES]}
+    wanted = [reduction for reduction in ladder if reduction in known] or [r for r in ladder if r > 1]
+    chosen["finest_reduction"] = wanted[0]
+    if asked["out_indices"] is None:
+        levels = [reduction for reduction in ladder if reduction >= wanted[0]]
+        asked["out_indices"] = tuple(levels.index(reduction) for reduction in wanted)
     return analysis
 
 

@@ -25,16 +25,17 @@ _MAP = (4, 6)
 class GlobalPool(nn.Module):
     """The mean over the map, its maximum, the mean of both, or one behind the other.
 
-    Shapes: (N, C, H, W) -> (N, C, 1, 1), 2C for "catavgmax"; without the last two if ``flatten``.
+    Shapes: (N, C, H, W), or (N, H, W, C) with ``last``, -> (N, C, 1, 1), 2C for "catavgmax"; without the last two
+    if ``flatten``.
     """
 
-    def __init__(self, kind: str, flatten: bool) -> None:
+    def __init__(self, kind: str, flatten: bool, last: bool) -> None:
         super().__init__()
-        self.pool_type, self.flatten = kind, flatten
+        self.pool_type, self.flatten, self.last = kind, flatten, last
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool a map."""
-        pooled = pooled_as(self.pool_type, x)
+        pooled = pooled_as(self.pool_type, x.permute(0, 3, 1, 2) if self.last else x)
         return pooled.flatten(1) if self.flatten else pooled
 
     def extra_repr(self) -> str:
@@ -44,7 +45,7 @@ class GlobalPool(nn.Module):
 
 def pooled_as(kind: str, x: Tensor) -> Tensor:
     """A map (N, C, H, W) pooled to one position, (N, C, 1, 1)."""
-    parts = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
+    parts: dict[str, Any] = {"avg": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}
     found = [pool(x, 1) for name, pool in parts.items() if name in kind]
     if kind.startswith("cat"):
         return torch.cat(found, 1)
@@ -114,7 +115,7 @@ class HeadTemplate:
         graph.output(copies[site.exit])
         found = fx.GraphModule(modules, graph)(x).flatten(1)
         for kind in POOLS[:-1]:
-            expected = pooled_as(kind, x).flatten(1)
+            expected = pooled_as(kind, x.permute(0, 3, 1, 2) if _is_last(shape) else x).flatten(1)
             if found.shape == expected.shape and bool(torch.allclose(found, expected, atol=1e-6)):
                 return kind
         return None
@@ -132,16 +133,19 @@ class HeadTemplate:
             known = ", ".join(map(repr, POOLS))
             raise OptionError(f"global_pool={kind!r} must be one of {known}.{nearest(str(kind), POOLS)}")
         shapes, site = self.shapes(), HeadTemplate(head, self.classifier, self.width).pool()
-        if site is None or (kind and shapes[site.source.name][2:] not in (_MAP, (1, 1))):
+        read = () if site is None else shapes[site.source.name]
+        if site is None or not (_is_last(read) or read[2:] in (_MAP, (1, 1))):
             raise OptionError(
-                f"global_pool={kind!r}: this head has no global pool over maps (N, C, H, W) that could be another; "
+                f"global_pool={kind!r}: this head has no global pool over maps that could be another; "
                 f"leave global_pool out, or convert a bottom-up network that is built with it"
             )
         if kind == "":
             _unpool(head, site, shapes)
         else:
             with head.graph.inserting_after(site.exit):
-                head.add_submodule(f"{kind}_pool", GlobalPool(kind, len(shapes[site.exit.name]) == 2))
+                head.add_submodule(
+                    f"{kind}_pool", GlobalPool(kind, len(shapes[site.exit.name]) == 2, _is_last(read))
+                )
                 new = head.graph.call_module(f"{kind}_pool", (site.source,))
             site.exit.replace_all_uses_with(new)
         head.graph.eliminate_dead_code()
@@ -175,10 +179,27 @@ class HeadTemplate:
         _replace(head, self.classifier, _like(old, read, num_classes))
         return head
 
+    def hidden(self, kind: str | None) -> int:
+        """Channels of what the classifier reads behind a pool."""
+        head, layer = self.with_pool(kind), self.layer
+        node = next(n for n in head.graph.nodes if n.name == _call_of(head, self.classifier))
+        if str(node.target) != self.classifier:  # it is inside
+            return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
+        _replace(head, self.classifier, nn.Identity())  # behind another pool the layer would not fit
+        shape = _shapes(head, self.width, _MAP)[_source(node)]
+        return shape[-1] if len(shape) == 2 or _is_last(shape) else shape[1]
+
     def _ends_with_it(self) -> bool:
-        nodes = [str(n.target) for n in self.head.graph.nodes if n.op == "call_module"]
-        own = next(n for n in nodes if self.classifier == n or self.classifier.startswith(f"{n}."))
-        return not any(list(self.head.get_submodule(n).parameters()) for n in nodes[nodes.index(own) + 1 :])
+        """Whether what the classifier makes are the logits, but for layers without weights."""
+        nodes = list(self.head.graph.nodes)
+        own = next(i for i, n in enumerate(nodes) if n.name == _call_of(self.head, self.classifier))
+        behind = set(nodes[own:])
+        for node in nodes[own + 1 :]:
+            if not set(node.all_input_nodes) <= behind:
+                return False
+            if node.op == "call_module" and list(self.head.get_submodule(str(node.target)).parameters()):
+                return False
+        return True
 
 
 def classifier_name(head: fx.GraphModule) -> str:
@@ -264,6 +285,11 @@ def _is_pooled(shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 or (len(shape) == 4 and shape[-2:] == (1, 1))
 
 
+def _is_last(shape: tuple[int, ...]) -> bool:
+    """Whether channels are the last dimension of a map."""
+    return len(shape) == 4 and shape[1:3] == _MAP
+
+
 def _exit(head: fx.GraphModule, gate: fx.Node) -> fx.Node:
     """Where the parts of a pool are one: its only part, or what follows until all have met."""
     [source] = gate.all_input_nodes[:1]
@@ -305,7 +331,7 @@ def _like(old: nn.Linear | nn.Conv2d, read: tuple[int, ...], num_classes: int) -
         if isinstance(old, nn.Conv2d):
             kernel, padding = old.kernel_size, old.padding
             return nn.Conv2d(read[1], num_classes, kernel, padding=padding, bias=bias)  # type: ignore[arg-type]
-        if len(read) == 4 and read[-2:] == _MAP:
+        if len(read) == 4 and not _is_last(read):
             return nn.Conv2d(read[1], num_classes, 1, bias=bias)
         return nn.Linear(read[-1], num_classes, bias=bias)
 

@@ -65,9 +65,7 @@ class Surface(fx.GraphModule):
     @property
     def head_hidden_size(self) -> int:
         """Channels of what the classifier reads."""
-        template = self._template()
-        head = template.with_classifier(0, self.record.recipe.global_pool)
-        return HeadTemplate(head, template.classifier, template.width).shapes()[_last(head)][1]
+        return self._template().hidden(self.record.recipe.global_pool)
 
     @property
     def global_pool(self) -> str | None:
@@ -373,8 +371,3 @@ def _drop_rates(network: nn.Module) -> dict[str, float]:
     """How often each module drops paths, of those that do."""
     found = {name: (module, _rate_attribute(module)) for name, module in network.named_modules()}
     return {name: float(getattr(module, rate)) for name, (module, rate) in found.items() if rate is not None}
-
-
-def _last(head: fx.GraphModule) -> str:
-    [output] = [node for node in head.graph.nodes if node.op == "output"]
-    return str(output.args[0].name)

@@ -53,6 +53,7 @@ def test_widths(resnet: Any, images: torch.Tensor) -> None:
         ("mobilenetv3_small_050", "avg", 1024),  # a convolution behind the pool
         ("vgg11", "avg", 4096),  # two in front of it
         ("torchvision:mnasnet0_5", "avg", None),  # a mean
+        ("mambaout_femto", "avg", 1152),  # a mean over (N, H, W, C), a layer behind it
     ],
 )
 def test_pools_and_widths_of_other_heads(word: str, pool: str, hidden: int | None) -> None:
@@ -198,7 +199,7 @@ def test_without_pool_and_classifier_it_returns_the_finest_level(images: torch.T
         torch.testing.assert_close(network(images), expected.mean((2, 3)))
 
 
-@pytest.mark.parametrize("word", ["test_convnext", "resnetv2_18", "torchvision:mnasnet0_5"])
+@pytest.mark.parametrize("word", ["test_convnext", "resnetv2_18", "torchvision:mnasnet0_5", "mambaout_femto"])
 def test_reset_classifier_of_other_heads(word: str) -> None:
     network = bu2td.convert(make(word), device="meta", finest_reduction=4)
     images = torch.empty(2, 3, 64, 64, device="meta")
@@ -221,6 +222,8 @@ def test_what_cannot_be_reset_is_refused() -> None:
     for count in (-1, 2.0, True):
         with pytest.raises(OptionError, match="num_classes"):
             network.reset_classifier(count)
+    with pytest.raises(OptionError, match="convert the bottom-up network with 5 classes"):  # two that are averaged
+        bu2td.convert(make("repvit_m0_9"), device="meta", finest_reduction=8).reset_classifier(5)
     alexnet = bu2td.convert(make("torchvision:alexnet"), device="meta", finest_reduction=4)
     with pytest.raises(OptionError, match="no global pool"):
         alexnet.reset_classifier(3, "max")
