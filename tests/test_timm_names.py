@@ -139,13 +139,13 @@ def test_wrong_options_are_named() -> None:
 
 
 def test_features_only_takes_the_place_of_the_bottom_up_features() -> None:
+    images = IMAGES.to("meta")
     for source in ("test_resnet", "test_convnext", "selecsls42b"):
-        expected = timm.create_model(source, features_only=True)
-        network = made(f"td_{source}", features_only=True)
+        expected = timm.create_model(source, features_only=True, device="meta")
+        network = made(f"td_{source}", features_only=True, device="meta")
         assert network.feature_info.reduction() == expected.feature_info.reduction()
-        with torch.no_grad():
-            found = network(IMAGES)
-        for value, other, channels in zip(found, expected(IMAGES), network.feature_info.channels(), strict=True):
+        found = network(images)
+        for value, other, channels in zip(found, expected(images), network.feature_info.channels(), strict=True):
             assert value.shape == (2, channels, *other.shape[2:])
 
 
