@@ -128,7 +128,7 @@ def _share(signs: Sequence[bool]) -> float:
 
 
 def _moved(offsets: Sequence[Array], gains: Sequence[Array]) -> bool:
-    """Whether scales are neither constant nor draws; gains that are drawn beside offsets do not start at one."""
+    """Whether scales are neither constant nor draws; gains drawn as offsets are do not start at one."""
     vectors = offsets or gains
     varied = [v for v in vectors if not _is_constant(v)]
     if not varied or len(varied) < _SHARE * len(vectors):
@@ -138,8 +138,8 @@ def _moved(offsets: Sequence[Array], gains: Sequence[Array]) -> bool:
     scales = [v for v in gains if not _is_constant(v)]
     if not scales or not _drawn_alike(varied) or not _drawn_alike(scales):
         return True
-    pooled = np.concatenate(scales)
-    return bool(abs(pooled.mean() - 1) < 3 * pooled.std())
+    gain, offset = float(np.concatenate(scales).mean()), float(np.concatenate(varied).mean())
+    return abs(gain - 1) < abs(gain - offset)
 
 
 def _learned(biases: Sequence[tuple[Array, float]], weights: Sequence[Tensor]) -> bool:

@@ -206,7 +206,7 @@ def test_a_network_optimised_for_training() -> None:
     model = ready(nn.Sequential(unit(1, 6), nn.MaxPool2d(2), Residual().main, head(8, 3)))
     model[2] = unit(6, 8)
     images = torch.rand(3, 1, 16, 16)
-    td = ready(bu2td.convert(model, "td", example_inputs=images))
+    td = ready(bu2td.convert(model, "td", example_inputs=images, inherit="none"))
     fast: Any = bu2td.optimize(td, "training").eval()
     layers = ["last-convolution", "last-level"]
     one, other = (grad_cam(network, images, levels=layers) for network in (td, fast))
