@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, library, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from bu2td.nn import reduced
 from bu2td.optimization.kernels.ordinary import takes_ordinary
@@ -218,10 +219,10 @@ def _second_gradients(ctx: Any, ddx: Tensor, ddw: Tensor) -> tuple[Tensor, Tenso
     """Gradients of the gradients, which are linear in dy, x and the weight each; by ordinary convolutions."""
     dy, x, weight = ctx.saved_tensors
     of_dy = F.conv2d(x, ddw, padding=1)
-    of_x = nn.grad.conv2d_input(x.shape, ddw, dy, padding=1)
+    of_x = conv2d_input(x.shape, ddw, dy, padding=1)
     if not ctx.needs_x:
         return of_dy, of_x, None, None
-    of_weight = nn.grad.conv2d_weight(ddx, weight.shape, dy, padding=1)
+    of_weight = conv2d_weight(ddx, weight.shape, dy, padding=1)
     return of_dy + F.conv2d(ddx, weight, padding=1), of_x, of_weight, None
 
 
