@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import io
-import itertools
 import json
 import math
 import operator
@@ -166,8 +165,16 @@ def test_operations_of_others_hold_for_every_size() -> None:
 # --- traced, compiled, taken apart --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("pyramid", "upsample"), [*zip(REDUCERS, itertools.cycle(UPSAMPLE_MODES), strict=False)])
+@pytest.mark.parametrize(
+    ("mode", "pyramid", "upsample"),
+    [
+        *((mode, "gaussian", "nearest") for mode in MODES),
+        *(
+            (None, pyramid, upsample)
+            for pyramid, upsample in zip(REDUCERS[1:], UPSAMPLE_MODES[1:] * 2, strict=True)
+        ),
+    ],
+)
 def test_traced_networks_hold_for_every_size(mode: str | None, pyramid: str, upsample: str) -> None:
     network = lenet(mode=mode, pyramid=pyramid, upsample=upsample)
     with warnings.catch_warnings(), torch.no_grad():
