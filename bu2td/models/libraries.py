@@ -137,11 +137,11 @@ class Torchvision(Library):
         classes = {k: v for k, v in sizes.items() if k in self.accepts(name)}
         drops = [{}, *({"dropout": rate} for rate in drop_rates(model).values())]
         count, rate = sum(type(m).__name__ == "StochasticDepth" for m in model.modules()), drop_path_rate(model)
-        rates = (
-            [rate, float(f"{rate * count / max(count - 1, 1):.6g}")] if rate else []
-        )  # the last block's, or beyond
+        beyond = float(f"{rate * count / max(count - 1, 1):.6g}")  # the schedule may end behind the last block
+        rates = [rate, beyond] if rate else []
         paths = [{}, *({"stochastic_depth_prob": rate} for rate in rates)]
-        own = {k: v for k, v in settings(model).items() if k in self.further}
+        own = {k: v for module in model.modules() for k, v in settings(module).items() if k == "drop_rate"}
+        own |= {k: v for k, v in settings(model).items() if k in self.further}
         drawn = [{**classes, **drop, **path} for path in paths for drop in drops]
         found = [{}, classes, {**classes, **own}, *drawn]
         return [given for i, given in enumerate(found) if given not in found[:i]]
