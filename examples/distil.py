@@ -6,7 +6,7 @@
 
 The teacher is the bottom-up network that was converted. Both networks have features at the same resolutions, so
 that no pair of layers has to be chosen: every level of the top-down network learns from that of its own reduction.
-`python bench/distil.py` compares the three starts over several seeds.
+`python bench/starts.py` compares the three starts over several seeds.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Three starts of a top-down network after equal steps: scratch, inherited weights, distillation.
 
-    python bench/distil.py [--steps 200] [--seeds 3] [--out bench/results/distil/distil]
+    python bench/starts.py [--steps 200] [--seeds 3] [--out bench/results/distil/distil]
 
 Images are reduced to 16 x 16 pixels. A row is a seed, a start and a number of steps: the accuracy on the first
 5,000 test images of Fashion-MNIST at the end, and on 500 of them on the way. All three starts of a seed have one
