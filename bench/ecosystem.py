@@ -38,6 +38,8 @@ def outcome(case: ElementTree.Element) -> str:
     """What became of a test."""
     if case.find("failure") is not None or case.find("error") is not None:
         return "fails"
+    if case.find("properties/property[@name='refused']") is not None:
+        return "refused"
     return "not tried" if case.find("skipped") is not None else "works"
 
 
@@ -51,7 +53,8 @@ def forms(cases: list[ElementTree.Element]) -> Row:
     row = {}
     for form, outcomes in found.items():
         tried = [one for one in outcomes if one != "not tried"]
-        row[form] = ("fails" if "fails" in tried else "works") if tried else "not tried" if outcomes else "-"
+        worst = next((bad for bad in ("fails", "refused") if bad in tried), "works")
+        row[form] = worst if tried else "not tried" if outcomes else "-"
     skipped = {str(s.attrib["message"]) for case in cases if (s := case.find("skipped")) is not None}
     return {**row, "skipped": "; ".join(sorted(skipped))}
 
@@ -60,11 +63,13 @@ def run(files: list[Path]) -> list[Row]:
     """The rows of some clients."""
     with tempfile.TemporaryDirectory() as place:
         report = Path(place) / "report.xml"
-        words = ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}", "-o", "junit_family=xunit1"]
+        words = ["-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
         subprocess.run([sys.executable, "-m", "pytest", *words, *map(str, files)], cwd=ROOT, check=False)
         cases: dict[str, list[ElementTree.Element]] = {}
         for case in ElementTree.parse(report).iter("testcase"):
-            cases.setdefault(Path(case.attrib["file"]).name, []).append(case)
+            if "classname" not in case.attrib:  # what an interrupt left
+                continue
+            cases.setdefault(f"{case.attrib['classname'].rpartition('.')[2]}.py", []).append(case)
     return [{**about(file), **forms(cases.get(file.name, []))} for file in files]
 
 
