@@ -93,16 +93,13 @@ def main() -> None:
     args = parser.parse_args()
     files = sorted(TESTS.glob("test_*.py"))
     known = {about(file)["client"] for file in files}
-    kept = (
-        {row["client"]: row for row in earlier(args.out, "remove it") if row["client"] in known}
-        if args.match
-        else {}
-    )
-    kept |= {row["client"]: row for row in run([file for file in files if args.match in file.name])}
+    made = {row["client"]: row for row in run([file for file in files if args.match in file.name])}
+    before = earlier(args.out, "remove it") if args.match else []
+    kept = {row["client"]: row for row in before if row["client"] in known} | made
     rows = sorted(kept.values(), key=lambda row: str(row["client"]).lower())
     write(args.out, rows, cuda=torch.cuda.is_available())
-    before, _, rest = args.page.read_text().partition(BEGIN)
-    args.page.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
+    head, _, rest = args.page.read_text().partition(BEGIN)
+    args.page.write_text(f"{head}{BEGIN}\n{table(rows)}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""DataParallel (torch): without a GPU it is the network itself; replicas are made of parts that have no class."""
+"""DataParallel (torch): without a GPU it is the network itself."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""TorchMetrics (torchmetrics): accuracy of a network's logits, and a network as the features of a distance."""
+"""TorchMetrics (torchmetrics): accuracy of a network's logits."""
 
 from typing import Any
 

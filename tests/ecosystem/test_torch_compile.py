@@ -1,4 +1,4 @@
-"""torch.compile (torch): one graph, also for a part of the network, with the logits and gradients of eager."""
+"""torch.compile (torch): one graph, with the logits and gradients of eager."""
 
 from typing import Any
 
