@@ -286,7 +286,7 @@ def _tell_of_loss(emission: Emission, analysis: Analysis) -> None:
         f"weights. inherit='matching' copies those that fit ({kept / max(values, 1):.1%} of the new network's), "
         f"inherit='none' says that new ones are meant; docs/training.md compares both with distillation",
         PretrainedWarning,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

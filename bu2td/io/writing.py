@@ -59,6 +59,7 @@ def tried_recipe(network: TopDownNetwork | PatchNetwork) -> dict[str, Any]:
     Raises:
         CopyError: the recipe makes another network than this one.
     """
+    said = network.recipe  # some networks have none, and say so
     whole = network.network if isinstance(network, PatchNetwork) else network
     origin, recipe = whole.record.origin, whole.record.recipe
     call, _, why = _found(origin, recipe.image_shape, recipe.identity)
@@ -69,7 +70,7 @@ def tried_recipe(network: TopDownNetwork | PatchNetwork) -> dict[str, Any]:
         _check_unchanged(whole, twin)
         usual = training_settings(twin)
     changed = {path: own for path, own in training.items() if own != usual.get(path)}
-    return {**network.recipe, **recipe.to_dict(), "training": changed}
+    return {**said, **recipe.to_dict(), "training": changed}
 
 
 @functools.lru_cache(maxsize=4)

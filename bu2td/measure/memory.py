@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bu2td.graph import undisturbed
+from bu2td.nn import Pyramid
 from bu2td.ops import meta_copy
 
 _FORWARD, _BACKWARD = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
@@ -97,7 +98,9 @@ def _copied(read: Tensor, written: Tensor, weight: Tensor) -> int:
 
 
 def copies_maps(network: nn.Module, device: str = "cpu") -> bool:
-    """Whether convolutions of a network copy their maps on a device: its weights are not channels-last."""
+    """Whether convolutions of a network copy their maps on a device: neither they nor weights are channels-last."""
+    if any(isinstance(module, Pyramid) and module.channels_last for module in network.modules()):
+        return False
     kernels = [p for p in network.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2:].numel() > 1]
     last = torch.channels_last
     return device == "cpu" and not any(kernel.is_contiguous(memory_format=last) for kernel in kernels)

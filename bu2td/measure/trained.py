@@ -111,10 +111,11 @@ def _array(tensor: Tensor) -> Array:
 
 def _statistics(module: nn.Module) -> Iterator[bool]:
     """Whether a module's running statistics have moved, if it has such."""
-    mean, variance = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+    mean, variance, steps = (
+        dict(module._buffers).get(name) for name in ("running_mean", "running_var", "num_batches_tracked")
+    )
     if mean is None or variance is None or not _has_values(mean) or not _has_values(variance):
         return
-    steps = module._buffers.get("num_batches_tracked")
     tried = steps is not None and not steps.is_meta and 0 < int(steps) < _STEPS
     moved = bool((mean[:_VECTOR] != 0).any()) or bool((variance[:_VECTOR] != 1).any())
     yield moved and not tried

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bu2td.ir import Optimization
+from bu2td.nn import Part, contain
 from bu2td.ops import meta_copy
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.fuse import fuse
@@ -30,6 +31,8 @@ def transform(network: TopDownNetwork, choose: Chooser, image_shape: Sequence[in
         network.eval()
         fuse(network, _shapes(network, image_shape), choose)
         network.requires_grad_(False)
+    for part in [module for module in network.modules() if isinstance(module, Part)]:
+        contain(part)  # what was written out lies in new containers
 
 
 def _shapes(network: TopDownNetwork, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:

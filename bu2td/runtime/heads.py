@@ -185,8 +185,10 @@ class HeadTemplate:
         node = next(n for n in head.graph.nodes if n.name == _call_of(head, self.classifier))
         if str(node.target) != self.classifier:  # it is inside
             return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)  # type: ignore[arg-type]
-        _replace(head, self.classifier, nn.Identity())  # behind another pool the layer would not fit
-        shape = _shapes(head, self.width, _MAP)[_source(node)]
+        source, output = node.all_input_nodes[0], next(n for n in head.graph.nodes if n.op == "output")
+        output.args = (source,)  # behind another pool the layer would not fit, nor what follows it
+        head.graph.eliminate_dead_code()
+        shape = _shapes(head, self.width, _MAP)[source.name]
         return shape[-1] if len(shape) == 2 or _is_last(shape) else shape[1]
 
     def _ends_with_it(self) -> bool:
@@ -210,7 +212,8 @@ def classifier_name(head: fx.GraphModule) -> str:
         converter = converter_for_type(type(part))
         whole = converter is not None and converter.role == Role.HEAD  # its classifier is inside
         for name, module in part.named_modules(prefix=target) if whole else [(target, part)]:
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.Identity):
+            weight = getattr(module, "weight", None)  # a fused layer is none of torch's
+            if isinstance(module, nn.Identity) or (isinstance(weight, Tensor) and weight.ndim > 1):
                 names.append(name)
     return names[-1]
 

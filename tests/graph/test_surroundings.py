@@ -59,10 +59,10 @@ def outputs(td: Any, images: Tensor) -> list[Tensor]:
 def test_networks_are_as_they_are_without(around: str, tmp_path: Any) -> None:
     images, file = torch.rand(2, 1, 28, 28), tmp_path / "td.bu2td"
     model = fill(lenet := baselines.lenet_fc()) or lenet
-    expected = outputs(convert_baseline("lenet_fc", "td", model, seed=0), images)
+    expected = outputs(convert_baseline("lenet_fc", "td", model, seed=0, inherit="none"), images)
     context: AbstractContextManager[Any] = AROUND[around]()
     with context:
-        td = bu2td.convert(model, example_inputs=images, seed=0)
+        td = bu2td.convert(model, inherit="none", example_inputs=images, seed=0)
         fast = [bu2td.optimize(td, mode) for mode in MODES]
         bu2td.verify(td, full=around == "double")
         bu2td.save(td, file)
@@ -88,6 +88,6 @@ def test_everything_made_anew_has_the_models_dtype(dtype: torch.dtype) -> None:
         dtype
     )
     images = torch.rand(2, 3, 32, 32, dtype=dtype)
-    td = bu2td.convert(model, example_inputs=images, upsample="transpose")
+    td = bu2td.convert(model, inherit="none", example_inputs=images, upsample="transpose")
     assert {t.dtype for t in td.parameters()} == {dtype}
     assert td(images).dtype == dtype

@@ -260,9 +260,10 @@ def test_networks_that_have_no_patches() -> None:
     network = convert_baseline("lenet_fc", "td", seed=0)
     with pytest.raises(OptimizeError, match="optimised for inference and cannot train"):
         bu2td.PatchNetwork(bu2td.optimize(network))
-    network.reset_classifier(0)
+    headless = convert_baseline("resnet32", "td", seed=0)
+    headless.reset_classifier(0)
     with pytest.raises(OptionError, match="reset_classifier"):
-        bu2td.PatchNetwork(network)
+        bu2td.PatchNetwork(headless)
     bound: Any = convert_baseline("lenet_fc", "td", seed=0)
     bound.pyramid.size = (28, 28)
     with pytest.raises(ImageSizeError, match="bound to an image size"):
