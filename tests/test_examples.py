@@ -146,6 +146,7 @@ def test_receptive_fields(tmp_path: Path) -> None:
     assert "fields of 3 and 22 pixels" in paper
 
 
+@pytest.mark.slow
 def test_distil_from_every_start(tmp_path: Path) -> None:
     done = run("distil.py", "--quick", cwd=tmp_path)
     assert "62.3% of the top-down network's parameters are inherited" in done.stdout

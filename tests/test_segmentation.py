@@ -84,6 +84,7 @@ def test_scenes(segmentation: Any) -> None:
     assert not any((objects.images == one).flatten(1).all(1).any() for one in test.images[:5])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was(
     segmentation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

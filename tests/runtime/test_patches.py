@@ -172,6 +172,7 @@ def test_cost() -> None:
     assert some == pytest.approx(whole - finest * (1 - 0.25**2), rel=0.01)
 
 
+@pytest.mark.slow
 def test_accuracy_on_digits(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Digits in large noisy images: crops that are looked for know what whole images know, at part of the cost."""
     pytest.importorskip("sklearn")
