@@ -13,8 +13,6 @@ from math import gcd
 from typing import Any
 
 import numpy as np
-from bu2td_converters.conv import ConvConverter
-from bu2td_converters.timm import TimmLayer
 from torch import Tensor, nn
 
 from bu2td.ops import (
@@ -30,6 +28,8 @@ from bu2td.ops import (
     resized,
 )
 from bu2td.ops.fields import mix, nothing, tapped, windows
+from bu2td_converters.conv import ConvConverter
+from bu2td_converters.timm import TimmLayer
 
 _CONV = ConvConverter()
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from bu2td_converters.conv import ConvConverter
 from torch import nn
 
 from bu2td.ops import Change, Rebuilt, Site, System, register_converter
+from bu2td_converters.conv import ConvConverter
 
 
 @register_converter("torchvision.ops.deform_conv.DeformConv2d")

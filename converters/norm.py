@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bu2td_converters.pointwise import over_dimension
 from torch import Tensor, fx, nn
 
 from bu2td.ir import Dim, is_tensor
@@ -25,6 +24,7 @@ from bu2td.ops import (
     resized,
 )
 from bu2td.ops.fields import grouped
+from bu2td_converters.pointwise import over_dimension
 
 
 @register_converter(

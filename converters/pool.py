@@ -6,8 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bu2td_converters.conv import pads_itself
-from bu2td_converters.timm import TimmLayer
 from torch import fx, nn
 
 from bu2td.ir import Dim, is_tensor
@@ -43,6 +41,8 @@ from bu2td.ops.fields import (
     windows,
     written_out,
 )
+from bu2td_converters.conv import pads_itself
+from bu2td_converters.timm import TimmLayer
 
 
 def keep_channels(site: Site, system: System) -> Any:

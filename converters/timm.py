@@ -7,7 +7,6 @@ from math import prod
 from typing import Any
 
 import torch
-from bu2td_converters.conv import ConvConverter
 from torch import nn
 
 from bu2td.ops import (
@@ -25,6 +24,7 @@ from bu2td.ops import (
     same_padding,
 )
 from bu2td.ops.fields import hull, mix, nothing, resampled, windows
+from bu2td_converters.conv import ConvConverter
 
 
 class TimmLayer(Converter):
