@@ -50,3 +50,23 @@ def test_both_forms_of_a_choice_compute_the_same(
     assert len(results[0]) == (1 if mode == "inference" else 3)
     for old, new in zip(*results, strict=True):
         torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
+
+
+def test_the_page_of_the_paper_is_that_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import paper
+
+    monkeypatch.setattr(paper, "PAGE", tmp_path / "paper.md")
+    paper.main()
+    made = (tmp_path / "paper.md").read_text()
+    assert made == (BENCH.parent / "docs" / "paper.md").read_text()
+    # a number of the page is one of the report
+    report = json.loads((BENCH / "results" / "evaluate" / "full" / "report.json").read_text())
+    (found,) = [
+        c for c in report["comparisons"]
+        if (c["family"], c["measure"], c["level"], c["arrangement"])
+        == ("Accuracy", "test accuracy", "these networks", "td")
+    ]  # fmt: skip
+    cells = [f"{100 * found[key]:.1f} %" for key in ("bottom_up", "top_down")]
+    assert f"| LeNetFC on digits | test accuracy | {' | '.join(cells)} |" in made
+    sys.modules.pop("paper")
