@@ -241,7 +241,7 @@ def _by_processes(tmp_path: Path, kind: str, count: int) -> list[Any]:
     script, folder = tmp_path / "worker.py", tmp_path / f"{kind}{count}"
     script.write_text(_WORKER)
     folder.mkdir()
-    launch = [*("-m", "torch.distributed.run"), f"--nproc-per-node={count}", "--master-port=29533"]
+    launch = [*("-m", "torch.distributed.run"), f"--nproc-per-node={count}", "--standalone"]
     command = [sys.executable, *(launch if count > 1 else []), str(script), str(Path(__file__).parent)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
