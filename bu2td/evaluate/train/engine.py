@@ -6,6 +6,7 @@ a schedule steps once per epoch and not once per process, and the training loop 
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import warnings
@@ -69,7 +70,16 @@ def start(settings: Settings) -> Any:
         warnings.simplefilter("ignore")  # advice about processors and launchers
         engine = fabric.Fabric(**options)
         engine.launch()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        atexit.unregister(_leave)  # once, however many engines there are
+        atexit.register(_leave)
     return engine
+
+
+def _leave() -> None:
+    """Leave the other processes: one that ends with its threads still open is aborted now and then."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def is_shared(engine: Any) -> bool:
