@@ -379,7 +379,7 @@ def residual() -> nn.Module:
 def test_other_networks_export(tmp_path: Path, word: str) -> None:
     model = make(word).to_empty(device="cpu") if word else residual()
     options: Any = {"finest_reduction": 4, "max_macs_ratio": None} if word else {}
-    network = bu2td.convert(model, example_inputs=torch.rand(1, 3, 64, 64), seed=0, **options)
+    network = bu2td.convert(model, inherit="none", example_inputs=torch.rand(1, 3, 64, 64), seed=0, **options)
     done = bu2td.export(network, tmp_path / "td.onnx")
     assert done.shape == ("N", 3, "H", "W")
     assert max(check.difference for check in done.checks) < 1e-5

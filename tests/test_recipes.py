@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import bu2td
 from bu2td.models.baselines import LeNetFC
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[1] / "README.md"
 SECTION = README.read_text().partition("## In your stack")[2].partition("\n## ")[0]
 RECIPES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 NEEDS = {"timm": "timm", "torchvision": "torchvision", "lightning": "lightning", "bu2td.export": "onnxscript",
