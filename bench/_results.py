@@ -6,11 +6,13 @@ import json
 import math
 import platform
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from bu2td.files import write_csv, write_json
@@ -78,6 +80,34 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     xs, ys = [math.log(size) for size in sizes], [math.log(second) for second in seconds]
     mx, my = statistics.mean(xs), statistics.mean(ys)
     return sum((x - mx) * (y - my) for x, y in zip(xs, ys, strict=True)) / sum((x - mx) ** 2 for x in xs)
+
+
+def seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call: of the clock on a GPU, and of the processor on one thread, which others take none of."""
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+    begin = clock()
+    call()
+    return clock() - begin
+
+
+def stored(call: Callable[[], Any]) -> int:
+    """Bytes that a call keeps for its backward pass, each memory once; weights are not counted."""
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            memory = tensor.untyped_storage()
+            seen[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        call()
+    return sum(seen.values())
 
 
 def versions(*packages: str) -> dict[str, str]:

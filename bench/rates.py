@@ -10,9 +10,9 @@ random images; a rate is the median over two seconds.
 import argparse
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable
 
+import _results
 import torch
 from tqdm import tqdm
 
@@ -72,22 +72,11 @@ def measured(settings: Settings, arrangement: str) -> list[Rate]:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call: the median of several, after a first one, until they have taken long enough together.
-
-    On one thread these are seconds of the processor, which other programs take none of.
-    """
-
-    def clock() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
-
+    """Seconds of a call: the median of several, after a first one, until they have taken long enough together."""
     call()
     times: list[float] = []
     while len(times) < TIMES and sum(times) < SECONDS:
-        begin = clock()
-        call()
-        times.append(clock() - begin)
+        times.append(_results.seconds(call, device))
     return statistics.median(times)
 
 

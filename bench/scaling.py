@@ -17,8 +17,6 @@ docs/scaling.md says what follows for many GPUs.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +132,8 @@ class Bench:
             macs = network.plan.cost.macs
         else:
             macs = multiply_accumulates(network, images[:1])
-        seconds = statistics.median([self.seconds(step) for _ in range(self.repeat + 1)][1:])
-        return self.row(macs, self.stored(step), seconds)
+        seconds = statistics.median([_results.seconds(step, self.device) for _ in range(self.repeat + 1)][1:])
+        return self.row(macs, _results.stored(step), seconds)
 
     def row(self, macs: int | None, kept: int, seconds: float) -> _results.Row:
         """Per image; macs are of one already."""
@@ -148,33 +146,6 @@ class Bench:
     def precision(self) -> AbstractContextManager[Any]:
         """Autocast, where it is asked for."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.amp else nullcontext()
-
-    def seconds(self, call: Callable[[], Any]) -> float:
-        """Of one call."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            begin = time.perf_counter()
-            call()
-            torch.cuda.synchronize(self.device)
-            return time.perf_counter() - begin
-        begin = time.process_time()
-        call()
-        return time.process_time() - begin
-
-    @staticmethod
-    def stored(call: Callable[[], Any]) -> int:
-        """Bytes that a call keeps for its backward pass, each memory once; weights are not counted."""
-        seen: dict[int, int] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                memory = tensor.untyped_storage()
-                seen[memory.data_ptr()] = memory.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            call()
-        return sum(seen.values())
 
 
 @dataclass
@@ -206,8 +177,10 @@ class _Walk(fx.Interpreter):
             call(n).backward(gradient)
 
         seen = self.seen.setdefault(self.owners.get(n.name, n.name), _Seen())
-        seen.bytes += self.bench.stored(lambda: call(n))
-        seen.seconds += statistics.median(self.bench.seconds(both) for _ in range(self.bench.repeat))
+        seen.bytes += _results.stored(lambda: call(n))
+        seen.seconds += statistics.median(
+            _results.seconds(both, self.bench.device) for _ in range(self.bench.repeat)
+        )
         return out
 
 

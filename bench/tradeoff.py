@@ -162,13 +162,11 @@ def compared(pairs: int) -> dict[str, _results.Row]:
     def step(twin: Classifier) -> Callable[[], None]:
         return lambda: loss_of(twin, images, labels).backward()
 
-    kept = {form: stored(step(twin)) for form, twin in twins.items()}
+    kept = {form: _results.stored(step(twin)) for form, twin in twins.items()}
     times: dict[str, list[float]] = {form: [] for form in FORMS}
     for _ in tqdm(range(pairs), desc="steps in turns"):
         for form, twin in twins.items():
-            begin = time.process_time()
-            step(twin)()
-            times[form].append(time.process_time() - begin)
+            times[form].append(_results.seconds(step(twin), torch.device("cpu")))
     found = {}
     for form in FORMS:
         ratios = [mine / base for mine, base in zip(times[form], times["bottom-up"], strict=True)]
@@ -180,20 +178,6 @@ def compared(pairs: int) -> dict[str, _results.Row]:
             "memory_ratio": round(kept[form] / kept["bottom-up"], 3),
         }
     return found
-
-
-def stored(step: Callable[[], None]) -> int:
-    """Bytes of the tensors that a step keeps for its backward pass, each memory once."""
-    seen: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        memory = tensor.untyped_storage()
-        seen[memory.data_ptr()] = memory.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        step()
-    return sum(seen.values())
 
 
 def draw(rows: list[_results.Row], costs: dict[str, _results.Row], path: Path) -> None:
