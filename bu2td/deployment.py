@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from bu2td.errors import ExportError, FileError, NotAModelError, OptionError
 from bu2td.files import replacing
+from bu2td.options import as_count, as_size
 from bu2td.packages import imported
 from bu2td.programs import AXES, program_of
 from bu2td.runtime import PatchNetwork, TopDownNetwork
@@ -125,9 +126,10 @@ def export(
         imported(module, "onnx onnxscript", "export needs it:")
     if not Path(file).parent.is_dir():
         raise FileError(f"{file} cannot be written: there is no folder {Path(file).parent}")
-    channels, height, width = plain.plan.image_shape[1], *_size(plain, image_size)
+    channels, *planned = plain.plan.image_shape[1:]
+    height, width = planned if image_size is None else as_size("image_size", image_size)
     free = _free(network, dynamic)
-    shape = (max(2, batch_size) if "N" in free else _count("batch_size", batch_size), channels, height, width)
+    shape = (max(2, batch_size) if "N" in free else as_count("batch_size", batch_size), channels, height, width)
     normalisation = _normalisation(plain, normalize, channels)
     metadata = _metadata(network, normalisation, classes)
     twin = _twin(network)
@@ -166,21 +168,6 @@ def _check_weights(network: nn.Module) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size >= _LIMIT:
         raise ExportError(f"the weights take {size / 2**30:.1f} GiB, more than the 2 GiB that one ONNX file holds")
-
-
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name}={value!r} must be a whole number, at least 1")
-    return value
-
-
-def _size(network: TopDownNetwork, size: Any) -> tuple[int, int]:
-    if size is None:
-        return network.plan.image_shape[2], network.plan.image_shape[3]
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(pair) != 2:
-        raise OptionError(f"image_size={size!r} must be one whole number, or height and width")
-    return _count("image_size", pair[0]), _count("image_size", pair[1])
 
 
 def _free(network: TopDownNetwork | PatchNetwork, dynamic: bool) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bu2td.errors import OptionError
 from bu2td.ir import Analysis
 from bu2td.maps import converted
-from bu2td.options import as_sequence
+from bu2td.options import as_count, as_sequence
 from bu2td.packages import imported
 from bu2td.runtime import TopDownNetwork, feature_network
 
@@ -64,8 +64,7 @@ def backbone(
         TypeError, ModelOutputError, Bu2tdError: as `bu2td.dense`.
     """
     reductions = as_sequence("reductions", reductions)
-    if not isinstance(out_channels, int) or isinstance(out_channels, bool) or out_channels < 1:
-        raise OptionError(f"out_channels={out_channels!r} must be a whole number, at least 1")
+    as_count("out_channels", out_channels)
     if not reductions or not all(isinstance(each, int) and not isinstance(each, bool) for each in reductions):
         raise OptionError(f"reductions={list(reductions)} must be a list of whole numbers")
     fpn = imported("torchvision.ops.feature_pyramid_network", "torchvision", "the backbone of a detector needs it:")

@@ -14,7 +14,8 @@ from bu2td.conversion import convert
 from bu2td.errors import ModelOutputError, NotAModelError, OptionError, nearest
 from bu2td.ir import Analysis
 from bu2td.ops import meta_copy
-from bu2td.runtime import PatchNetwork, PixelNetwork, TopDownNetwork, check_classes, check_head, pixel_network
+from bu2td.options import as_count
+from bu2td.runtime import PatchNetwork, PixelNetwork, TopDownNetwork, check_head, pixel_network
 
 #: Height and width of the images that a network is tried with, where no others are given.
 _SIZE = 224
@@ -45,7 +46,7 @@ def dense(model: nn.Module | Analysis, num_classes: int, *, head: str = "conv", 
         Bu2tdError: as `bu2td.convert`.
     """
     check_head(head)
-    check_classes(num_classes)
+    as_count("num_classes", num_classes)
     return pixel_network(converted(model, options, ("head",)), num_classes, head)
 
 

@@ -116,6 +116,29 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def as_count(name: str, value: Any) -> int:
+    """A whole number, at least 1.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if not _is_whole(value) or value < 1:
+        raise OptionError(f"{name}={value!r} must be a whole number, at least 1")
+    return int(value)
+
+
+def as_size(name: str, value: Any) -> tuple[int, int]:
+    """Height and width, of two whole numbers or of one for both.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
+    if len(pair) != 2:
+        raise OptionError(f"{name}={value!r} must be one whole number, or height and width")
+    return as_count(name, pair[0]), as_count(name, pair[1])
+
+
 def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
     """A list of widths or reductions as an option.
 

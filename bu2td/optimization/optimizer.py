@@ -15,6 +15,7 @@ from bu2td.graph import undisturbed
 from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
 from bu2td.optimization.transform import transform
+from bu2td.options import as_count, as_size
 from bu2td.runtime import TopDownNetwork
 
 #: Relative difference of the logits that is allowed.
@@ -60,7 +61,7 @@ def optimize(
     _check(network, mode)
     check_choices(rules or {}, force or {})
     device = next(network.parameters()).device.type
-    count = _count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
+    count = as_count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
     shape = _shape(network, image_size)
     twin = _copied(network)
     twin.set_grad_checkpointing(False)
@@ -117,20 +118,9 @@ def _check_weights(network: TopDownNetwork) -> None:
         )
 
 
-def _count(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name}={value!r} must be a whole number, at least 1")
-    return value
-
-
 def _shape(network: TopDownNetwork, size: Any) -> tuple[int, int, int, int]:
     n, channels, height, width = network.plan.image_shape
-    if size is None:
-        return n, channels, height, width
-    pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
-    if len(pair) != 2:
-        raise OptionError(f"image_size={size!r} must be one whole number, or height and width")
-    return n, channels, _count("image_size", pair[0]), _count("image_size", pair[1])
+    return n, channels, *((height, width) if size is None else as_size("image_size", size))
 
 
 # --- the same function --------------------------------------------------------------------------------

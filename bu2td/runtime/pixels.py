@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from bu2td.errors import OptimizeError, OptionError, ReductionError, nearest
 from bu2td.ir import Stages
 from bu2td.nn import ConvUnit, Upsample
+from bu2td.options import as_count
 from bu2td.runtime.network import TopDownNetwork
 
 #: What may stand behind the levels of a dense network.
@@ -199,7 +200,7 @@ class PixelNetwork(HeadedNetwork):
         Raises:
             OptionError: no number of classes, or a pool, which a dense network has not.
         """
-        check_classes(num_classes)
+        as_count("num_classes", num_classes)
         if global_pool not in (None, ""):
             raise OptionError(f"global_pool={global_pool!r}: a dense network scores every pixel, and pools nothing")
         head = self._dense
@@ -208,16 +209,6 @@ class PixelNetwork(HeadedNetwork):
         head.classifier = nn.Conv2d(weight.shape[0], num_classes, 1, device=weight.device, dtype=weight.dtype)
         head.num_classes = num_classes
         self.record = self.record.with_recipe(dense=(num_classes, self.head_kind))
-
-
-def check_classes(num_classes: Any) -> None:
-    """Refuse what is no number of classes.
-
-    Raises:
-        OptionError: it is none.
-    """
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 1:
-        raise OptionError(f"num_classes={num_classes!r} must be a whole number, at least 1")
 
 
 def check_head(head: Any) -> None:
@@ -244,7 +235,7 @@ def pixel_network(network: TopDownNetwork, num_classes: int, head: str = "conv")
         OptimizeError: the network is optimised for inference.
     """
     check_head(head)
-    check_classes(num_classes)
+    as_count("num_classes", num_classes)
     levels = network.plan.levels[-1:] if head == "conv" else network.plan.levels
     plan = network.plan
     upsample = plan.options.upsample if plan.options.upsample in ("nearest", "bilinear") else "nearest"
