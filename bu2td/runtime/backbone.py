@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx
 
 from bu2td.errors import FusedNetworkError
+from bu2td.graph import ending_in
 from bu2td.ir import Stages
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.recompute import recomputing, segments_of
@@ -45,7 +46,7 @@ class Backbone(fx.GraphModule):
         levels = plain.stages.levels[: len(plain.stages.levels) - min(taken)]
         info = network.feature_info
         outputs = [info[index]["module"] for index in taken]
-        super().__init__(network, _until(graph, outputs, names), "Backbone")
+        super().__init__(network, ending_in(graph, outputs, names), "Backbone")
         self.stages = Stages(plain.stages.pyramid, levels, "")
         self.out_indices, self.feature_info = tuple(taken), info
         self.num_classes, self.in_chans = 0, network.in_chans
@@ -81,22 +82,3 @@ class Backbone(fx.GraphModule):
         levels = [stage.reduction for stage in self.stages.levels]
         self.graph = self.plain
         self.graph = recomputing(self.plain, segments_of(self, self.stages, levels, False))
-
-
-def _until(graph: fx.Graph, outputs: Sequence[str], names: bool) -> fx.Graph:
-    """The part of a graph that makes some values."""
-    nodes = {node.name: node for node in graph.nodes}
-    needed, waiting = set[fx.Node](), [nodes[name] for name in outputs]
-    while waiting:
-        node = waiting.pop()
-        if node not in needed:
-            needed.add(node)
-            waiting += node.all_input_nodes
-    made, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        if node in needed:
-            copies[node] = made.node_copy(node, lambda n: copies[n])
-    taken = [copies[nodes[name]] for name in outputs]
-    made.output(dict(zip(outputs, taken, strict=True)) if names else taken)
-    made.lint()
-    return made

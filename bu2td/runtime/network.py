@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from bu2td.errors import ExportError, FusedNetworkError, OptionError, ReductionError, nearest
+from bu2td.graph import ending_in
 from bu2td.ir import Optimization
 from bu2td.nn import Pyramid
 from bu2td.runtime.record import Record
@@ -56,7 +57,7 @@ class TopDownNetwork(Surface, Shared):
         """Make the function of `features`: a method as ``forward`` is, so that compilers follow it."""
         names = {node.name for node in self.graph.nodes}
         if names.issuperset(self.stages.outputs):  # else the graph is being edited
-            graph = _ending_in(self.graph, self.stages.outputs)
+            graph = ending_in(self.graph, self.stages.outputs)
             type(self)._features = type(fx.GraphModule(self, graph)).forward  # every GraphModule has its own class
 
     @property
@@ -206,18 +207,3 @@ def _refuse_training(network: nn.Module, args: tuple[Any, ...]) -> None:
             "this network is optimised for inference: its norms are folded into its convolutions, so that it "
             "cannot train. Train the network that it was made of, or bu2td.optimize(td, mode='training')"
         )
-
-
-def _ending_in(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
-    """The part of a graph that computes some of its nodes, and returns them as a list."""
-    read = {node for node in graph.nodes if node.name in names or node.op == "placeholder"}
-    for node in reversed(graph.nodes):
-        if node in read:
-            read.update(node.all_input_nodes)
-    part, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    for node in graph.nodes:
-        if node in read:
-            copies[node] = part.node_copy(node, copies.__getitem__)
-    by_name = {node.name: copy for node, copy in copies.items()}
-    part.output([by_name[name] for name in names])
-    return part
