@@ -23,7 +23,7 @@ from bu2td.models import origin_of
 from bu2td.nn import Reducer, UpsampleMode
 from bu2td.options import Arrangement, Inherit, Merging, Options, Stem, as_device, as_sequence, suggests_names
 from bu2td.probe import probe
-from bu2td.rewrite import MapLimit, inherit_matching, initialise, rewrite
+from bu2td.rewrite import MapLimit, inherit_matching, initialise, matching_share, rewrite
 from bu2td.runtime import FeatureNetwork, PixelNetwork, Recipe, Record, TopDownNetwork, described
 from bu2td.verification import Beside, Expectation, LevelClaim, Measured, Report, verify_graph, verify_numbers
 
@@ -276,11 +276,7 @@ def _tell_of_loss(emission: Emission, analysis: Analysis) -> None:
     sign = signs_of_training(analysis.capture.source)
     if not sign:
         return
-    weights, values, kept = analysis.capture.weights, 0, 0
-    for name, parameter in emission.network.named_parameters():
-        old = weights.get(emission.origins.get(name, ""))
-        values += parameter.numel()
-        kept += parameter.numel() if old is not None and old.shape == parameter.shape else 0
+    kept, values = matching_share(emission.network, emission.origins, analysis.capture.weights)
     warnings.warn(
         f"{type(analysis.capture.source).__name__} is trained ({sign}), and its top-down network starts from new "
         f"weights. inherit='matching' copies those that fit ({kept / max(values, 1):.1%} of the new network's), "

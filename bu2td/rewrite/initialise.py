@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -102,13 +102,30 @@ def inherit_matching(
     Returns:
         The number of parameter values copied, and the number of parameter values in the network.
     """
-    copied = total = 0
+    fitting = _fitting(network, origins, source)
     with torch.no_grad():
-        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-            parameter = isinstance(tensor, nn.Parameter)
-            total += tensor.numel() if parameter else 0
-            old = source.get(origins.get(name, ""))
-            if old is not None and old.shape == tensor.shape and not old.is_meta:
-                tensor.copy_(old)
-                copied += tensor.numel() if parameter else 0
-    return copied, total
+        for tensor, old in fitting:
+            tensor.copy_(old)
+    return _share(network, fitting)
+
+
+def matching_share(network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor]) -> tuple[int, int]:
+    """What `inherit_matching` would return; nothing is copied."""
+    return _share(network, _fitting(network, origins, source))
+
+
+def _fitting(
+    network: nn.Module, origins: Mapping[str, str], source: Mapping[str, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Weights of a network with those of the source that fit them."""
+    found = []
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        old = source.get(origins.get(name, ""))
+        if old is not None and old.shape == tensor.shape and not old.is_meta:
+            found.append((tensor, old))
+    return found
+
+
+def _share(network: nn.Module, fitting: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, int]:
+    copied = sum(tensor.numel() for tensor, _ in fitting if isinstance(tensor, nn.Parameter))
+    return copied, sum(parameter.numel() for parameter in network.parameters())
