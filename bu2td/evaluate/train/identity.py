@@ -82,10 +82,19 @@ def source_hash(word: str) -> str:
 
 
 def architecture_hash(network: nn.Module) -> str:
-    """A hash of a network's modules, and of the names and shapes of its weights; not of their values."""
-    modules = re.sub(r" at 0x[0-9a-f]+", "", repr(network))  # addresses of functions differ in every process
+    """A hash of what a network computes with: its layers, and what its weights are called and shaped like.
+
+    A layer is a module that holds no others, or weights of its own. What only holds others (a container, a graph)
+    may be written another way in the next version, and the training is still the same one.
+    """
+    layers = [
+        f"{path} {type(module).__name__} {module.extra_repr()}"
+        for path, module in network.named_modules()
+        if next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
+    ]
+    found = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))  # addresses of functions differ in every process
     shapes = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in network.state_dict().items()]
-    return hashlib.sha256("\n".join([modules, *shapes]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([found, *shapes]).encode()).hexdigest()
 
 
 def file_hash(path: Path) -> str:

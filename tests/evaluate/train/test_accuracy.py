@@ -27,6 +27,8 @@ from bu2td.evaluate.settings import Settings, read_settings
 from bu2td.evaluate.train.accuracy import PREDICTIONS, RESULT, load_classifier, run_accuracy
 from bu2td.evaluate.train.checkpoint import CHECKPOINT
 from bu2td.evaluate.train.engine import start
+from bu2td.evaluate.train.identity import architecture_hash
+from bu2td.models.baselines import LeNetFC
 
 SETTINGS = Settings(
     epochs=1, batch_size=16, lr=0.05, device="cpu", arrangements=("bu", "td"), repeats=1, measure_memory=False
@@ -421,3 +423,25 @@ def test_the_result_of_a_training_is_readable(tmp_path: Path, data: Data) -> Non
     assert content["identity"]["architecture"] == content["identity"]["architecture"].lower()
     assert len(content["identity"]["architecture"]) == 64
     assert content["identity"]["source"] == ""
+
+
+def test_an_architecture_is_its_layers_and_not_what_holds_them() -> None:
+    def network(held_by: Callable[..., nn.Module], **options: Any) -> nn.Module:
+        block = held_by(nn.Conv2d(1, 4, 3, **options), nn.BatchNorm2d(4))
+        return nn.Sequential(block, nn.ReLU())
+
+    class Block(nn.Sequential):
+        """Holds layers as a container of the next version might, under another name."""
+
+    own = architecture_hash(network(nn.Sequential))
+    assert architecture_hash(network(Block)) == own
+    with torch.no_grad():
+        same = network(nn.Sequential)
+        same[0][0].weight.zero_()  # type: ignore[index,operator,union-attr]
+    assert architecture_hash(same) == own
+    others = [network(nn.Sequential, padding=1), network(nn.Sequential, bias=False), nn.Sequential(same, nn.ReLU())]
+    assert own not in {architecture_hash(other) for other in others}
+    x = torch.zeros(1, 1, 28, 28)
+    assert architecture_hash(bu2td.convert(LeNetFC(), example_inputs=x)) != architecture_hash(
+        bu2td.convert(LeNetFC(), example_inputs=x, merge="add")
+    )
