@@ -27,10 +27,12 @@ def test_plots_are_drawn_from_results(
     axes = plots.speed([r for r in rows if r["kind"] == "eager"]).axes
     for panel in axes:
         task = panel.get_title(loc="left").partition(",")[0]
-        for line in panel.lines:
-            key = (task, "eager", line.get_label())
+        drawn = {line.get_label(): sorted(line.get_xdata()) for line in panel.lines}
+        for rival in plots.RIVALS:
+            key = (task, "eager", rival)
             found = [r["speedup"] for r in rows if (r["task"], r["kind"], r.get("rival")) == key]
-            assert not found or sorted(line.get_xdata()) == sorted(found)
+            assert len(found) == 8
+            assert drawn[rival] == sorted(found)
     (tmp_path / "none").mkdir()
     assert plots.draw(tmp_path / "none", tmp_path) == []
     assert "has no rows for memory" in capsys.readouterr().out
