@@ -22,7 +22,7 @@ fashion: $(STAMP)
 	$(RUN) -m bu2td.evaluate all --preset fashion-mnist-quick -o out/fashion --no-estimate $(if $(wildcard out/fashion/run.json),--resume)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow and not gpu" -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(RUN) -m ruff check
