@@ -31,7 +31,7 @@ from bu2td.errors import OptionError, UnknownModelError
 from bu2td.models.libraries import LIBRARIES
 from bu2td.names import PREFIXES, explained, inheriting, is_name, parted, taken, tell_inherited, unknown
 from bu2td.packages import imported
-from bu2td.runtime import Backbone, TopDownNetwork
+from bu2td.runtime import FeatureNames, FeatureNetwork, TopDownNetwork, feature_network, taken_indices
 
 timm = imported("timm", why="bu2td.timm registers names there.")
 _builder, _factory = imported("timm.models._builder"), imported("timm.models._factory")
@@ -56,7 +56,7 @@ def build(name: str, **options: Any) -> nn.Module:
             ``device``, ``dtype``.
 
     Returns:
-        A `TopDownNetwork`; with ``features_only`` a `Backbone`.
+        A `TopDownNetwork`; with ``features_only`` a `FeatureNetwork`.
 
     Raises:
         UnknownModelError: no such name.
@@ -85,7 +85,7 @@ def build(name: str, **options: Any) -> nn.Module:
         network.to(dtype=asked["dtype"])
         network.pretrained_cfg = {**(network.pretrained_cfg or {}), **weights.config, **_names(network)}
         weights.load(name, network)
-        return _backbone(network, asked) if asked["features_only"] else network
+        return _features(network, asked) if asked["features_only"] else network
 
 
 def _bottom_up(name: str, device: torch.device, options: dict[str, Any]) -> Any:
@@ -110,11 +110,14 @@ def _stopped(model: nn.Module, chosen: dict[str, Any], asked: dict[str, Any]) ->
     return analysis
 
 
-def _backbone(network: TopDownNetwork, asked: Mapping[str, Any]) -> Backbone:
+def _features(network: TopDownNetwork, asked: Mapping[str, Any]) -> FeatureNetwork:
     form = asked["feature_cls"]
     form = form if isinstance(form, str) else getattr(form, "__name__", "list")
-    found = Backbone(network, asked["out_indices"], names="dict" in form.lower())
-    found.feature_info = timm.models.FeatureInfo(found.feature_info, found.out_indices)
+    info = network.feature_info
+    indices = tuple(sorted(taken_indices(len(info), asked["out_indices"])))
+    names: FeatureNames = "modules" if "dict" in form.lower() else "none"
+    found = feature_network(network, [info[index]["reduction"] for index in indices], names)
+    found.feature_info = timm.models.FeatureInfo(info, indices)
     return found
 
 

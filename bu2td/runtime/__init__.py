@@ -1,10 +1,10 @@
 """Converted networks as they run."""
 
-from bu2td.runtime.backbone import Backbone
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.patches import PatchNetwork
 from bu2td.runtime.pixels import (
     DENSE_HEADS,
+    FeatureNames,
     FeatureNetwork,
     PixelNetwork,
     check_head,
@@ -13,12 +13,12 @@ from bu2td.runtime.pixels import (
 )
 from bu2td.runtime.record import FORMAT, Recipe, Record
 from bu2td.runtime.sharing import Shelf, register_shelf
-from bu2td.runtime.surface import described
+from bu2td.runtime.surface import described, taken_indices
 
 __all__ = [
-    "Backbone",
     "DENSE_HEADS",
     "FORMAT",
+    "FeatureNames",
     "FeatureNetwork",
     "PatchNetwork",
     "PixelNetwork",
@@ -31,4 +31,5 @@ __all__ = [
     "feature_network",
     "pixel_network",
     "register_shelf",
+    "taken_indices",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from bu2td.ir import Stages
 from bu2td.nn import ConvUnit, Upsample
 from bu2td.options import as_count
 from bu2td.runtime.network import TopDownNetwork
+
+#: What the maps of a network of features are called.
+FeatureNames: TypeAlias = Literal["numbers", "modules", "none"]
 
 #: What may stand behind the levels of a dense network.
 DENSE_HEADS = ("conv", "fpn")
@@ -71,11 +74,20 @@ class DenseHead(nn.Module):
 
 
 class Maps(nn.Module):
-    """Maps as they are, by name: "0" for the finest, as torchvision's detectors have them."""
+    """Maps as they are.
 
-    def forward(self, *maps: Tensor) -> OrderedDict[str, Tensor]:
-        """Return the maps, which are given coarse to fine, fine to coarse."""
-        return OrderedDict((str(i), each) for i, each in enumerate(reversed(maps)))
+    Args:
+        names: of the maps, fine to coarse; None: they have none.
+    """
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        super().__init__()
+        self.names = None if names is None else tuple(names)
+
+    def forward(self, *maps: Tensor) -> OrderedDict[str, Tensor] | list[Tensor]:
+        """Return the maps, which are given coarse to fine, fine to coarse: by name, or as a list."""
+        found = list(reversed(maps))
+        return found if self.names is None else OrderedDict(zip(self.names, found, strict=True))
 
 
 class HeadedNetwork(TopDownNetwork):
@@ -93,7 +105,18 @@ class HeadedNetwork(TopDownNetwork):
 
 
 class FeatureNetwork(HeadedNetwork):
-    """The levels of a converted network: ``forward`` returns their maps, by name, fine to coarse."""
+    """The levels of a converted network: ``forward`` returns their maps, fine to coarse, by name or as a list."""
+
+    _info: Any = None
+
+    @property
+    def feature_info(self) -> Any:
+        """What is known of the features; by default a dict per level, as that of `TopDownNetwork`."""
+        return super().feature_info if self._info is None else self._info
+
+    @feature_info.setter
+    def feature_info(self, info: Any) -> None:
+        self._info = info
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -251,12 +274,19 @@ def pixel_network(network: TopDownNetwork, num_classes: int, head: str = "conv")
     return dense
 
 
-def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> FeatureNetwork:
+def feature_network(
+    network: TopDownNetwork, reductions: Sequence[int], names: FeatureNames = "numbers"
+) -> FeatureNetwork:
     """The levels of a converted network up to the finest that is asked for, which it shares.
+
+    Finer levels than all of them are not computed, and have no parameters. The others have the modules, and
+    the names of parameters, of the network that it was made of.
 
     Args:
         network: in any mode.
         reductions: of the levels whose maps it returns.
+        names: of the maps: "numbers", "0" for the finest, as torchvision's detectors have them; "modules", those of
+            what makes them; "none": it returns a list.
 
     Raises:
         ReductionError: the network has no such levels.
@@ -266,7 +296,10 @@ def feature_network(network: TopDownNetwork, reductions: Sequence[int]) -> Featu
     wanted = sorted(set(reductions), reverse=True)
     if not wanted or not set(wanted) <= set(ladder):
         raise ReductionError(f"reductions={list(reductions)} must name some of the network's levels {list(ladder)}")
-    return _with_head(network, Maps(), wanted, False, FeatureNetwork)
+    stages = (network.record.checkpointing or network.record).stages
+    made = [stage.output for stage in reversed(stages.levels) if stage.reduction in wanted]
+    known = {"numbers": [str(i) for i in range(len(made))], "modules": made, "none": None}
+    return _with_head(network, Maps(known[names]), wanted, False, FeatureNetwork)
 
 
 def _with_head(

@@ -1,6 +1,7 @@
 """What libraries of models expect of every network."""
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from nets import convert_baseline, make
 from torch import nn
 
 import bu2td
-from bu2td.errors import FusedNetworkError, OptionError
-from bu2td.runtime import Backbone
+from bu2td.errors import OptimizeError, OptionError
+from bu2td.runtime import feature_network
 
 timm = pytest.importorskip("timm")
 
@@ -133,17 +134,19 @@ def test_intermediates_under_checkpointing(resnet: Any, images: torch.Tensor) ->
             assert torch.equal(a, b)
 
 
-def test_a_backbone_has_the_levels_that_it_needs(resnet: Any, images: torch.Tensor) -> None:
-    backbone = Backbone(resnet, (2, -1)).eval()
+def test_a_network_of_features_has_the_levels_that_it_needs(resnet: Any, images: torch.Tensor) -> None:
+    backbone = feature_network(resnet, (4, 32), "none")
     with torch.no_grad():
         expected = [resnet.features(images)[::-1][i] for i in (2, -1)]
-        for form in (backbone, copy.deepcopy(backbone), torch.compile(backbone, fullgraph=True, backend="eager")):
+        copies = (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone)))
+        for form in (backbone, *copies, torch.compile(backbone, fullgraph=True, backend="eager")):
             found = form(images)
             assert [torch.equal(a, b) for a, b in zip(found, expected, strict=True)] == [True, True]
-        named = Backbone(resnet, (2,), names=True)(images)
+        named = feature_network(resnet, (4,), "modules")(images)
         assert {name: value.shape for name, value in named.items()} == {
             resnet.feature_info[2]["module"]: expected[0].shape
         }
+        assert list(feature_network(resnet, (4, 32))(images)) == ["0", "1"]
     torch.compiler.reset()
     own, whole = backbone.state_dict(), resnet.state_dict()
     assert set(own) < set(whole)
@@ -156,9 +159,16 @@ def test_a_backbone_has_the_levels_that_it_needs(resnet: Any, images: torch.Tens
     assert all(parameter.grad is not None for parameter in twin.parameters())
     twin.set_grad_checkpointing(False)
     assert twin.code == backbone.code
-    fused = Backbone(bu2td.optimize(resnet), (2,))
-    with pytest.raises(FusedNetworkError):
-        fused.set_grad_checkpointing()
+    again = feature_network(_checkpointed(resnet), (4, 32), "none")
+    assert again.grad_checkpointing
+    with pytest.raises(OptimizeError):
+        feature_network(bu2td.optimize(resnet), (8,))
+
+
+def _checkpointed(network: Any) -> Any:
+    twin = copy.deepcopy(network)
+    twin.set_grad_checkpointing()
+    return twin
 
 
 # --- the classifier -----------------------------------------------------------------------------------
