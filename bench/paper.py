@@ -12,10 +12,11 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bu2td.evaluate import read_settings
 from bu2td.evaluate.robustness.registry import PAPER, TITLES
 from bu2td.files import write_text
 
@@ -41,17 +42,11 @@ margin; **open**: not decided.
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder, and what its report says."""
+    """A run: its folder, what its report says, and what it is called: network and data."""
 
     folder: Path
     report: Mapping[str, Any]
-
-    @property
-    def title(self) -> str:
-        """Network and data."""
-        about = self.report["run"]
-        model = about["settings"]["model"].partition(":")[2]
-        return f"{_NETWORKS.get(model, model)} on {about['data']['name']}"
+    title: str
 
     @property
     def link(self) -> str:
@@ -69,6 +64,24 @@ class Run:
 
 _NETWORKS = {"lenet_fc": "LeNetFC", "nin_light": "NIN-light", "nin": "NIN", "resnet32": "ResNet32",
              "resnet18_imagenette": "ResNet18"}  # fmt: skip
+_DATA = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "imagenette": "Imagenette"}
+
+
+def read_runs() -> list[Run]:
+    """All runs that are there; those of one network on the same data are told apart by their epochs."""
+    found = []
+    for path in sorted(RUNS.glob("*/report.json")):
+        report = json.loads(path.read_text())
+        about = report["run"]
+        model, data = about["settings"]["model"].partition(":")[2], about["data"]["name"]
+        found.append(Run(path.parent, report, f"{_NETWORKS.get(model, model)} on {_DATA.get(data, data)}"))
+    titles = [run.title for run in found]
+    return [
+        replace(run, title=f"{run.title}, {run.report['run']['settings']['epochs']} epochs")
+        if titles.count(run.title) > 1
+        else run
+        for run in found
+    ]
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ CLAIMS = (
 
 
 def main() -> None:
-    runs = [Run(path.parent, json.loads(path.read_text())) for path in sorted(RUNS.glob("*/report.json"))]
+    runs = read_runs()
     parts = [INTRO, *made(runs), *(section(claim, runs) for claim in CLAIMS), branches(runs), repeat(runs)]
     write_text("\n".join(part.strip() + "\n" for part in parts if part), PAGE)
 
@@ -246,15 +259,25 @@ _INPUTS = ("highest", "medium", "lowest", "highest+medium", "highest+lowest", "m
 
 
 def repeat(runs: list[Run]) -> str:
-    """The commands."""
+    """The commands: of every run its preset, and what was asked otherwise."""
     lines = ["## Again\n", "```"]
     for run in runs:
-        own = run.report["run"]["settings"]
-        lines.append(
-            f"bu2td evaluate all --preset {run.report['run']['preset']} --arrangements "
-            f"{' '.join(own['arrangements'])} --repeats {own['repeats']} -o out/{run.folder.name}"
-        )
+        preset, own = run.report["run"]["preset"], run.report["run"]["settings"]
+        usual = json.loads(json.dumps(asdict(read_settings(preset))))
+        other = [name for name in own if name in usual and own[name] != usual[name] and name not in _MACHINE]
+        words = [_option(name.replace("_", "-"), own[name]) for name in other]
+        lines.append(" ".join(["bu2td evaluate all --preset", preset, *words, "-o", f"out/{run.folder.name}"]))
     return "\n".join([*lines, "```"])
+
+
+#: Settings that say where a run is made, not what it is.
+_MACHINE = ("data_dir", "workers", "device", "channels_last", "torchcompile")
+
+
+def _option(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
