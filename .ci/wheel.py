@@ -96,8 +96,8 @@ def install(wheel: Path, scratch: Path, variables: dict[str, str]) -> Path:
     venv = scratch / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", str(venv), cwd=scratch, env=variables)
     python = venv / "bin" / "python"
-    run(sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel),
-        cwd=scratch, env=variables)  # fmt: skip
+    words = ("--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel))
+    run(sys.executable, "-m", "pip", *words, cwd=scratch, env=variables)
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
     packages = Path(run(python, "-c", code, cwd=scratch, env=variables).strip())
     outside = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
