@@ -70,7 +70,7 @@ def test_five_minutes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "r32    coarsest" in said
     assert "r1: (2, 64, 97, 130)" in said
     assert said.rstrip().endswith("True")
-    assert names["td"].plan.ladder == (32, 16, 8, 4)
+    assert names["td"].plan.ladder == (32, 16, 8, 4, 2)
     assert [x.shape[-1] for x in names["levels"]] == [1, 2, 4, 8, 16, 32]
     torch.testing.assert_close(names["found"], names["expected"], rtol=1e-3, atol=1e-4)
     assert len(names["losses"]) == 2
