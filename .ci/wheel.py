@@ -34,6 +34,9 @@ def main() -> None:
         for name in ("tests", "bench"):
             shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         shutil.copy(ROOT / "pyproject.toml", place)
+        version = run(python.parent / "bu2td", "--version", cwd=place, env=variables).split()[-1]
+        if wheel.name.split("-")[1] != version:
+            sys.exit(f"bu2td --version says {version}, the wheel is {wheel.name}")
         said = run(python, "-m", "bu2td", "doctor", "--json", cwd=place, env=variables)
         home = json.loads(said)["folder"]
         if not home.startswith(str(scratch)):
@@ -44,13 +47,13 @@ def main() -> None:
     print(f"{wheel.name}: built without a warning, complete, and works alone")
 
 
-def run(python: str | Path, *words: str, cwd: Path, env: dict[str, str], shown: bool = False) -> str:
-    """Run Python; its output, which is shown where it fails."""
+def run(program: str | Path, *words: str, cwd: Path, env: dict[str, str], shown: bool = False) -> str:
+    """Run a program; its output, which is shown where it fails."""
     done = subprocess.run(
-        [python, *words], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [program, *words], cwd=cwd, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     if done.returncode:
-        sys.exit(f"{done.stdout}\nfailed: python {' '.join(words)}")
+        sys.exit(f"{done.stdout}\nfailed: {program} {' '.join(words)}")
     if shown:
         print(done.stdout.rstrip())
     return done.stdout
@@ -65,7 +68,8 @@ def build(scratch: Path, variables: dict[str, str]) -> Path:
     for name in ("bu2td", "converters", "tests"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     (source / "bu2td_converters").symlink_to("converters")
-    said = run(sys.executable, "-m", "build", "-o", str(scratch / "dist"), cwd=source, env=variables)
+    quiet = variables | {"PIP_QUIET": "2"}  # what pip says of its indices is none of the build's warnings
+    said = run(sys.executable, "-m", "build", "-o", str(scratch / "dist"), cwd=source, env=quiet)
     warnings = [line for line in said.splitlines() if "warning" in line.lower() or "deprecated" in line.lower()]
     if warnings:
         sys.exit("the build warns:\n" + "\n".join(warnings))
