@@ -83,7 +83,7 @@ def pyramid() -> Any:
     for row, reducer in zip(grid, ("gaussian", "strided"), strict=True):
         levels = Pyramid(reductions, reducer)(image)
         for axes, reduction, level in zip(row, reductions, levels, strict=True):
-            axes.imshow(level[0, 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.imshow(level[0, 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(f"{reducer}, 1/{reduction}: {level.shape[-1]} px", fontsize=7)
             axes.axis("off")
     return figure

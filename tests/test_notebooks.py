@@ -84,7 +84,7 @@ def test_robustness(capsys: pytest.CaptureFixture[str]) -> None:
         load_data("fashion-mnist")
     except DataError as error:
         pytest.skip(str(error))
-    names = run("robustness.ipynb", "train_images, epochs, attacked = 640, 1, 8")
+    names = run("robustness.ipynb", "train_images, epochs, attacked = 2_560, 1, 24")
     said = capsys.readouterr().out
     assert "median L2" in said
     assert list(names["errors"]) == ["bottom-up", "top-down"]
@@ -92,5 +92,5 @@ def test_robustness(capsys: pytest.CaptureFixture[str]) -> None:
         assert list(bands) == ["0-5", "5-10", "10-20"]
         assert all(0 <= value <= 1 for value in bands.values())
     for found in names["found"].values():
-        assert len(found.distance) == 8
+        assert len(found.distance) == 24
         assert not np.isnan(found.distance).any()
