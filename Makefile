@@ -32,7 +32,7 @@ lint: $(STAMP)
 	$(RUN) -m mypy
 
 site: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet --site-dir out/site
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir out/site
 
 wheel: $(STAMP)
 	$(RUN) .ci/wheel.py

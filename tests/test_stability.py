@@ -1,5 +1,6 @@
 """What is public has a tier, a place in the reference and one version; the site has every page."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -40,13 +41,22 @@ def test_every_public_name_is_in_the_reference_once() -> None:
         assert (getattr(bu2td, name).__doc__ or "").strip(), name
 
 
+@pytest.mark.parametrize("package", ["erf", "evaluate"])
+def test_functions_named_as_their_modules_are_in_the_reference(package: str) -> None:
+    """A reference of the package shows the module of that name instead."""
+    public = importlib.import_module(f"bu2td.{package}")
+    page = (DOCS / "reference" / f"{package}.md").read_text()
+    alike = [name for name in public.__all__ if (ROOT / "bu2td" / package / f"{name}.py").exists()]
+    assert re.findall(rf"^::: bu2td\.{package}\.(\w+)\.\1$", page, re.MULTILINE) == sorted(alike, reverse=True)
+
+
 def test_every_command_is_told() -> None:
     text = (DOCS / "command-line.md").read_text()
     assert set(re.findall(r"^bu2td (\w+)", text, re.MULTILINE)) == set(COMMANDS)
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    named = set(re.findall(r"^ +- [^:\n]+: ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     generated = {"index.md", "contributing.md", "changelog.md"}
     generated |= {f"notebooks/{path.stem}.md" for path in (ROOT / "examples").glob("*.ipynb")}
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
@@ -83,7 +93,15 @@ def test_the_site_notices_a_broken_link(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, tmp_path)
     for name in ("docs", "examples", "bench", "bu2td", "converters", "tests"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", "site"]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--site-dir",
+        "site",
+    ]  # --quiet counts no warnings
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     page = tmp_path / "docs" / "limits.md"
     sound = page.read_text()
