@@ -3,6 +3,8 @@
 #               (Debian, Ubuntu: apt install dataset-fashion-mnist)
 # make test     runs the tests (the fast ones, on the CPU)
 # make lint     runs ruff and mypy
+# make site     builds the documentation into out/site; warnings and broken links are errors
+# make wheel    builds the packages, and tests the wheel alone, outside of the checkout
 # make clean    removes what these commands made, the environment included
 #
 # Everything runs in the environment $(VENV), which is made on first use with $(PYTHON).
@@ -13,7 +15,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.bu2td-installed
 
-.PHONY: demo fashion test lint clean
+.PHONY: demo fashion test lint site wheel clean
 
 demo: $(STAMP)
 	$(RUN) examples/demo.py --out out/demo
@@ -28,6 +30,12 @@ lint: $(STAMP)
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --site-dir out/site
+
+wheel: $(STAMP)
+	$(RUN) .ci/wheel.py
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 10) else "bu2td needs Python 3.10 or newer, but $(PYTHON) is " + v + ". Run: make PYTHON=/path/to/python3")'

@@ -148,6 +148,10 @@ ABOUT = {
         "commas or spaces. Under torchrun, trainings share their batches and experiments their parts among the "
         "processes.",
     ),
+    "doctor": about(
+        "say what is installed here, and try a conversion",
+        epilog="Exit status: 0; 1 where a package that everybody needs is missing, or a conversion fails.",
+    ),
 }
 
 

@@ -420,10 +420,10 @@ def unlisted_packages(house: House) -> list[str]:
 
 
 def untold_packages(house: House) -> list[str]:
-    """Packages that README's section on the inside does not name."""
-    text = (house.root / "README.md").read_text().partition("## Inside")[2]
+    """Packages that CONTRIBUTING's section on the inside does not name."""
+    text = (house.root / "CONTRIBUTING.md").read_text().partition("## Inside")[2]
     packages = {m.floor for m in house.modules.values() if m.is_package} - {"bu2td", "bu2td_converters"}
-    return [f"README.md does not tell of {name}" for name in sorted(packages) if f"`{name}`" not in text]
+    return [f"CONTRIBUTING.md does not tell of {name}" for name in sorted(packages) if f"`{name}`" not in text]
 
 
 def misplaced_tests(house: House) -> list[str]:

@@ -46,7 +46,7 @@ SOUND = {
     "converters/conv.py": "from bu2td.ops import *",
     "converters/linear.py": "keys = 'timm.layers.DropPath', 'timm.layers.Linear', 'timm.layers'",
     "converters/__init__.py": "from bu2td_converters import conv, linear",
-    "README.md": "## Inside\n" + ", ".join(f"`{name}`" for name in (*house.STAGES, "ir", "ops")),
+    "CONTRIBUTING.md": "## Inside\n" + ", ".join(f"`{name}`" for name in (*house.STAGES, "ir", "ops")),
     "pyproject.toml": _packages("bu2td", "bu2td_converters", "bu2td.ir", "bu2td.ops"),
 }
 
@@ -91,7 +91,7 @@ PLANTED = [
     (house.unlisted_packages, "bu2td/graph/__init__.py", "", "bu2td.graph"),
     (house.unlisted_packages, "pyproject.toml", "packages = []", "bu2td.ir"),
     (house.untold_packages, "bu2td/graph/__init__.py", "", "graph"),
-    (house.untold_packages, "README.md", "`ir`\n## Inside\n`ops`", "ir"),
+    (house.untold_packages, "CONTRIBUTING.md", "`ir`\n## Inside\n`ops`", "ir"),
     (house.misplaced_tests, "bu2td/graph/__init__.py", "", "tests/graph"),
     (house.misplaced_tests, "tests/attic/test_attic.py", "", "tests/attic"),
 ]

@@ -1,4 +1,4 @@
-"""The recipes of the README, as they stand there."""
+"""The recipes of docs/stack.md, as they stand there."""
 
 import os
 import re
@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import bu2td
 from bu2td.models.baselines import LeNetFC
 
-README = Path(__file__).parents[1] / "README.md"
-SECTION = README.read_text().partition("## In your stack")[2].partition("\n## ")[0]
-RECIPES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+PAGE = Path(__file__).parents[1] / "docs" / "stack.md"
+RECIPES = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 NEEDS = {"timm": "timm", "torchvision": "torchvision", "lightning": "lightning", "bu2td.export": "onnxscript",
          "save_pretrained": "huggingface_hub"}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command line: ``bu2td`` with `inspect`, `convert`, `export`, `draw`, `zoo`, `erf` or `evaluate`.
+"""The command line: ``bu2td`` with `inspect`, `convert`, `export`, `draw`, `zoo`, `erf`, `evaluate` or `doctor`.
 
 A command is a module, imported when it is chosen: `bu2td.arguments.ABOUT` has the settings of its parser,
 ``add_arguments`` fills it, and ``run`` answers. Everything runs inside `main`, which turns an error of bu2td into
@@ -24,6 +24,7 @@ COMMANDS = {
     "zoo": "bu2td.cli.zoo",
     "erf": "bu2td.erf.command",
     "evaluate": "bu2td.evaluate.command",
+    "doctor": "bu2td.cli.doctor",
 }
 
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words behind the program's name; by default those of this process.
 
     Returns:
-        The exit status: 0, 1 where `zoo` found faults, 2 for an error that bu2td names, 130 when
+        The exit status: 0, 1 where `zoo` or `doctor` found faults, 2 for an error that bu2td names, 130 when
         interrupted, 141 when the reader of a pipe has gone.
 
     Raises:

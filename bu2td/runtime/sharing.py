@@ -101,8 +101,14 @@ class Shared:
 
         Args:
             folder_or_repo: a folder, or OWNER/NAME.
-            model, trust, device: as in `bu2td.load`.
-            revision, token, cache_dir, force_download, local_files_only: as in ``huggingface_hub.hf_hub_download``.
+            model: as in `bu2td.load`.
+            trust: as in `bu2td.load`.
+            device: as in `bu2td.load`.
+            revision: as in ``huggingface_hub.hf_hub_download``, as are those that follow.
+            token: of the hub.
+            cache_dir: where downloads are kept.
+            force_download: download again what is there.
+            local_files_only: download nothing.
 
         Returns:
             What was saved, in eval mode.

@@ -49,8 +49,9 @@ def branch_accuracy(
     Args:
         classifier: a top-down network of images in [0, 1], or a classifier around one (with `forward_branches` and
             `network`).
-        clean, perturbed: (N, C, H, W) in [0, 1], image by image. A pair that is equal (an image for which no attack
-            succeeded, or which is wrong without any) is left out: it says nothing of a perturbation.
+        clean: (N, C, H, W) in [0, 1].
+        perturbed: the same, image by image. A pair that is equal (an image for which no attack succeeded, or which
+            is wrong without any) is left out: it says nothing of a perturbation.
         labels: (N,).
         scales: factors of the perturbation; what leaves [0, 1] is clipped, so that a perturbation of twice the size
             may be less than twice as far from the clean image. One whose pixels are black and white (salt and

@@ -134,7 +134,8 @@ def corruption_accuracy(
         model: maps images in [0, 1] to logits; measured in eval mode and left as it was.
         images: (N, C, H, W) in [0, 1].
         labels: (N,).
-        corruptions, severities: which ones; severity 0 is the clean images.
+        corruptions: which ones.
+        severities: how severe, 0 to 5; 0 is the clean images.
         seed: of the noise (`corrupt`).
         batch_size: images per batch; does not change what the noise is.
         device: where to run; None: where the model is.

@@ -39,7 +39,8 @@ def frequencies(height: int, width: int, step: int = 1) -> np.ndarray:
     """Every `step`-th frequency of the plane, one of each pair (k, m), (-k, -m).
 
     Args:
-        height, width: of the images.
+        height: of the images.
+        width: of the images.
         step: along both axes, so that a map costs step^2 times less.
 
     Returns:

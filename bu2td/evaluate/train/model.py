@@ -26,7 +26,8 @@ class Classifier(nn.Module):
 
     Args:
         network: takes prepared images (N, C', H, W), returns logits (N, K).
-        mean, std: subtracted from and dividing the images; (C, 1, 1) or a mean image (C, H, W). None: neither.
+        mean: subtracted from the images, (C, 1, 1) or a mean image (C, H, W); None: nothing is.
+        std: what they are divided by then, of the same shapes; None: nothing.
         channels: C' where it is not the images' C; grey images are repeated.
     """
 
