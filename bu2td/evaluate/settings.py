@@ -7,7 +7,9 @@ the authors' scripts), ``quick`` and ``full`` those for scikit-learn's digits.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from typing import Any
 from bu2td.arguments import split_list
 from bu2td.errors import FileError, OptionError, nearest
 from bu2td.evaluate.robustness.registry import BUDGETS
+from bu2td.files import leaves
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
 from bu2td.options import Options
 from bu2td.packages import imported
@@ -337,6 +340,12 @@ def _read(file: Any, name: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise FileError(f"{name}{where}: not YAML ({getattr(error, 'problem', None) or 'malformed'})") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # of dates and numbers that are none
+        raise FileError(f"{name}: not YAML ({error or type(error).__name__})") from error
+    try:
+        collections.deque(leaves(content, 2**16), maxlen=0)
+    except ValueError as error:
+        raise FileError(f"{name}: no settings ({error})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -355,7 +364,7 @@ def converted(name: str, value: Any) -> Any:
     kind = _TYPES[name]
     if kind == Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise OptionError(f"{name} = {value!r}: expected a mapping of settings")
+            raise OptionError(f"{name} = {reprlib.repr(value)}: expected a mapping of settings")
         inner = {str(key).replace("-", "_"): v for key, v in value.items()}
         if name == "checkpoint":
             return {str(key): str(file) for key, file in value.items()}
@@ -387,15 +396,17 @@ def _scalar(name: str, kind: type, value: Any) -> Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if kind is float and number == number and abs(number) != float("inf"):
             return number
-        if kind is int and number == number and number.is_integer():
+        if kind is int and number.is_integer() and abs(number) < _LARGEST:
             return int(number)
-    raise OptionError(f"{name} = {value!r}: expected {_WORDS[kind]}")
+    raise OptionError(f"{name} = {reprlib.repr(value)}: expected {_WORDS[kind]}")
 
 
+#: Whole numbers are below it.
+_LARGEST = 2**53
 _WORDS: dict[type, str] = {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
 
 
