@@ -34,7 +34,7 @@ def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def leaves(document: Any, most: int = 2**20, deep: int = 20) -> Iterator[Any]:
+def leaves(document: Any, most: int = 2**17, deep: int = 20) -> Iterator[Any]:
     """The plain values of a document of dicts and lists, keys included; what is repeated counts every time.
 
     Raises:

@@ -92,7 +92,7 @@ def lines(rng: Random, content: bytes) -> bytes:
     for _ in range(rng.choice((1, 1, 3))):
         row = rng.choice(rows)
         place = rng.randrange(len(row))
-        value = rng.choice(VALUES)
+        value = other(rng)
         ways: tuple[Callable[[], Any], ...] = (
             lambda row=row, place=place: row.pop(place),  # type: ignore[misc]
             lambda row=row, place=place: row.insert(place, row[place]),  # type: ignore[misc]
@@ -109,13 +109,18 @@ def lines(rng: Random, content: bytes) -> bytes:
 # --- documents ----------------------------------------------------------------------------------------
 
 
+def other(rng: Random) -> Any:
+    """A value that nobody wrote."""
+    return copy.deepcopy(rng.choice(VALUES))
+
+
 def change(rng: Random, document: Any) -> Any:
     """A document of dicts and lists with one to three entries left out, added, renamed or of another value."""
     document = copy.deepcopy(document)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(document))
         if not places:
-            return rng.choice(VALUES)
+            return other(rng)
         holder, key = rng.choice(places)
         _change_one(rng, holder, key)
     return document
@@ -133,7 +138,7 @@ def _change_one(rng: Random, holder: Any, key: Any) -> None:
     if way == 0:
         del holder[key]
     elif way == 1 and isinstance(holder, dict):
-        holder[rng.choice(("more", "__class__", "../x", "", str(key) + " "))] = rng.choice(VALUES)
+        holder[rng.choice(("more", "__class__", "../x", "", str(key) + " "))] = other(rng)
     elif way == 2 and isinstance(holder, dict):
         holder[str(key)[::-1]] = holder.pop(key)
     elif way == 3 and isinstance(value, int | float):
@@ -143,7 +148,7 @@ def _change_one(rng: Random, holder: Any, key: Any) -> None:
     elif way == 5 and isinstance(value, list):
         holder[key] = rng.choice((value[:-1], value * 2, value[::-1], [value], dict(enumerate(map(str, value)))))
     else:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = other(rng)
 
 
 def as_json(rng: Random, content: bytes) -> bytes:
@@ -156,7 +161,7 @@ def written(rng: Random, document: Any) -> str:
     text = json.dumps(document)
     way = rng.randrange(8)
     if way == 0 and isinstance(document, dict) and document:
-        key, value = json.dumps(rng.choice([*document])), json.dumps(rng.choice(VALUES))
+        key, value = json.dumps(rng.choice([*document])), json.dumps(other(rng))
         return text.replace(f"{key}:", f"{key}: {value}, {key}:", 1)
     if way == 1 and ": " in text:
         head, _, tail = text.partition(": ")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.arguments import split_list
-from bu2td.errors import FileError, OptionError, nearest
+from bu2td.errors import FileError, OptionError, nearest, shown
 from bu2td.evaluate.robustness.registry import BUDGETS
 from bu2td.files import leaves
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
@@ -184,7 +183,9 @@ def given(
     if preset is not None:
         if preset not in list_presets():
             known = list_presets()
-            raise OptionError(f"there is no preset {preset!r}.{nearest(preset, known)} Presets: {', '.join(known)}")
+            raise OptionError(
+                f"there is no preset {shown(preset)}.{nearest(preset, known)} Presets: {', '.join(known)}"
+            )
         values |= _read(_presets() / f"{preset}.yaml", f"preset {preset}")
     if config is not None:
         values |= _read(Path(config), str(config))
@@ -275,17 +276,17 @@ def check(settings: Settings) -> Settings:
         for word in words:
             if word not in ARRANGEMENTS:
                 raise OptionError(
-                    f"{name} = {word!r}: expected {', '.join(ARRANGEMENTS)}.{nearest(word, ARRANGEMENTS)}"
+                    f"{name} = {shown(word)}: expected {', '.join(ARRANGEMENTS)}.{nearest(word, ARRANGEMENTS)}"
                 )
     for name in FIELDS:
         choices = FIELDS[name].metadata.get("choices")
         if choices and getattr(settings, name) not in choices:
             word = getattr(settings, name)
-            raise OptionError(f"{name} = {word!r}: expected {', '.join(choices)}.{nearest(word, choices)}")
+            raise OptionError(f"{name} = {shown(word)}: expected {', '.join(choices)}.{nearest(word, choices)}")
     for key in settings.checkpoint:
         if key not in ARRANGEMENTS:
             raise OptionError(
-                f"checkpoint = {key!r}: expected {', '.join(ARRANGEMENTS)}.{nearest(key, ARRANGEMENTS)}"
+                f"checkpoint = {shown(key)}: expected {', '.join(ARRANGEMENTS)}.{nearest(key, ARRANGEMENTS)}"
             )
     given = {*settings.checkpoint, *(["bu"] if settings.pretrained else [])}
     _require(given <= {*settings.arrangements}, settings, "arrangements",
@@ -295,12 +296,14 @@ def check(settings: Settings) -> Settings:
     training = [n for n, f in FIELDS.items() if f.metadata["group"] == "training" and n != "top_down"]
     for key in settings.top_down:
         if key not in training:
-            raise OptionError(f"top_down may hold training settings only, found {key!r}.{nearest(key, training)}")
+            raise OptionError(
+                f"top_down may hold training settings only, found {shown(key)}.{nearest(key, training)}"
+            )
     convertible = [f.name for f in dataclasses.fields(Options) if f.name not in ("arrangement", "seed")]
     for key in settings.convert:  # the arrangement and the seed are settings of their own
         if key not in convertible:
             raise OptionError(
-                f"convert may hold options of bu2td.convert, found {key!r}.{nearest(key, convertible)}"
+                f"convert may hold options of bu2td.convert, found {shown(key)}.{nearest(key, convertible)}"
             )
     if settings.top_down:
         check(settings.for_arrangement("td"))
@@ -309,7 +312,7 @@ def check(settings: Settings) -> Settings:
 
 def _require(holds: bool, settings: Settings, name: str, expected: str) -> None:
     if not holds:
-        raise OptionError(f"{name} = {_plain(getattr(settings, name))!r}: expected {expected}")
+        raise OptionError(f"{name} = {shown(_plain(getattr(settings, name)))}: expected {expected}")
 
 
 def to_yaml(settings: Settings) -> str:
@@ -360,11 +363,11 @@ def converted(name: str, value: Any) -> Any:
         OptionError: an unknown name, or a value of another type.
     """
     if name not in FIELDS:
-        raise OptionError(f"there is no setting {name!r}.{nearest(name, FIELDS)}")
+        raise OptionError(f"there is no setting {shown(name)}.{nearest(name, FIELDS)}")
     kind = _TYPES[name]
     if kind == Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise OptionError(f"{name} = {reprlib.repr(value)}: expected a mapping of settings")
+            raise OptionError(f"{name} = {shown(value)}: expected a mapping of settings")
         inner = {str(key).replace("-", "_"): v for key, v in value.items()}
         if name == "checkpoint":
             return {str(key): str(file) for key, file in value.items()}
@@ -374,11 +377,13 @@ def converted(name: str, value: Any) -> Any:
         if value is None:
             return None
         target = typing.get_args(kind)[0]
-    if name.endswith(_SAMPLES) and value == ALL:
+    if name.endswith(_SAMPLES) and isinstance(value, str) and value == ALL:
         return 0
     if typing.get_origin(target) is tuple:
         element = typing.get_args(target)[0]
-        items = value if isinstance(value, list | tuple) else split_list(str(value))
+        items = (
+            split_list(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        )
         found = tuple(_scalar(name, element, item) for item in items)
         if name.endswith("arrangements") and set(found) <= set(
             ARRANGEMENTS
@@ -402,7 +407,7 @@ def _scalar(name: str, kind: type, value: Any) -> Any:
             return number
         if kind is int and number.is_integer() and abs(number) < _LARGEST:
             return int(number)
-    raise OptionError(f"{name} = {reprlib.repr(value)}: expected {_WORDS[kind]}")
+    raise OptionError(f"{name} = {shown(value)}: expected {_WORDS[kind]}")
 
 
 #: Whole numbers are below it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import reprlib
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest, shown
 from bu2td.files import leaves, loads, replacing
 from bu2td.io.seal import SEAL, seal
 from bu2td.ir import Optimization
@@ -115,15 +114,14 @@ def _check(data: Mapping[str, Any]) -> None:
     """
     for name in ("fingerprint", "model", "bu2td", "torch"):
         if not isinstance(data[name], str):
-            raise ValueError(f"{name} is no text: {reprlib.repr(data[name])}")
+            raise ValueError(f"{name} is no text: {shown(data[name])}")
     if not isinstance(data["factory"], str | None) or not isinstance(data.get("arguments", {}), dict):
         raise ValueError("factory and arguments are no call")
     shape, classes = data["image_shape"], data["num_classes"]
     sizes: list[Any] = [*shape, *([classes] if classes != 0 else []), *(data.get("dense") or ())[:1]]
     if len(shape) != 4 or any(type(size) is not int or not 0 < size <= _MOST for size in sizes):
         raise ValueError(
-            f"image_shape is {reprlib.repr(shape)}, num_classes {reprlib.repr(classes)}, dense "
-            f"{reprlib.repr(data.get('dense'))}"
+            f"image_shape is {shown(shape)}, num_classes {shown(classes)}, dense {shown(data.get('dense'))}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bu2td.errors import FileError
+from bu2td.errors import FileError, shown
 from bu2td.evaluate.arrays import read_arrays
 from bu2td.evaluate.folder import FORMAT
 from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, TABLES, Epoch, Kind, Row, columns
@@ -118,7 +118,7 @@ def _column(cells: pd.DataFrame, name: str, of: type, kind: Kind, path: Path) ->
             good = False
         if not good:
             line = cells.index[cells[name] == text][0]
-            raise FileError(f"{path}, line {line}: {name} is {text!r}; expected {kind.words}")
+            raise FileError(f"{path}, line {line}: {name} is {shown(text)}; expected {kind.words}")
         known[text] = value
     return pd.Series([known[text] for text in cells[name]], cells.index, dtype=_dtype(of), name=name)
 
