@@ -72,12 +72,12 @@ def _check_words(options: Options) -> None:
     }
     for name, known in choices.items():
         value = getattr(options, name)
-        if value not in known:
+        if not isinstance(value, str | None) or value not in known:
             words = [k for k in known if isinstance(k, str)]
             raise OptionError(
                 f"{name}={shown(value)} is unknown; it must be one of {', '.join(map(repr, known))}"
                 f"{' or a list of level widths' if name == 'arrangement' else ''}."
-                f"{nearest(str(value), words)}"
+                f"{nearest(value, words) if isinstance(value, str) else ''}"
             )
 
 

@@ -152,9 +152,9 @@ def check_choices(rules: Mapping[str, str], force: Mapping[str, bool]) -> None:
     for rule, choice in rules.items():
         if rule not in RULES:
             raise OptionError(
-                f"there is no rule {shown(rule)}; known: {', '.join(RULES)}.{nearest(str(rule), RULES)}"
+                f"there is no rule {shown(rule)}; known: {', '.join(RULES)}.{nearest(shown(rule), RULES)}"
             )
-        if choice not in CHOICES:
+        if not isinstance(choice, str) or choice not in CHOICES:
             raise OptionError(f"rules[{shown(rule)}]={shown(choice)} must be one of {CHOICES}")
     for pattern, wanted in force.items():
         if not isinstance(pattern, str) or not isinstance(wanted, bool):

@@ -92,8 +92,10 @@ def _copied(network: TopDownNetwork) -> TopDownNetwork:
 def _check(network: Any, mode: Any) -> None:
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"optimize takes a network that bu2td.convert returned, found {type(network)}")
-    if mode not in MODES:
-        raise OptionError(f"mode={shown(mode)} must be one of {MODES}.{nearest(str(mode), MODES)}")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise OptionError(
+            f"mode={shown(mode)} must be one of {MODES}.{nearest(mode, MODES) if isinstance(mode, str) else ''}"
+        )
     if network.is_fused:
         raise OptimizeError(
             "this network is optimised for inference already, which cannot be undone; optimise the network that it "

@@ -233,8 +233,8 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
         )
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise OptionError(f"share={shown(share)} must be a number above 0 and at most 1")
-    if not isinstance(margin, int) or isinstance(margin, bool) or margin < 0:
-        raise OptionError(f"margin={shown(margin)} must be a whole number, at least 0")
+    if not isinstance(margin, int) or isinstance(margin, bool) or not 0 <= margin < 2**31:
+        raise OptionError(f"margin={shown(margin)} must be a whole number of positions, at least 0")
 
 
 def _check_network(network: Any) -> None:
