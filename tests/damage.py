@@ -2,8 +2,8 @@
 
     python tests/damage.py SUBJECT:FIRST:COUNT ...
 
-makes every subject's file, damages it by the ways of `mutations`, once for each seed, and prints what became of it, a
-line of JSON for each seed. `faults` says what is wrong with it.
+makes every subject's file, damages it by the ways of `mutations`, once for each seed, and prints what became of it,
+a line of JSON for each seed. `faults` says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -361,7 +361,8 @@ def _read_npy(folder: Path) -> Any:
     return _mapped(folder / "corrupted.npy").sum()
 
 
-SUBJECTS = {**_networks(), **_tables(), **_parts(), **_data()}
+NETWORKS = _networks()
+SUBJECTS = {**NETWORKS, **_tables(), **_parts(), **_data()}
 
 
 # --- the process that reads ---------------------------------------------------------------------------

@@ -102,6 +102,11 @@ def _runs(network: Any, full: bool) -> None:
     assert bool(torch.isfinite(logits).all())
 
 
+def _gradient(**options: Any) -> Any:
+    looked_at = net() if "example_inputs" in options else _network()
+    return bu2td.erf.gradient(looked_at, **{"count": 2, **options})
+
+
 def _fields(found: Any, full: bool) -> None:
     assert found.rows
     assert str(found)
@@ -150,12 +155,12 @@ def _on_device(**options: Any) -> Any:
 
 
 _IMAGES = (
-    torch.zeros(1, 3, SIDE, SIDE), torch.rand(2, 3, 17, 19), torch.rand(1, 3, 1, 1), torch.rand(1, 3, 4, 4), None,
-    torch.rand(3, SIDE, SIDE), torch.rand(0, 3, SIDE, SIDE), torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8),
-    torch.rand(1, 1, SIDE, SIDE), torch.full((1, 3, SIDE, SIDE), float("nan")), torch.rand(1, 3, SIDE, SIDE).double(),
+    torch.zeros(1, 3, SIDE, SIDE), torch.ones(2, 3, 17, 19), torch.ones(1, 3, 1, 1), torch.ones(1, 3, 4, 4), None,
+    torch.ones(3, SIDE, SIDE), torch.ones(0, 3, SIDE, SIDE), torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8),
+    torch.ones(1, 1, SIDE, SIDE), torch.full((1, 3, SIDE, SIDE), float("nan")), torch.ones(1, 3, 8, 8).double(),
 )  # fmt: skip
 _OF_CONVERT: dict[str, Sequence[Any]] = {
-    "arrangement": ("td", "uni", "rev", [8, 6, 4], (3, 3, 3), [1, 1, 1], [8, 6], [2**24] * 3, [2**40] * 3, [0] * 3, "TD"),
+    "arrangement": ("td", "uni", "rev", [8, 6, 4], (3, 3, 3), [1, 1, 1], [8, 6], [2**24] * 3, [2**40] * 3, [0] * 3),
     "width": (None, 1, 7, 0, -1, 2**20, 2**31, 3.0),
     "stem": ("mirror", "coarse", "Mirror"),
     "reductions": (None, [4, 2, 1], (4, 1), [2, 1], [4], [1], [8, 1], [4, 4, 1], [1, 2, 4], []),
@@ -181,7 +186,7 @@ CALLS: dict[str, Call] = {
             "mode": ("training", "inference", "train"),
             "batch_size": (None, 1, 32, 0, -1, 2**40, 1.5),
             "image_size": (None, 32, (17, 19), 1, (4, 4), 0, (8, 8, 8), 2**20, 2**40, "32"),
-            "rules": (None, {}, *({rule: choice} for rule in RULES for choice in ("auto", "always", "never", "x")), {"x": "auto"}),
+            "rules": (None, {}, {"x": "auto"}, *({rule: w} for rule in RULES for w in ("always", "never", "x"))),
             "force": (None, {}, {"*": True}, {"*": False}, {"r2*": True}, {"nowhere": True}, {"*": 1}, {1: True}),
         },
     ),
@@ -206,7 +211,7 @@ CALLS: dict[str, Call] = {
         },
     ),
     "gradient": Call(
-        lambda **options: bu2td.erf.gradient(net() if "example_inputs" in options else _network(), **{"count": 2, **options}),
+        _gradient,
         _fields,
         {
             "layers": ("levels", ["r2"], [], ["r2", "r2"], ["nowhere"], "r2"),

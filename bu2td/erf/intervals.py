@@ -313,8 +313,8 @@ def _counted(image: Field, axis: int, pyramid: Pyramid, factor: int, window: Pyr
         raise OptionError(f"pyramid_field failed for factor {factor} ({type(error).__name__}: {error})") from error
     if not (isinstance(count, int) and count >= 1):
         raise OptionError(
-            f"pyramid_field returned {shown(count)} for factor {factor} and sigma {pyramid.sigma:g}; it must return "
-            f"a number of pixels, an int of at least 1"
+            f"pyramid_field returned {shown(count)} for factor {factor} and sigma {pyramid.sigma:g}; it must "
+            f"return a number of pixels, an int of at least 1"
         )
     i = np.arange(out, dtype=np.int64)
     start = ((2 * i + 1) * size - count * out) // (2 * out)
