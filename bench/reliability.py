@@ -4,8 +4,8 @@
     python bench/reliability.py files options  # some of them
 
 files: 1,000 damaged files of networks and 200 of every other kind, each of a seed (tests/damage.py and
-tests/mutations.py): none may raise anything but its own error, run code, write a file or take memory for what it does
-not hold.
+tests/mutations.py): none may raise anything but its own error, run code, write a file or take memory for what it
+does not hold.
 options: calls of public functions with options that are right, on the border or of another kind (tests/fuzz.py).
 load: 200 conversions in one process, 8 threads at once, and what the process shares with its other code.
 numbers: logits of the same network in every form, number type and process.

@@ -175,7 +175,7 @@ def as_yaml(rng: Random, content: bytes) -> bytes:
     import yaml
 
     odd = (
-        "c0: &c0 [x, x]\n" + "".join(f"c{i + 1}: &c{i + 1} [{f'*c{i}, ' * 9}]\n" for i in range(9)) + "attacks: *c9",
+        "c0: &c0 [x, x]\n" + "".join(f"c{i + 1}: &c{i + 1} [{f'*c{i}, ' * 9}]\n" for i in range(9)) + "lr: *c9",
         "lr: !!python/object/apply:os.system ['true']\n",
         "lr: !!python/name:os.system\n", "lr: 2001-99-99\n", "lr: 0b\n", "lr: !!int x\n", "lr: !!float 1.2.3\n",
         "lr: &a [*a]\n", "&a a: *a\n", f"lr: {DEEP}\n", f"epochs: {'9' * 5000}\n", f"epochs: {'9' * 400}\n",

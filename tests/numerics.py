@@ -91,9 +91,9 @@ def images_of(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
 
 
 def compare(
-    form: str, names: tuple[str, ...] = tuple(NETWORKS), shapes: Any = SHAPES
+    form: str, names: Sequence[str] = tuple(NETWORKS), shapes: Any = SHAPES
 ) -> dict[tuple[Any, ...], float]:
-    """The largest difference of the logits of a form, by (type, network, shape, layout), relative to the largest one."""
+    """The largest difference of a form's logits, relative to the largest one, by type, network, shape and layout."""
     found = {}
     for dtype in TOLERANCE:
         for name in names:
@@ -134,8 +134,9 @@ def processes(threads: tuple[int, ...] = (1, 2)) -> dict[tuple[Any, ...], float]
         script = "import json, numerics; print(json.dumps(numerics.fingerprints()))"
         script = f"import torch; torch.set_num_threads({count}); {script}"
         settings = {**os.environ, "PYTHONHASHSEED": str(count), "OMP_NUM_THREADS": str(count)}
-        done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], cwd=Path(__file__).parent, env=settings,
-                              capture_output=True, text=True, check=True)  # fmt: skip
+        command = [sys.executable, "-W", "ignore", "-c", script]
+        here = Path(__file__).parent
+        done = subprocess.run(command, cwd=here, env=settings, capture_output=True, text=True, check=True)
         for name, (weights, logits) in json.loads(done.stdout.splitlines()[-1]).items():
             a, b = (torch.tensor(x, dtype=torch.float64) for x in (logits, own[name][1]))
             found[count, name] = (
