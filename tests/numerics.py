@@ -93,7 +93,7 @@ def images_of(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
 def compare(
     form: str, names: Sequence[str] = tuple(NETWORKS), shapes: Any = SHAPES
 ) -> dict[tuple[Any, ...], float]:
-    """The largest difference of a form's logits, relative to the largest one, by type, network, shape and layout."""
+    """The largest relative difference of a form's logits, by type, network, shape of the images and layout."""
     found = {}
     for dtype in TOLERANCE:
         for name in names:
