@@ -132,6 +132,15 @@ class PretrainedWarning(UserWarning):
     """A trained network is converted, and the top-down network starts without its weights."""
 
 
+def shown(value: object) -> str:
+    """A value as a message shows it: on one line, and no longer than that."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of numbers with too many digits, say
+        text = f"an object of type {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``' Did you mean a, b or c?'``, or an empty string when nothing known is similar."""
     matches = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)

@@ -14,6 +14,45 @@ from typing import Any
 from bu2td.errors import FileError
 
 
+def loads(text: str) -> Any:
+    """What JSON says; what names something twice, or is nested without end, says nothing.
+
+    Raises:
+        ValueError: it is no such JSON.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r:.80} stands in it twice")
+    return found
+
+
+def leaves(document: Any, most: int = 2**17, deep: int = 20) -> Iterator[Any]:
+    """The plain values of a document of dicts and lists, keys included; what is repeated counts every time.
+
+    Raises:
+        ValueError: there are more of them than ``most``, or they lie deeper than ``deep``.
+    """
+    todo, count = [(document, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        count += 1
+        if not isinstance(value, dict | list | tuple):
+            yield value
+            continue
+        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        if depth >= deep or count + len(todo) + len(inner) > most:
+            raise ValueError(f"it is nested deeper than {deep}, or has more than {most:,} entries")
+        todo += [(part, depth + 1) for part in inner]
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary path that takes the place of ``path`` once everything is written.

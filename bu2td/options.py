@@ -11,7 +11,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
 
 import torch
 
-from bu2td.errors import OptionError, SigmaError, WidthError, nearest
+from bu2td.errors import OptionError, SigmaError, WidthError, nearest, shown
 from bu2td.nn import MIN_SIGMA, REDUCERS, UPSAMPLE_MODES, Reducer, UpsampleMode
 
 # What type checkers know of the options that are words; what is checked when they run is read from the same lists.
@@ -24,6 +24,8 @@ ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
 STEMS: tuple[Stem, ...] = get_args(Stem)
 MERGES: tuple[Merging, ...] = get_args(Merging)
 INHERITS: tuple[Inherit, ...] = get_args(Inherit)
+
+_MAX_SIGMA, _MOST_PIXELS = 1000, 2**31
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,12 +72,12 @@ def _check_words(options: Options) -> None:
     }
     for name, known in choices.items():
         value = getattr(options, name)
-        if value not in known:
+        if not isinstance(value, str | None) or value not in known:
             words = [k for k in known if isinstance(k, str)]
             raise OptionError(
-                f"{name}={value!r} is unknown; it must be one of {', '.join(map(repr, known))}"
+                f"{name}={shown(value)} is unknown; it must be one of {', '.join(map(repr, known))}"
                 f"{' or a list of level widths' if name == 'arrangement' else ''}."
-                f"{nearest(str(value), words)}"
+                f"{nearest(value, words) if isinstance(value, str) else ''}"
             )
 
 
@@ -83,37 +85,61 @@ def _check_widths(options: Options) -> None:
     if not isinstance(options.arrangement, str):
         widths = options.arrangement
         if not widths or not all(_is_whole(w) for w in widths):
-            raise OptionError(f"arrangement={widths!r}: a custom arrangement is a list of whole widths")
+            raise OptionError(f"arrangement={shown(widths)}: a custom arrangement is a list of whole widths")
         if min(widths) < 1:
             raise WidthError(f"arrangement={list(widths)}: every width must be at least 1")
     if options.width is None:
         return
     if not _is_whole(options.width) or options.width < 1:
-        raise WidthError(f"width={options.width!r} must be a whole number of at least 1")
+        raise WidthError(f"width={shown(options.width)} must be a whole number of at least 1")
     if options.arrangement != "uni":
         raise OptionError(
-            f"width is the common width of arrangement 'uni'; with {options.arrangement!r} give a list of level "
-            f"widths as arrangement instead"
+            f"width is the common width of arrangement 'uni'; with {shown(options.arrangement)} give a list of "
+            f"level widths as arrangement instead"
         )
 
 
 def _check_numbers(options: Options) -> None:
+    if not _is_whole(options.finest_reduction):
+        raise OptionError(f"finest_reduction={shown(options.finest_reduction)} must be a whole number")
+    if not all(_is_whole(reduction) for reduction in options.reductions or ()):
+        raise OptionError(f"reductions={shown(options.reductions)} must be a list of whole numbers")
     kernel, sigma, ratio, seed = options.merge_kernel, options.sigma, options.max_macs_ratio, options.seed
     if not _is_whole(kernel) or kernel < 1 or kernel % 2 == 0:
-        raise OptionError(f"merge_kernel={kernel!r} must be an odd whole number")
-    if not isinstance(sigma, int | float) or not sigma >= MIN_SIGMA:
+        raise OptionError(f"merge_kernel={shown(kernel)} must be an odd whole number")
+    if not _is_number(sigma) or not sigma >= MIN_SIGMA:
         raise SigmaError(
-            f"sigma={sigma!r} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
+            f"sigma={shown(sigma)} is below the minimum {MIN_SIGMA} (in units of the reduction): outputs "
             f"of the pyramid would fall between two pixels"
         )
-    if ratio is not None and not (isinstance(ratio, int | float) and ratio > 0):
-        raise OptionError(f"max_macs_ratio={ratio!r} must be a positive number or None")
-    if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**63):
-        raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
+    if sigma > _MAX_SIGMA:
+        raise SigmaError(
+            f"sigma={shown(sigma)} is above the maximum {_MAX_SIGMA} (in units of the reduction): all taps weigh "
+            f"the same long before"
+        )
+    if ratio is not None and not (_is_number(ratio) and ratio > 0):
+        raise OptionError(f"max_macs_ratio={shown(ratio)} must be a positive number or None")
+    if seed is not None:
+        as_seed(seed)
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_seed(value: Any) -> int:
+    """The seed of a generator.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if not _is_whole(value) or not 0 <= value < 2**63:
+        raise OptionError(f"seed={shown(value)} must be a whole number from 0 to 2**63 - 1")
+    return int(value)
 
 
 def as_count(name: str, value: Any) -> int:
@@ -123,7 +149,7 @@ def as_count(name: str, value: Any) -> int:
         OptionError: it is none.
     """
     if not _is_whole(value) or value < 1:
-        raise OptionError(f"{name}={value!r} must be a whole number, at least 1")
+        raise OptionError(f"{name}={shown(value)} must be a whole number, at least 1")
     return int(value)
 
 
@@ -135,8 +161,11 @@ def as_size(name: str, value: Any) -> tuple[int, int]:
     """
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, Sequence) else ()
     if len(pair) != 2:
-        raise OptionError(f"{name}={value!r} must be one whole number, or height and width")
-    return as_count(name, pair[0]), as_count(name, pair[1])
+        raise OptionError(f"{name}={shown(value)} must be one whole number, or height and width")
+    height, width = as_count(name, pair[0]), as_count(name, pair[1])
+    if height * width > _MOST_PIXELS:
+        raise OptionError(f"{name}={shown(value)} is larger than any image")
+    return height, width
 
 
 def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
@@ -148,7 +177,7 @@ def as_sequence(name: str, value: Any) -> tuple[Any, ...]:
     try:
         return tuple(value)
     except TypeError:
-        raise OptionError(f"{name}={value!r} must be a word or a list of whole numbers") from None
+        raise OptionError(f"{name}={shown(value)} must be a word or a list of whole numbers") from None
 
 
 @overload
@@ -177,7 +206,7 @@ def as_device(device: str | torch.device | None) -> torch.device | None:
         else:
             return wanted
     raise OptionError(
-        f"The device {device!r} cannot be used: {reason}. Expected 'cpu', 'meta' or a device of "
+        f"The device {shown(device)} cannot be used: {reason}. Expected 'cpu', 'meta' or a device of "
         f"this machine (torch.cuda.is_available() is {torch.cuda.is_available()})."
     )
 

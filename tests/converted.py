@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import bu2td
+from bu2td.models.building import build
 
 
 def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
@@ -17,6 +18,5 @@ def converted(model: nn.Module, arrangement: Any = "td", **options: Any) -> Any:
 def of_timm(name: str, arrangement: Any = "td", **settings: Any) -> Any:
     """That of a model of timm; without timm the test is skipped."""
     timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        model = timm.create_model(name, **settings)
+    model = build(lambda: timm.create_model(name, **settings), torch.device("meta"))
     return converted(model, arrangement)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
-from bu2td.errors import ReductionError, WidthError
+from bu2td.errors import ReductionError, WidthError, shown
 from bu2td.ir import Analysis, Block, BottomUpLevel
 from bu2td.options import Options
 
@@ -87,7 +87,9 @@ def _kept(slots: Sequence[Slot], options: Options) -> list[Slot]:
     wanted, finest = options.reductions, options.finest_reduction
     for reduction in [*(wanted or ()), finest]:
         if reduction not in known:
-            raise ReductionError(f"reduction {reduction!r} is not on the ladder of this network; it has {known}")
+            raise ReductionError(
+                f"reduction {shown(reduction)} is not on the ladder of this network; it has {known}"
+            )
     keep = set(wanted if wanted is not None else known)
     kept = [s for s in slots if s.reduction in keep and s.reduction >= finest]
     if not any(s.body for s in kept):

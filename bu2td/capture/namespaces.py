@@ -42,19 +42,18 @@ _KINDS = {
     *(type(torch.zeros), type(math.ceil), type(checkpoints.checkpoint), BuiltinMethodType, MethodType),
     *(torch.jit.ScriptFunction, type(torch.autograd.Variable), type(numpy.ceil), type(numpy.prod)),
 }
-_lock = threading.RLock()
 _ABSENT = object()
 
 
 @contextmanager
 def own_names(model: nn.Module, tracer: Any) -> Iterator[None]:
-    """Let a model's own code meet proxies. One thread at a time.
+    """Let a model's own code meet proxies, in this thread; others find what they always do.
 
     Args:
         model: whose classes' modules, and the neighbours of these, are looked at.
         tracer: with ``measuring``, ``create_proxy``, ``number`` and ``kind``.
     """
-    with _lock, ExitStack() as stack:
+    with ExitStack() as stack:
         stack.enter_context(following(fx.Proxy))
         instead = _Substitutes(tracer)
         for name in _TORCH_FACES:
@@ -132,7 +131,7 @@ class _Substitutes:
     """
 
     def __init__(self, tracer: Any) -> None:
-        self.tracer = tracer
+        self.tracer, self._thread = tracer, threading.get_ident()
         self._apply: Any = vars(torch.autograd.Function)["apply"]
         self.builtins = {
             "isinstance": self._isinstance,
@@ -169,11 +168,14 @@ class _Substitutes:
 
         @functools.wraps(function, updated=())
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            if not self.tracer.measuring and (always or holds_proxy((args, kwargs))):
+            if not self.tracer.measuring and (holds_proxy((args, kwargs)) or (always and self._is_here())):
                 return self.tracer.create_proxy("call_function", function, args, kwargs)
             return function(*args, **kwargs)
 
         return recorded
+
+    def _is_here(self) -> bool:
+        return threading.get_ident() == self._thread
 
     def _isinstance(self, value: Any, kinds: Any) -> bool:
         kinds = self._classes(kinds)

@@ -19,11 +19,12 @@ from bu2td.capture.makers import is_drawn
 from bu2td.capture.scripted import unscript
 from bu2td.capture.tracer import trace
 from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, ModelOutputError
-from bu2td.graph import shapes_of, source_line
+from bu2td.graph import shapes_of, source_line, undisturbed
 from bu2td.ir import Capture, FrozenMap
 from bu2td.ops import meta_copy
 
 
+@undisturbed()
 def capture(model: Any, example_inputs: Tensor | None = None) -> Capture:
     """Trace a model into a canonical graph.
 

@@ -42,7 +42,7 @@ from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import Table
 from bu2td.errors import ExampleInputError, NonFiniteError, OptionError
 from bu2td.ir import Analysis, format_table
-from bu2td.options import as_device
+from bu2td.options import as_count, as_device, as_seed, as_size
 
 __all__ = ["Gradients", "centre_fields", "gradient", "input_gradients"]
 
@@ -155,13 +155,16 @@ def gradient(
             without weights, `ExampleInputError` for images on which the network does not run.
     """
     _check_counts(count, batch_size, seed)
+    target = as_device(device)
+    if target is not None and target.type == "meta":
+        raise OptionError("device='meta' holds no numbers; gradients need a device that does")
     looked_at = subject(model, example_inputs)
     nodes = looked_at.nodes_of(layers)
     check_weights(looked_at.source)
     _check_finite(looked_at)
     source = next(looked_at.source.parameters(), torch.zeros(())).device
     with torch.inference_mode(False):  # tensors of that mode have no gradients
-        network = looked_at.runnable(as_device(device) or source)
+        network = looked_at.runnable(target or source)
     batches: Iterator[Tensor]
     if images is None:
         size = _image_size(input_size, looked_at.image_shape)
@@ -328,20 +331,16 @@ def _row(
 
 
 def _check_counts(count: Any, batch_size: Any, seed: Any) -> None:
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise OptionError(f"{name}={value!r} must be a whole number of at least 1")
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise OptionError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
+    as_count("count", count)
+    as_count("batch_size", batch_size)
+    as_seed(seed)
 
 
 def _image_size(input_size: Any, own: Sequence[int]) -> tuple[int, int]:
     if input_size is None:
         return (own[-2], own[-1])
-    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)[-2:]
-    if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-        raise OptionError(f"input_size={input_size!r} must be a side, (H, W) or (C, H, W) in whole numbers")
-    return sides
+    has_channels = isinstance(input_size, Sequence) and len(input_size) == 3
+    return as_size("input_size", tuple(input_size)[-2:] if has_channels else input_size)
 
 
 def _check_images(images: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from bu2td.errors import ConverterError, ExampleInputError, OptionError
+from bu2td.errors import ConverterError, ExampleInputError, OptionError, shown
 from bu2td.graph import shapes_of, source_line
 from bu2td.graph.view import read_nodes
 from bu2td.ir import Dim, Dims, TensorDims, flat, is_tensor, map_dims
@@ -307,11 +307,14 @@ def _counted(image: Field, axis: int, pyramid: Pyramid, factor: int, window: Pyr
     out = -(-size // factor)
     if factor == 1 or size == 1:
         return image
-    count = window(factor, pyramid.sigma)
+    try:
+        count = window(factor, pyramid.sigma)
+    except Exception as error:
+        raise OptionError(f"pyramid_field failed for factor {factor} ({type(error).__name__}: {error})") from error
     if not (isinstance(count, int) and count >= 1):
         raise OptionError(
-            f"pyramid_field returned {count!r} for factor {factor} and sigma {pyramid.sigma:g}; it must return "
-            f"a number of pixels, an int of at least 1"
+            f"pyramid_field returned {shown(count)} for factor {factor} and sigma {pyramid.sigma:g}; it must "
+            f"return a number of pixels, an int of at least 1"
         )
     i = np.arange(out, dtype=np.int64)
     start = ((2 * i + 1) * size - count * out) // (2 * out)

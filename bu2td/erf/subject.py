@@ -12,12 +12,32 @@ from torch import Tensor, fx, nn
 
 from bu2td.analyse import analyse, whole_reduction
 from bu2td.capture import capture
-from bu2td.errors import ModelOutputError, NoReductionError, NotAModelError, OptionError, TopologyError, nearest
+from bu2td.errors import (
+    ModelOutputError,
+    NoReductionError,
+    NotAModelError,
+    OptionError,
+    TopologyError,
+    nearest,
+    shown,
+)
 from bu2td.graph import flatten, last_nodes, paused_collector
 from bu2td.ir import Analysis, Capture, Dims, is_feature_map, reduction_of
 from bu2td.ops import copied
 from bu2td.probe import probe
 from bu2td.runtime import TopDownNetwork
+
+
+def names_of(layers: Any) -> list[str]:
+    """Layers as they are asked for: one name, or several.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    found = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Sequence) else []
+    if not found or not all(isinstance(layer, str) for layer in found):
+        raise OptionError(f"layers={shown(layers)} must be the name of a layer, or a list of such names")
+    return found
 
 
 @dataclass(frozen=True)
@@ -51,17 +71,15 @@ class Subject:
         Raises:
             OptionError: a layer is unknown, or is no map of positions.
         """
-        if isinstance(layers, str):
-            if layers == "levels":
-                return dict(self.levels)
-            layers = [layers]
+        if isinstance(layers, str) and layers == "levels":
+            return dict(self.levels)
         known = self.names()
         found = {}
-        for layer in layers:
+        for layer in names_of(layers):
             if layer not in known:
                 raise OptionError(
-                    f"there is no layer {layer!r} in the {self.title}.{nearest(str(layer), known)} Its levels are "
-                    f"{', '.join(self.levels)}"
+                    f"there is no layer {shown(layer)} in the {self.title}.{nearest(str(layer), known)} Its levels "
+                    f"are {', '.join(self.levels)}"
                 )
             self.axes(known[layer], layer)
             found[layer] = known[layer]

@@ -24,9 +24,9 @@ from torch import Tensor, fx, nn
 
 from bu2td.erf.intervals import Intervals, Line, PyramidField, intervals
 from bu2td.erf.plot import plot_fields
-from bu2td.erf.subject import Subject, subject
+from bu2td.erf.subject import Subject, names_of, subject
 from bu2td.erf.table import Table, extent
-from bu2td.errors import OptionError, TopologyError, nearest
+from bu2td.errors import OptionError, TopologyError, nearest, shown
 from bu2td.ir import Analysis, flat, format_table, is_tensor, reduction_of
 from bu2td.ops import Role, Site, converter_for
 
@@ -119,6 +119,8 @@ def theory(
 
     Source: Lelekas et al. (2020), equation 1; Araujo et al. (2019).
     """
+    if pyramid_field is not None and not callable(pyramid_field):
+        raise OptionError(f"pyramid_field={shown(pyramid_field)} must be a function of factor and sigma")
     looked_at = subject(model, example_inputs)
     graph, dims, shape = looked_at.graph_module, looked_at.dims, looked_at.image_shape
     names = _named(looked_at, layers)
@@ -149,11 +151,11 @@ def _named(looked_at: Subject, layers: str | Sequence[str]) -> list[tuple[str, f
     if isinstance(layers, str) and layers == "levels":
         return _levels(looked_at, values, every)
     known = _known(looked_at, values, every)
-    asked = [layers] if isinstance(layers, str) else list(layers)
+    asked = names_of(layers)
     for layer in asked:
         if layer not in known:
             raise OptionError(
-                f"there is no layer {layer!r} in the {looked_at.title}.{nearest(str(layer), known)} layers is "
+                f"there is no layer {shown(layer)} in the {looked_at.title}.{nearest(str(layer), known)} layers is "
                 f"'levels', 'all' or a list of names; its levels are {', '.join(looked_at.levels)}"
             )
         looked_at.axes(known[layer].name, layer)

@@ -9,7 +9,6 @@ results aside.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import platform
 import sys
@@ -25,7 +24,7 @@ from bu2td.errors import FileError, OptionError, RunFolderError
 from bu2td.evaluate.data.sets import Data
 from bu2td.evaluate.locks import is_left_over, turn
 from bu2td.evaluate.settings import Settings, grown, read_settings
-from bu2td.files import write_json
+from bu2td.files import loads, write_json
 
 FORMAT = 1
 RUN = "run.json"
@@ -196,16 +195,31 @@ def read_record(path: Path) -> dict[str, Any]:
             f"settings"
         )
     try:
-        record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        record: dict[str, Any] = loads(file.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise FileError(f"{file} has format {record['format']!r}, expected {FORMAT}")
-        dict(record["settings"])
+        _check_record(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FileError(
             f"{file} cannot be read ({type(error).__name__}: {error}). It is written whole or not at all, so that "
             f"something else changed it: put it right, or name another folder with -o"
         ) from error
     return record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Refuse entries of another kind, of those that are read again.
+
+    Raises:
+        ValueError, KeyError, TypeError: there are some.
+    """
+    calls, seconds = record.get("calls", []), record.get("seconds", {})
+    if not isinstance(record["settings"], dict) or not isinstance(seconds, dict):
+        raise ValueError("settings and seconds are no entries by name")
+    if not all(isinstance(value, int | float) for value in seconds.values()):
+        raise ValueError("seconds holds something else than numbers")
+    if not isinstance(calls, list) or not all(isinstance(call["stage"], str) for call in calls):
+        raise ValueError("calls is no list of calls")
 
 
 def stored_settings(record: Mapping[str, Any]) -> Settings:
@@ -216,7 +230,7 @@ def stored_settings(record: Mapping[str, Any]) -> Settings:
     """
     try:
         return read_settings(flags=record["settings"])
-    except (OptionError, TypeError, AttributeError) as error:
+    except OptionError as error:
         raise FileError(f"the settings in {RUN} are none: {error}") from error
 
 

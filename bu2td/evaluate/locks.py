@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from bu2td.errors import FileError, OptionError, RunFolderError
+from bu2td.files import loads
 
 try:
     import fcntl
@@ -53,6 +54,18 @@ class Holder:
     begin: str
     since: str
     shard: str
+
+    def check(self) -> None:
+        """Refuse what no process wrote of itself.
+
+        Raises:
+            ValueError, TypeError, OptionError: it is not what it should be.
+        """
+        if not all(isinstance(word, str) for word in (self.host, self.begin, self.since, self.shard)):
+            raise TypeError("a lock holds words")
+        if type(self.pid) is not int or not 0 < self.pid < 2**31:
+            raise ValueError("a lock holds the number of a process")
+        parse_shard(self.shard)
 
     def is_here(self) -> bool:
         """Whether it runs (or ran) on this machine."""
@@ -110,9 +123,11 @@ def holders(folder: Path) -> dict[Path, Holder]:
     found = {}
     for path in sorted(folder.glob(_LOCKS)):
         try:
-            found[path] = Holder(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            holder = Holder(**loads(path.read_text(encoding="utf-8")))
+            holder.check()
+        except (OSError, ValueError, TypeError, OptionError):
             continue
+        found[path] = holder
     return found
 
 
@@ -195,7 +210,7 @@ def _remove(path: Path, gone: Holder) -> None:
     aside = path.with_name(f".gone.{os.getpid()}.json")
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, aside)
-        if json.loads(aside.read_text(encoding="utf-8")) != asdict(gone):
+        if loads(aside.read_text(encoding="utf-8")) != asdict(gone):
             _put(aside, path)
         aside.unlink()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bu2td.errors import FileError, OptionError, RunFolderError
 from bu2td.evaluate.folder import RUN, create, holds_run, make_folder, read_record, settings_of, stored_settings
 from bu2td.evaluate.locks import check_free, is_left_over, locked
 from bu2td.evaluate.parts import load
+from bu2td.evaluate.train.accuracy import read_result
 from bu2td.files import replacing, write_json
 
 _KEPT = ("runs", "parts", "search")
@@ -102,7 +103,7 @@ def _pieces(folder: Path) -> list[tuple[str, Path]]:
 
 def _is_whole(place: Path) -> bool:
     if place.is_dir():
-        return (place / _RESULT).is_file() or place.parent.name == "search"
+        return read_result(place) is not None or place.parent.name == "search"
     if place.suffix == ".npz":
         try:
             load(place)
@@ -116,8 +117,10 @@ def _same(one: Path, other: Path) -> bool:
     if one.is_dir():
         if not (one / _RESULT).is_file():
             return True  # a search's, which it looks at itself
-        results = [json.loads((p / _RESULT).read_text(encoding="utf-8")) for p in (one, other)]
-        ours, theirs = ({k: str(v) for k, v in r["result"].items()} for r in results)  # nan is nan
+        results = [found for p in (one, other) if (found := read_result(p)) is not None]
+        if len(results) < 2:
+            return False
+        ours, theirs = ({k: str(v) for k, v in asdict(r["result"]).items()} for r in results)  # nan is nan
         odd = [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
         timed = ("seconds", "seconds_per_epoch", "peak_memory_mib")
         return results[0]["identity"] == results[1]["identity"] and not set(odd) - set(timed)

@@ -8,8 +8,6 @@ stage reports is put together from all files that are there, so that a run grows
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,11 +16,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bu2td.errors import FileError, OptionError, RunFolderError
-from bu2td.evaluate.schema import TABLES, Row
-from bu2td.files import replacing
-
-#: What numpy raises on a file that is cut off or something else.
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+from bu2td.evaluate.arrays import read_arrays, write_arrays
+from bu2td.evaluate.schema import TABLES, Row, columns
+from bu2td.files import loads
 
 R = TypeVar("R", bound=Row)
 
@@ -126,8 +122,7 @@ def save(part: Part, found: Found, folder: Path) -> None:
     for row in found.rows:
         rows.setdefault(row.file, []).append(asdict(row))
     content: dict[str, Any] = {"mark": json.dumps(dict(part.mark)), "rows": json.dumps(rows), **found.arrays}
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **content)
+    write_arrays(content, path)
 
 
 def load(path: Path) -> Found:
@@ -136,14 +131,27 @@ def load(path: Path) -> Found:
     Raises:
         FileError: it is damaged.
     """
+    arrays = read_arrays(path)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            mark, rows = (json.loads(str(archive[name])) for name in ("mark", "rows"))
-            arrays = {name: archive[name] for name in archive.files if name not in ("mark", "rows")}
-        made = [TABLES[table](**row) for table, own in rows.items() for row in own]
-    except _DAMAGED as error:
+        mark, rows = (loads(str(arrays.pop(name))) for name in ("mark", "rows"))
+        made = [as_row(TABLES[table], row) for table, own in rows.items() for row in own]
+        dict(mark.items())
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise FileError(f"{path} is damaged ({error}); the same command with --resume makes it anew") from error
     return Found(tuple(made), arrays, mark)
+
+
+def as_row(table: type[R], values: Mapping[str, Any]) -> R:
+    """A row of a table, of the values that a file has for it.
+
+    Raises:
+        ValueError, TypeError: they are not what the table's columns hold.
+    """
+    for name, (of, kind) in columns(table).items():
+        value = values[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float) if of is float else of):
+            raise ValueError(f"{name} is {value!r:.80}; expected {kind.words}")
+    return table(**values)
 
 
 def load_all(folder: Path, pattern: str = "*/*") -> Iterator[tuple[str, Found]]:

@@ -7,6 +7,7 @@ the authors' scripts), ``quick`` and ``full`` those for scikit-learn's digits.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import types
 import typing
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bu2td.arguments import split_list
-from bu2td.errors import FileError, OptionError, nearest
+from bu2td.errors import FileError, OptionError, nearest, shown
 from bu2td.evaluate.robustness.registry import BUDGETS
+from bu2td.files import leaves
 from bu2td.options import ARRANGEMENTS as TOP_DOWN
 from bu2td.options import Options
 from bu2td.packages import imported
@@ -181,7 +183,9 @@ def given(
     if preset is not None:
         if preset not in list_presets():
             known = list_presets()
-            raise OptionError(f"there is no preset {preset!r}.{nearest(preset, known)} Presets: {', '.join(known)}")
+            raise OptionError(
+                f"there is no preset {shown(preset)}.{nearest(preset, known)} Presets: {', '.join(known)}"
+            )
         values |= _read(_presets() / f"{preset}.yaml", f"preset {preset}")
     if config is not None:
         values |= _read(Path(config), str(config))
@@ -272,17 +276,17 @@ def check(settings: Settings) -> Settings:
         for word in words:
             if word not in ARRANGEMENTS:
                 raise OptionError(
-                    f"{name} = {word!r}: expected {', '.join(ARRANGEMENTS)}.{nearest(word, ARRANGEMENTS)}"
+                    f"{name} = {shown(word)}: expected {', '.join(ARRANGEMENTS)}.{nearest(word, ARRANGEMENTS)}"
                 )
     for name in FIELDS:
         choices = FIELDS[name].metadata.get("choices")
         if choices and getattr(settings, name) not in choices:
             word = getattr(settings, name)
-            raise OptionError(f"{name} = {word!r}: expected {', '.join(choices)}.{nearest(word, choices)}")
+            raise OptionError(f"{name} = {shown(word)}: expected {', '.join(choices)}.{nearest(word, choices)}")
     for key in settings.checkpoint:
         if key not in ARRANGEMENTS:
             raise OptionError(
-                f"checkpoint = {key!r}: expected {', '.join(ARRANGEMENTS)}.{nearest(key, ARRANGEMENTS)}"
+                f"checkpoint = {shown(key)}: expected {', '.join(ARRANGEMENTS)}.{nearest(key, ARRANGEMENTS)}"
             )
     given = {*settings.checkpoint, *(["bu"] if settings.pretrained else [])}
     _require(given <= {*settings.arrangements}, settings, "arrangements",
@@ -292,12 +296,14 @@ def check(settings: Settings) -> Settings:
     training = [n for n, f in FIELDS.items() if f.metadata["group"] == "training" and n != "top_down"]
     for key in settings.top_down:
         if key not in training:
-            raise OptionError(f"top_down may hold training settings only, found {key!r}.{nearest(key, training)}")
+            raise OptionError(
+                f"top_down may hold training settings only, found {shown(key)}.{nearest(key, training)}"
+            )
     convertible = [f.name for f in dataclasses.fields(Options) if f.name not in ("arrangement", "seed")]
     for key in settings.convert:  # the arrangement and the seed are settings of their own
         if key not in convertible:
             raise OptionError(
-                f"convert may hold options of bu2td.convert, found {key!r}.{nearest(key, convertible)}"
+                f"convert may hold options of bu2td.convert, found {shown(key)}.{nearest(key, convertible)}"
             )
     if settings.top_down:
         check(settings.for_arrangement("td"))
@@ -306,7 +312,7 @@ def check(settings: Settings) -> Settings:
 
 def _require(holds: bool, settings: Settings, name: str, expected: str) -> None:
     if not holds:
-        raise OptionError(f"{name} = {_plain(getattr(settings, name))!r}: expected {expected}")
+        raise OptionError(f"{name} = {shown(_plain(getattr(settings, name)))}: expected {expected}")
 
 
 def to_yaml(settings: Settings) -> str:
@@ -337,6 +343,12 @@ def _read(file: Any, name: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise FileError(f"{name}{where}: not YAML ({getattr(error, 'problem', None) or 'malformed'})") from error
+    except (ValueError, OverflowError, RecursionError) as error:  # of dates and numbers that are none
+        raise FileError(f"{name}: not YAML ({error or type(error).__name__})") from error
+    try:
+        collections.deque(leaves(content, 2**16), maxlen=0)
+    except ValueError as error:
+        raise FileError(f"{name}: no settings ({error})") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -351,11 +363,11 @@ def converted(name: str, value: Any) -> Any:
         OptionError: an unknown name, or a value of another type.
     """
     if name not in FIELDS:
-        raise OptionError(f"there is no setting {name!r}.{nearest(name, FIELDS)}")
+        raise OptionError(f"there is no setting {shown(name)}.{nearest(name, FIELDS)}")
     kind = _TYPES[name]
     if kind == Mapping[str, Any]:
         if not isinstance(value, Mapping):
-            raise OptionError(f"{name} = {value!r}: expected a mapping of settings")
+            raise OptionError(f"{name} = {shown(value)}: expected a mapping of settings")
         inner = {str(key).replace("-", "_"): v for key, v in value.items()}
         if name == "checkpoint":
             return {str(key): str(file) for key, file in value.items()}
@@ -365,11 +377,13 @@ def converted(name: str, value: Any) -> Any:
         if value is None:
             return None
         target = typing.get_args(kind)[0]
-    if name.endswith(_SAMPLES) and value == ALL:
+    if name.endswith(_SAMPLES) and isinstance(value, str) and value == ALL:
         return 0
     if typing.get_origin(target) is tuple:
         element = typing.get_args(target)[0]
-        items = value if isinstance(value, list | tuple) else split_list(str(value))
+        items = (
+            split_list(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+        )
         found = tuple(_scalar(name, element, item) for item in items)
         if name.endswith("arrangements") and set(found) <= set(
             ARRANGEMENTS
@@ -387,15 +401,17 @@ def _scalar(name: str, kind: type, value: Any) -> Any:
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if kind is float and number == number and abs(number) != float("inf"):
             return number
-        if kind is int and number == number and number.is_integer():
+        if kind is int and number.is_integer() and abs(number) < _LARGEST:
             return int(number)
-    raise OptionError(f"{name} = {value!r}: expected {_WORDS[kind]}")
+    raise OptionError(f"{name} = {shown(value)}: expected {_WORDS[kind]}")
 
 
+#: Whole numbers are below it.
+_LARGEST = 2**53
 _WORDS: dict[type, str] = {str: "a word", bool: "true or false", int: "a whole number", float: "a number"}
 
 

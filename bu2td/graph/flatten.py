@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import fx, nn
@@ -14,6 +14,12 @@ from bu2td.ops import meta_copy
 class _UnitTracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return not isinstance(module, ConvUnit)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Trace a call; what another thread calls meanwhile is no part of the unit."""
+        if self.submodule_paths is None or m not in self.submodule_paths:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def flatten(network: fx.GraphModule, copied: bool = True) -> fx.GraphModule:

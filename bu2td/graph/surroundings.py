@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -10,6 +12,12 @@ import torch
 
 #: Devices whose autocast may be on around a call.
 _AUTOCAST = ("cpu", "cuda", "xpu", "mps")
+
+#: Held while a network is made: names that a model's code reads, the filters of warnings and the garbage collector
+#: are the process's own, not a thread's. A fork waits for it, so that no child is born with them as they are then.
+alone = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=alone.acquire, after_in_parent=alone.release, after_in_child=alone.release)
 
 
 @contextmanager
@@ -20,7 +28,7 @@ def undisturbed() -> Iterator[None]:
     and autocast around a conversion are meant for the caller's own tensors. A network is made as it is without
     them: its device, dtype and gradients are those of the model that it is made of.
     """
-    with ExitStack() as stack:
+    with alone, ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if torch.empty(0).device.type != "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest
-from bu2td.files import replacing
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest, shown
+from bu2td.files import leaves, loads, replacing
+from bu2td.io.seal import SEAL, seal
 from bu2td.ir import Optimization
 from bu2td.packages import imported
 from bu2td.runtime import FORMAT, Recipe
@@ -24,6 +26,7 @@ SAFETENSORS = ".safetensors"
 _ENTRY = "bu2td"
 #: The largest image side and number of classes that a file may ask for.
 _MOST = 2**20
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,10 @@ def write(path: Path, recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) 
         raise FileError(f"{path} cannot be written: it is a folder. td.save_pretrained(folder) writes into one")
     as_safetensors = path.suffix.lower() == SAFETENSORS
     tool = _safetensors() if as_safetensors else None
+    recipe = {**recipe, SEAL: seal(recipe, weights)}
     with replacing(path) as temporary, _told(path, "cannot be written"):
         if tool is None:
-            torch.save({"recipe": dict(recipe), "state_dict": dict(weights)}, temporary)
+            torch.save({"recipe": recipe, "state_dict": dict(weights)}, temporary)
         else:
             tool.save_file(_apart(weights), temporary, {"format": "pt", _ENTRY: json.dumps(recipe)})
 
@@ -76,14 +80,18 @@ def read(path: Path) -> Saved:
         beside = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         raise FileError(f"there is no file {path}.{nearest(path.name, beside)}")
     data, weights = read_safetensors(path) if is_safetensors(path) else _read_torch(path)
-    are_weights = isinstance(weights, Mapping) and all(isinstance(value, Tensor) for value in weights.values())
+    are_weights = isinstance(weights, dict) and all(_is_weight(name, value) for name, value in weights.items())
     if not isinstance(data, dict) or data.get("format") != FORMAT or not are_weights:
         raise FileError(f"{path} is not a file that bu2td.save wrote: it holds no recipe of format {FORMAT}")
+    with complete(path, "the recipe"):
+        _check_plain(data)
     with complete(path, "what the recipe says about optimisation"):
         optimization = Optimization.from_dict(data["optimize"]) if data.get("optimize") else None
     with complete(path, "the recipe"):
         _check(data)
         recipe = Recipe.from_dict(data, optimization)
+    if SEAL in data and data[SEAL] != seal(data, weights):
+        raise FileError(f"{path} is damaged: its content is not what bu2td.save wrote")
     return Saved(path, recipe, data.get("patches"), weights, data.get("training", {}))
 
 
@@ -94,8 +102,8 @@ def complete(path: Path, what: str) -> Iterator[None]:
         yield
     except MissingPackageError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, Bu2tdError) as error:
-        raise FileError(f"{path}: {what} is incomplete ({error})") from error
+    except Exception as error:  # what a recipe raises that nobody wrote depends on what it says
+        raise FileError(f"{path}: {what} is incomplete ({_first_line(error)})") from error
 
 
 def _check(data: Mapping[str, Any]) -> None:
@@ -106,13 +114,38 @@ def _check(data: Mapping[str, Any]) -> None:
     """
     for name in ("fingerprint", "model", "bu2td", "torch"):
         if not isinstance(data[name], str):
-            raise ValueError(f"{name} is no text: {data[name]!r:.40}")
+            raise ValueError(f"{name} is no text: {shown(data[name])}")
     if not isinstance(data["factory"], str | None) or not isinstance(data.get("arguments", {}), dict):
         raise ValueError("factory and arguments are no call")
     shape, classes = data["image_shape"], data["num_classes"]
-    sizes: list[Any] = [*shape, *([classes] if classes != 0 else [])]
+    sizes: list[Any] = [*shape, *([classes] if classes != 0 else []), *(data.get("dense") or ())[:1]]
     if len(shape) != 4 or any(type(size) is not int or not 0 < size <= _MOST for size in sizes):
-        raise ValueError(f"image_shape is {shape!r:.80} and num_classes {classes!r:.40}")
+        raise ValueError(
+            f"image_shape is {shown(shape)}, num_classes {shown(classes)}, dense {shown(data.get('dense'))}"
+        )
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    """Whether an entry of a state_dict is an ordinary tensor with values."""
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+        and (value.dtype in _FLOATS or not value.is_floating_point())
+    )
+
+
+def _check_plain(data: Any) -> None:
+    """Refuse what JSON could not say, and what is small in a file and large once it is written out.
+
+    Raises:
+        ValueError: it is.
+    """
+    for leaf in leaves(data):
+        if not (leaf is None or type(leaf) in (bool, int, float, str)):
+            raise ValueError(f"it holds an object of type {type(leaf).__name__}")
 
 
 # --- the two formats ----------------------------------------------------------------------------------
@@ -140,13 +173,17 @@ def read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     damaged = _told(path, "is not a file that bu2td.save wrote", "; it may be truncated")
     with damaged, opened(path, framework="pt") as file:
         text = (file.metadata() or {}).get(_ENTRY)
-        recipe = None if text is None else json.loads(text)
+        recipe = None if text is None else loads(text)
         return recipe, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _read_torch(path: Path) -> tuple[Any, Any]:
     with _told(path, "is not a file that bu2td.save wrote", "; it may be truncated"):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("its members are larger than the file")
+        # Mapped memory cannot grow, whatever sizes the tensors are said to have.
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=True)
     return (content.get("recipe"), content.get("state_dict")) if isinstance(content, dict) else (None, None)
 
 
@@ -163,8 +200,11 @@ def _told(path: Path, what: str, also: str = "") -> Iterator[None]:
     except Bu2tdError:
         raise
     except Exception as error:
-        lines = str(error).splitlines()
-        reason = (isinstance(error, OSError) and error.strerror) or (lines[0] if lines else type(error).__name__)
+        reason = (isinstance(error, OSError) and error.strerror) or _first_line(error)
         # Of damage, the reader's own words say nothing.
         said = f" ({type(error).__name__})" if also else f": {reason}"
         raise FileError(f"{path} {what}{said}{also}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -37,9 +37,9 @@ def load(
         its floats are of the file's types.
 
     Raises:
-        FileError: the file is missing, not one of ours, made from another bottom-up model, or does not tell how
-            that is built.
-        MissingPackageError, UnknownModelError: the recipe's model cannot be built.
+        FileError: the file is missing, damaged, not one of ours, made from another bottom-up model, or does not
+            tell how that is built.
+        MissingPackageError: the recipe's model is of a library that is not installed.
         OptionError: the device is not there.
     """
     target = as_device(device) or torch.device("cpu")

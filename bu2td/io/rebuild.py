@@ -14,7 +14,7 @@ from torch import nn
 from bu2td.analyse import analyse
 from bu2td.capture import capture
 from bu2td.conversion import emit
-from bu2td.errors import Bu2tdError, FileError
+from bu2td.errors import FileError, MissingPackageError
 from bu2td.graph import paused_collector
 from bu2td.io.content import Saved, complete
 from bu2td.ir import Capture
@@ -25,8 +25,8 @@ from bu2td.rewrite import fill_buffers
 from bu2td.runtime import PatchNetwork, Recipe, TopDownNetwork, pixel_network
 from bu2td.settings import set_training
 
-#: How much larger than its file a network may be before memory is taken for it.
-_SPARE, _TIMES = 2**20, 8
+#: How much larger than its file a network may be before memory is taken for it: bytes, and times.
+_SPARE, _TIMES = 2**28, 8
 
 
 def captured_again(model: nn.Module, image_shape: Sequence[int]) -> Capture:
@@ -40,7 +40,7 @@ def bottom_up(saved: Saved, model: nn.Module | None, trust: bool) -> Capture:
     Raises:
         FileError: it is another one, or the file does not say how it is built, or says so in code of a user's own,
             without ``trust``.
-        MissingPackageError, UnknownModelError: the recipe's call cannot be made.
+        MissingPackageError: the recipe's call needs a library that is not installed.
     """
     recipe, path = saved.recipe, saved.path
     again = f"bu2td.load({str(path)!r}, model=...)"
@@ -65,9 +65,9 @@ def bottom_up(saved: Saved, model: nn.Module | None, trust: bool) -> Capture:
             f"only with trust=True; or pass the bottom-up model: {again}"
         )
     call = _where_it_is(recipe.call, path)
-    with torch.random.fork_rng(devices=[]):
+    with _followed(path), torch.random.fork_rng(devices=[]):
         built = create_again(call, device="meta")
-    found = captured_again(built, recipe.image_shape)
+        found = captured_again(built, recipe.image_shape)
     if _is_same(found, recipe):
         return found
     raise FileError(
@@ -132,10 +132,11 @@ def network_of(saved: Saved, found: Capture, device: torch.device) -> TopDownNet
     try:
         # Where parts were cast, each weight keeps its type of the file; on meta nothing is copied.
         assign = len(dtypes) > 1 or device.type == "meta"
-        weights = {name: tensor.to(device) if assign else tensor for name, tensor in saved.weights.items()}
+        weights = {name: t.to(device, copy=True) if assign else t for name, t in saved.weights.items()}
         whole.load_state_dict(weights, assign=assign)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise FileError(f"{path}: the weights do not fit the network ({error})") from error
+        said = " ".join(str(error).split())
+        raise FileError(f"{path}: the weights do not fit the network ({said:.1000})") from error
     return whole
 
 
@@ -144,9 +145,9 @@ def _followed(path: Path) -> Iterator[None]:
     """Turn what a recipe of numbers that nobody would choose raises into our own error."""
     try:
         yield
-    except FileError:
+    except (FileError, MissingPackageError):
         raise
-    except (Bu2tdError, RuntimeError, MemoryError, OverflowError, ValueError, TypeError) as error:
+    except Exception as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
         raise FileError(f"{path}: the recipe cannot be followed ({said})") from error
 
@@ -157,12 +158,17 @@ def _check_size(saved: Saved, network: nn.Module) -> None:
     Raises:
         FileError: it is many times as large as the file.
     """
-    wanted = sum(tensor.numel() for tensor in network.state_dict(keep_vars=True).values())
-    held = sum(tensor.numel() for tensor in saved.weights.values())
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    wanted = sum(tensor.nbytes for tensor in tensors.values())
+    storages = [tensor.untyped_storage() for tensor in saved.weights.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     if wanted > _TIMES * held + _SPARE:
         raise FileError(
-            f"{saved.path}: the weights do not fit the network (it has {wanted:,} values, the file {held:,})"
+            f"{saved.path}: the weights do not fit the network (it has {wanted:,} bytes, the file {held:,})"
         )
+    for name, tensor in saved.weights.items():
+        if name in tensors and tensors[name].is_floating_point() != tensor.is_floating_point():
+            raise FileError(f"{saved.path}: the weights do not fit the network ({name} is {tensor.dtype})")
 
 
 def _patched(path: Path, patches: Mapping[str, Any], network: TopDownNetwork) -> PatchNetwork:

@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 
 from bu2td.errors import Bu2tdError, CopyError, NotAModelError
+from bu2td.graph import undisturbed
 from bu2td.io.content import write
 from bu2td.io.rebuild import captured_again, rebuilt
 from bu2td.ir import Capture
@@ -27,6 +28,7 @@ _ASIDE = (*OF_TRAINING, "process_group")
 _SHOWN = 3
 
 
+@undisturbed()
 def save(network: TopDownNetwork | PatchNetwork, file: str | os.PathLike[str]) -> None:
     """Write a converted network, or patches of one, as recipe and weights, whole or not at all.
 

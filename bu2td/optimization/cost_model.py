@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bu2td.errors import OptionError, nearest
+from bu2td.errors import OptionError, nearest, shown
 from bu2td.ir import Rewrite
 
 MODES = ("training", "inference")
@@ -121,10 +121,10 @@ class Chooser:
             return False, "not in a network that trains"
         for pattern, wanted in self.force.items():
             if fnmatch.fnmatchcase(site, pattern):
-                return wanted, f"force {pattern!r}"
+                return wanted, f"force {shown(pattern)}"
         choice = self.rules.get(rule, "auto")
         if choice != "auto":
-            return choice == "always", f"{rule}={choice!r}"
+            return choice == "always", f"{rule}={shown(choice)}"
         if before is None:
             return True, "saves work everywhere"
         if gain is None and rule in NEEDS_TABLE:
@@ -146,11 +146,18 @@ def check_choices(rules: Mapping[str, str], force: Mapping[str, bool]) -> None:
     Raises:
         OptionError: names them, with the nearest known ones.
     """
+    for name, given in (("rules", rules), ("force", force)):
+        if not isinstance(given, Mapping):
+            raise OptionError(f"{name}={shown(given)} must map names to choices")
     for rule, choice in rules.items():
         if rule not in RULES:
-            raise OptionError(f"there is no rule {rule!r}; known: {', '.join(RULES)}.{nearest(str(rule), RULES)}")
-        if choice not in CHOICES:
-            raise OptionError(f"rules[{rule!r}]={choice!r} must be one of {CHOICES}")
+            raise OptionError(
+                f"there is no rule {shown(rule)}; known: {', '.join(RULES)}.{nearest(shown(rule), RULES)}"
+            )
+        if not isinstance(choice, str) or choice not in CHOICES:
+            raise OptionError(f"rules[{shown(rule)}]={shown(choice)} must be one of {CHOICES}")
     for pattern, wanted in force.items():
         if not isinstance(pattern, str) or not isinstance(wanted, bool):
-            raise OptionError(f"force takes module paths and True or False, found {pattern!r}: {wanted!r}")
+            raise OptionError(
+                f"force takes module paths and True or False, found {shown(pattern)}: {shown(wanted)}"
+            )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest
+from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest, shown
 from bu2td.graph import undisturbed
 from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, Chooser, check_choices
@@ -59,7 +59,8 @@ def optimize(
         VerificationError: the result differs from the network by more than 1e-4 relative.
     """
     _check(network, mode)
-    check_choices(rules or {}, force or {})
+    rules, force = ({} if given is None else given for given in (rules, force))
+    check_choices(rules, force)
     device = next(network.parameters()).device.type
     count = as_count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
     shape = _shape(network, image_size)
@@ -91,8 +92,10 @@ def _copied(network: TopDownNetwork) -> TopDownNetwork:
 def _check(network: Any, mode: Any) -> None:
     if not isinstance(network, TopDownNetwork):
         raise NotAModelError(f"optimize takes a network that bu2td.convert returned, found {type(network)}")
-    if mode not in MODES:
-        raise OptionError(f"mode={mode!r} must be one of {MODES}.{nearest(str(mode), MODES)}")
+    if not isinstance(mode, str) or mode not in MODES:
+        raise OptionError(
+            f"mode={shown(mode)} must be one of {MODES}.{nearest(mode, MODES) if isinstance(mode, str) else ''}"
+        )
     if network.is_fused:
         raise OptimizeError(
             "this network is optimised for inference already, which cannot be undone; optimise the network that it "

@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError
+from bu2td.errors import ImageSizeError, NotAModelError, OptimizeError, OptionError, shown
 from bu2td.nn import Pyramid, reduced
 from bu2td.ops import meta_copy
+from bu2td.options import as_seed
 from bu2td.runtime.network import TopDownNetwork
 from bu2td.runtime.pixels import HeadedNetwork
 from bu2td.runtime.sharing import Shared
@@ -71,6 +72,7 @@ class PatchNetwork(nn.Module, Shared):
         self, network: TopDownNetwork, *, share: float = 0.5, finest: int = 1, margin: int = 1, seed: int = 0
     ) -> None:
         _check(network, share, finest, margin)
+        seed = as_seed(seed)
         super().__init__()
         self.network = network
         self.share, self.finest, self.margin = float(share), finest, margin
@@ -226,13 +228,13 @@ def _check(network: Any, share: Any, finest: Any, margin: Any) -> None:
     most = len(network.plan.levels) - 1
     if not isinstance(finest, int) or isinstance(finest, bool) or not 1 <= finest <= most:
         raise OptionError(
-            f"finest={finest!r} must be a whole number from 1 to {most}: at least one of the network's {most + 1} "
-            f"levels sees the whole image"
+            f"finest={shown(finest)} must be a whole number from 1 to {most}: at least one of the network's "
+            f"{most + 1} levels sees the whole image"
         )
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
-        raise OptionError(f"share={share!r} must be a number above 0 and at most 1")
-    if not isinstance(margin, int) or isinstance(margin, bool) or margin < 0:
-        raise OptionError(f"margin={margin!r} must be a whole number, at least 0")
+        raise OptionError(f"share={shown(share)} must be a number above 0 and at most 1")
+    if not isinstance(margin, int) or isinstance(margin, bool) or not 0 <= margin < 2**31:
+        raise OptionError(f"margin={shown(margin)} must be a whole number of positions, at least 0")
 
 
 def _check_network(network: Any) -> None:

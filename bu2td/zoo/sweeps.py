@@ -251,6 +251,8 @@ def _row(line: dict[str, str]) -> Row:
         "bool": {"True": True, "False": False}.__getitem__,
         "str": str,
     }
+    if None in line or None in line.values():
+        raise ValueError(f"{line['model']}: a line is cut off")
     row = Row(**{field.name: read[str(field.type)](line.pop(field.name)) for field in fields(Row)})
     if line or row.status not in STATUSES or row.arrangement not in ARRANGEMENTS:
         raise ValueError(f"{row.model} {row.arrangement} is no row of a sweep")

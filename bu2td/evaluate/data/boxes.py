@@ -57,8 +57,12 @@ def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
             missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise DataError(f"{table} needs the columns {', '.join(COLUMNS)}; {', '.join(missing)} is missing")
-            return [(reader.line_num, dict(row)) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            rows = [(reader.line_num, dict(row)) for row in reader]
+        for line, row in rows:
+            if None in row or None in row.values():
+                raise DataError(f"{table}, line {line}: it has other columns than the first line")
+        return rows
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{table} cannot be read: {error}") from error
 
 

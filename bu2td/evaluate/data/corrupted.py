@@ -201,8 +201,9 @@ def _array(path: Path, data: Data) -> np.ndarray:
 def _mapped(path: Path) -> np.ndarray:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is cut off, or no array ({error}); fetch it anew") from error
+    except Exception as error:  # what numpy raises on damage depends on the damage
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"{path} is cut off, or no array ({said}); fetch it anew") from error
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} is an archive of arrays, not one array; fetch it anew")
     return found

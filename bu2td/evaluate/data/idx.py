@@ -8,6 +8,7 @@ the numbers.
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ PARTS = ("train", "t10k")
 #: Where Debian's package dataset-fashion-mnist puts its files.
 DEBIAN = Path("/usr/share/datasets")
 _BYTES = 8
+#: How many bytes are read at once: no memory is taken for what a header says and the file does not hold.
+_PIECE = 2**20
 
 
 def find(name: str, root: Path) -> Path | None:
@@ -71,21 +74,22 @@ def _there(place: Path, part: str, kind: str) -> Path:
 
 
 def _read(path: Path, dimensions: int) -> NDArray[np.uint8]:
+    start = 4 + 4 * dimensions
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = bytearray(file.read(start))
+            shape = tuple(int(n) for n in np.frombuffer(content[4:], ">u4")) if len(content) == start else (0,)
+            size = math.prod(shape)
+            while len(content) <= start + size and (piece := file.read(_PIECE)):
+                content += piece
     except (OSError, EOFError, zlib.error) as error:  # a wrong checksum is gzip.BadGzipFile, an OSError
         raise DataError(f"{path} is damaged ({error}); fetch it anew") from error
-    start = 4 + 4 * dimensions
     if content[:3] != bytes((0, 0, _BYTES)) or len(content) < start or content[3] != dimensions:
         found = content[:4].hex(" ") or "nothing"
         raise DataError(
             f"{path} is not an idx file of bytes in {dimensions} dimensions: it starts with {found}, expected "
             f"{bytes((0, 0, _BYTES, dimensions)).hex(' ')}"
         )
-    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dimensions, 4))
-    size = int(np.prod(shape, dtype=np.int64))
     if size == 0 or len(content) - start != size:
         sides = _sides(shape)
         raise DataError(

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import DataError, OptionError
+from bu2td.evaluate.arrays import write_arrays
 from bu2td.evaluate.checks import check_count, check_images, check_labels, logits_of
 from bu2td.evaluate.explain.faithfulness import deletion, insertion, pointing_game
 from bu2td.evaluate.explain.gradcam import GradCam, HeatMaps
 from bu2td.evaluate.explain.localise import box_accuracy, box_overlaps, localisation
 from bu2td.evaluate.explain.objects import LOOKED_AT, Objects, choose_objects, find_objects
 from bu2td.evaluate.schema import LAYERS, NORMALISATIONS, Boxes, ExplainedImage, Faithfulness, Localisation
-from bu2td.files import replacing
 from bu2td.packages import imported
 
 _COLUMNS = ("arrangement", "repeat", "layer", "normalisation")
@@ -321,6 +321,4 @@ def save_explanations(path: str | Path, arrays: Mapping[str, np.ndarray]) -> Non
     Raises:
         FileError: the file cannot be written.
     """
-    whole: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items()}
-    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **whole)
+    write_arrays({name: np.asarray(array) for name, array in arrays.items()}, Path(path))

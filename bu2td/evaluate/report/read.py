@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bu2td.errors import FileError
+from bu2td.errors import FileError, shown
+from bu2td.evaluate.arrays import read_arrays
 from bu2td.evaluate.folder import FORMAT
 from bu2td.evaluate.schema import ARRANGEMENTS, NORMALISATIONS, TABLES, Epoch, Kind, Row, columns
+from bu2td.files import loads
 
 __all__ = ["Explanations", "Run", "read_explanations", "read_run", "read_table"]
 
@@ -119,7 +118,7 @@ def _column(cells: pd.DataFrame, name: str, of: type, kind: Kind, path: Path) ->
             good = False
         if not good:
             line = cells.index[cells[name] == text][0]
-            raise FileError(f"{path}, line {line}: {name} is {text!r}; expected {kind.words}")
+            raise FileError(f"{path}, line {line}: {name} is {shown(text)}; expected {kind.words}")
         known[text] = value
     return pd.Series([known[text] for text in cells[name]], cells.index, dtype=_dtype(of), name=name)
 
@@ -173,10 +172,9 @@ def read_explanations(path: Path) -> Explanations:
         FileError: the file cannot be read, or an array is missing or of another shape.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise FileError(f"{path} cannot be read as arrays ({error}). {_ANEW}") from error
+        arrays = read_arrays(path)
+    except FileError as error:
+        raise FileError(f"{error}. {_ANEW}") from error
     images = _array(arrays, "images", path, 4)
     labels = _array(arrays, "labels", path, 1)
     levels: dict[str, list[str]] = {}
@@ -253,7 +251,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         )
         raise FileError(f"{place}. `bu2td evaluate all -o FOLDER` makes one")
     try:
-        found = json.loads(_text(path))
+        found = loads(_text(path))
     except ValueError as error:
         raise FileError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:

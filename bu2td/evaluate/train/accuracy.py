@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,10 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import bu2td
 from bu2td.errors import Bu2tdError, FileError
+from bu2td.evaluate.arrays import read_arrays, write_arrays
 from bu2td.evaluate.checks import check_logits, evaluating
 from bu2td.evaluate.data.sets import Data, Images, split
 from bu2td.evaluate.folder import RunFolder
 from bu2td.evaluate.locks import turn
+from bu2td.evaluate.parts import as_row
 from bu2td.evaluate.schema import Epoch, Prediction, Training, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.calibration import calibration_error, top_k_accuracy
@@ -34,13 +33,12 @@ from bu2td.evaluate.train.loop import fit, loaded
 from bu2td.evaluate.train.memory import cuda_peak, step_memory
 from bu2td.evaluate.train.model import Classifier, build_classifier, normalisation_of
 from bu2td.evaluate.train.weights import given_classifier
-from bu2td.files import replacing, write_json
+from bu2td.files import loads, write_json
 
 RESULT = "result.json"
 PREDICTIONS = "predictions.npz"
 _TOP = 5  # counts where there are more than twice as many classes
 _BATCH = 256
-_DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 Norms = tuple[Tensor | None, Tensor | None]
 #: The columns of `Prediction` that `PREDICTIONS` holds, as arrays (N,).
@@ -94,7 +92,7 @@ def _identities(folder: RunFolder, data: Data) -> dict[tuple[str, int], dict[str
             if arrangement not in built:
                 own = settings.for_arrangement(arrangement)
                 built[arrangement] = build_classifier(own, data, arrangement, settings.seed, (None, None)).network
-            stored = (_stored(folder.run(arrangement, repeat)) or {}).get("identity")
+            stored = (read_result(folder.run(arrangement, repeat)) or {}).get("identity")
             found[arrangement, repeat] = identity_of(settings, arrangement, repeat, built[arrangement], stored)
     return found
 
@@ -268,7 +266,7 @@ def _is_finished(path: Path, identity: Mapping[str, Any], engine: Any) -> bool:
     Raises:
         RunFolderError: the folder holds another training.
     """
-    stored = _stored(path)
+    stored = read_result(path)
     if stored is None:
         if (path / RESULT).is_file():
             _say(engine, f"{path / RESULT} is damaged; this network is measured again")
@@ -291,11 +289,11 @@ def _say(engine: Any, line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _stored(path: Path) -> dict[str, Any] | None:
+def read_result(path: Path) -> dict[str, Any] | None:
     """What result.json holds; None where it is missing or damaged."""
     try:
-        content = json.loads((path / RESULT).read_text(encoding="utf-8"))
-        return {"identity": dict(content["identity"]), "result": Training(**content["result"])}
+        content = loads((path / RESULT).read_text(encoding="utf-8"))
+        return {"identity": dict(content["identity"]), "result": as_row(Training, content["result"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -305,7 +303,7 @@ def _finished(folder: RunFolder, identities: Mapping[tuple[str, int], Mapping[st
     order = {name: place for place, name in enumerate(folder.settings.arrangements)}
     rows = []
     for arrangement, repeat in sorted(identities, key=lambda pair: (order[pair[0]], pair[1])):
-        stored = _stored(folder.run(arrangement, repeat))
+        stored = read_result(folder.run(arrangement, repeat))
         if stored is not None and stored["identity"] == identities[arrangement, repeat]:
             rows.append(stored["result"])
     return rows
@@ -320,16 +318,19 @@ def _predictions(folder: RunFolder, networks: Sequence[Training]) -> Iterator[Pr
 
 
 def _write_arrays(found: Columns, path: Path) -> None:
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **found)  # type: ignore[arg-type]
+    write_arrays(found, path)
 
 
 def _read_arrays(path: Path) -> Columns:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in ("label", "predicted", "rank", "confidence")}
-    except _DAMAGED as error:
-        raise FileError(f"{path} is missing or damaged ({type(error).__name__})") from error
+    arrays = read_arrays(path)
+    found: Columns = {name: arrays[name] for name in ("label", "predicted", "rank", "confidence") if name in arrays}
+    if (
+        len(found) < 4
+        or len({a.shape for a in found.values()}) > 1
+        or any(a.ndim != 1 or a.dtype.kind not in "if" for a in found.values())
+    ):
+        raise FileError(f"{path} is damaged: expected four columns of numbers, one for every image")
+    return found
 
 
 def _make_folder(path: Path) -> None:

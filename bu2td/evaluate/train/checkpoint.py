@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from bu2td.errors import FileError, RunFolderError
 from bu2td.evaluate.schema import Epoch
 from bu2td.files import replacing
+from bu2td.io.seal import digest
 
 CHECKPOINT = "checkpoint.pt"
 _PARTS = {"model", "optimizer", "log", "identity", "sha256"}
@@ -25,16 +25,6 @@ _HASHES = {
     "architecture": "the model has other modules or shapes of weights now; build it as it was",
     "checkpoint": "the file that the weights were taken from has changed; put it back as it was",
 }
-
-
-def digest(tensors: Sequence[Tensor], words: str = "") -> str:
-    """A hash of tensors: their types, shapes and values."""
-    found = hashlib.sha256(words.encode())
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(plain.view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    return found.hexdigest()
 
 
 def write_checkpoint(
