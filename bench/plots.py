@@ -2,7 +2,8 @@
 
     python bench/plots.py [--results bench/results] [--out docs]
 
-Reads speed.json, memory.json and convert.json, and writes speed.png, roofline.png, memory.png and conversion.png;
+Reads speed.json, memory.json, convert.json and cost.json, and writes speed.png, roofline.png, memory.png,
+conversion.png and cost.png;
 the plot of a result that is not there is left out, and named.
 """
 
@@ -25,6 +26,7 @@ PAGE = 6.9
 DARK, LIGHT, LINE, FAINT = "#0072B2", "#D55E00", "#666666", "#D9D9D9"
 RIVALS = {"as written": (DARK, "s"), "channels_last": (LIGHT, "o")}
 NETWORKS = {"bottom-up": "#000000", "converted": DARK, "optimised": LIGHT}
+FORMS = {"converted": (DARK, "o"), "optimised": (LIGHT, "s"), "recomputing": ("#009E73", "D")}
 WAYS = {"nothing": "o", "levels": "^", "inside": "s", "inside, r8 to r1": "D"}
 
 
@@ -133,12 +135,39 @@ def conversion(rows: list[Row]) -> Any:
     return figure
 
 
+@styled
+def cost(rows: list[Row]) -> Any:
+    """Time and memory over the bottom-up network's, per network and form."""
+    names = sorted(
+        {row["network"] for row in rows if row["task"] == "training"},
+        key=lambda name: next(r["converted_time"] for r in rows if (r["network"], r["task"]) == (name, "training")),
+    )
+    figure = new_figure(PAGE, 1.2 + 0.3 * len(names))
+    grid = figure.subplots(2, 2, sharey=True, squeeze=False)
+    for row_of_axes, task in zip(grid, ("training", "inference"), strict=True):
+        for axes, what in zip(row_of_axes, ("time", "memory"), strict=True):
+            for form, (color, marker) in FORMS.items():
+                key = f"{form}_{what}"
+                found = {r["network"]: r[key] for r in rows if r["task"] == task and key in r}
+                places = [names.index(name) for name in found if name in names]
+                values = [value for name, value in found.items() if name in names]
+                axes.plot(values, places, marker, color=color, markersize=3.5, label=form)
+            axes.axvline(1, color=LINE, linewidth=0.7)
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_title(f"{task}: {what} over bottom-up", loc="left")
+            axes.set_yticks(range(len(names)), names)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
 #: Plot -> its result, which of its rows, how it is drawn.
 PLOTS: dict[str, tuple[str, Callable[[Row], bool], Callable[[list[Row]], Any]]] = {
     "speed": ("speed", lambda r: r["kind"] != "roofline" and r["rival"] in RIVALS, speed),
     "roofline": ("speed", lambda r: r["kind"] == "roofline", roofline),
     "memory": ("memory", lambda r: True, memory),
     "conversion": ("convert", lambda r: True, conversion),
+    "cost": ("cost", lambda r: True, cost),
 }
 
 

@@ -4,6 +4,8 @@
     python bench/speed.py --match lenet_fc --repeat 3 --out /tmp/speed
     python bench/speed.py --tasks inference --kinds eager roofline
     python bench/speed.py --rates                # the rates of the cost model, one minute
+    python bench/speed.py --families --repeat 7  # 24 networks against themselves, see bench/networks.py
+    python bench/speed.py --families --quick     # three of them, eager
 
 Per network, inference and a training step (forward, cross-entropy, backward, SGD with momentum), in one process:
 
@@ -251,6 +253,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--rates", action="store_true", help="measure the rates of the cost model instead")
+    parser.add_argument("--families", action="store_true", help="24 families against themselves as converted")
+    parser.add_argument("--quick", action="store_true", help="three of the families, not compiled")
+    parser.add_argument("--tune", metavar="WAY", help="of the families: the `tune` of bu2td.optimize")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
@@ -266,6 +271,10 @@ def main() -> None:
     }
     if args.rates:
         return rates(args, settings, about)
+    if args.families:
+        import networks
+
+        return networks.main(args, settings, about)
     jobs = [
         (name, task, kind)
         for name in rivals.PAIRS

@@ -13,6 +13,7 @@ from bu2td.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bu2td import erf, evaluate
+    from bu2td.budget import propose
     from bu2td.conversion import analyze, convert, verify
     from bu2td.deployment import export
     from bu2td.detection import DetectorBackbone, backbone
@@ -77,6 +78,7 @@ __all__ = [
     "export",
     "load",
     "optimize",
+    "propose",
     "register_converter",
     "register_family",
     "resized",
@@ -89,6 +91,7 @@ __all__ = [
 #: Where a name is, for each of those that are no modules of this package.
 _HOMES = {
     **dict.fromkeys(("analyze", "convert", "verify"), "bu2td.conversion"),
+    **dict.fromkeys(("propose",), "bu2td.budget"),
     **dict.fromkeys(("export",), "bu2td.deployment"),
     **dict.fromkeys(("DetectorBackbone", "backbone"), "bu2td.detection"),
     **dict.fromkeys(("dense",), "bu2td.maps"),

@@ -84,6 +84,10 @@ class CostError(Bu2tdError):
     """The top-down network would cost more than `max_macs_ratio` allows."""
 
 
+class PredictionError(Bu2tdError):
+    """What a training step takes cannot be predicted: an operation has no form on meta tensors."""
+
+
 class NonFiniteError(Bu2tdError):
     """Weights, images or gradients are not finite numbers where gradients are measured."""
 

@@ -21,7 +21,7 @@ import networkx
 FLOORS = (
     *("errors", "files", "packages", "version", "settings", "nn", "options", "models", "ir", "ops", "graph"),
     *("capture", "probe", "analyse", "arrange", "rewrite", "measure", "programs", "verification", "runtime"),
-    *("conversion", "maps", "detection", "optimization", "io", "deployment", "bu2td"),
+    *("conversion", "maps", "detection", "budget", "optimization", "io", "deployment", "bu2td"),
     *("names", "timm", "torchvision"),
     *("arguments", "zoo", "draw", "erf", "evaluate", "cli"),
 )

@@ -34,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="of the memory; default: %(default)s"
     )
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="X",
+        help="also propose options whose training step takes less than X times the bottom-up network's, in time or "
+        "in memory, best first",
+    )
     add_input_size(parser)
     add_json(parser)
 
@@ -44,6 +51,9 @@ def run(options: argparse.Namespace) -> str:
         raise OptionError(f"--batch-size {options.batch_size} must be at least 1")
     arrangements = options.arrangement or list(ARRANGEMENTS)
     analysis = analysis_of(options)
+    proposals = None
+    if options.budget is not None:
+        proposals = bu2td.propose(analysis, options.budget, arrangements, batch_size=options.batch_size)
     networks = [
         bu2td.convert(analysis, arrangement, device="meta", max_macs_ratio=None) for arrangement in arrangements
     ]
@@ -55,7 +65,9 @@ def run(options: argparse.Namespace) -> str:
         row["training_mib"] = _training_mib(network, shape)
         network.set_grad_checkpointing(inside=True)
         row["checkpointed_mib"] = _training_mib(network, shape)
-    return json.dumps(answer, indent=2) if options.json else _inspection_text(answer)
+    if options.json:
+        return json.dumps(answer if proposals is None else {**answer, "proposals": proposals.to_dict()}, indent=2)
+    return _inspection_text(answer) if proposals is None else f"{_inspection_text(answer)}\n\n{proposals}"
 
 
 def _inspection(options: argparse.Namespace, analysis: Analysis, plans: list[Plan]) -> dict[str, Any]:

@@ -121,11 +121,16 @@ def training_memory(network: nn.Module, image_shape: Sequence[int], device: str 
     Raises:
         NotImplementedError: an operation of the network has no backward pass on meta tensors.
     """
+    return measured(*on_meta(network, image_shape, device))
+
+
+def on_meta(network: nn.Module, image_shape: Sequence[int], device: str) -> tuple[nn.Module, Tensor, Tracker]:
+    """A network in train mode and images on the meta device, and the tracker of its training step."""
     twin = meta_copy(network).train()
     weights = [*twin.parameters(), *twin.buffers()]
     dtype = next((p.dtype for p in twin.parameters()), torch.float32)
     images = torch.empty(tuple(image_shape), device="meta", dtype=dtype)
-    return measured(twin, images, Tracker([*weights, images], copies_maps(network, device)))
+    return twin, images, Tracker([*weights, images], copies_maps(network, device))
 
 
 def measured(network: nn.Module, images: Tensor, tracker: Tracker) -> TrainingMemory:

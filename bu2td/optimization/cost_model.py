@@ -27,11 +27,12 @@ RULES: Mapping[str, str] = {
     "pool": "the gradient of global average pooling is channels-last",
     "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
     "channels_last": "maps are channels-last from the pyramid to the head",
+    "branches": "parallel linear branches of one map are one convolution (inference)",
     "fold_norm": "a batch norm is part of the convolution in front of it, or one multiply-add (inference)",
     "fuse": "convolution, sum and activation are one call (inference)",
     "winograd": "a wide 3x3 convolution by minimal filtering, 2.25 times fewer multiplications",
 }
-INFERENCE_ONLY = ("fold_norm", "fuse")
+INFERENCE_ONLY = ("branches", "fold_norm", "fuse")
 #: Trades multiplications for memory traffic, and GPU libraries do it themselves.
 NEEDS_TABLE = ("winograd",)
 

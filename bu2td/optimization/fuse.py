@@ -29,8 +29,8 @@ from bu2td.optimization.kernels.lowres import Pair, same_padding, summed_kernel
 from bu2td.optimization.simplify import winograd_forms
 from bu2td.runtime import TopDownNetwork
 
-_SUMS = (operator.add, operator.iadd, torch.add)
-_SUM_METHODS = ("add", "add_")
+SUMS = (operator.add, operator.iadd, torch.add)
+SUM_METHODS = ("add", "add_")
 
 
 @dataclass
@@ -59,7 +59,7 @@ class ConvDraft:
 
     def fold(self, norm: nn.BatchNorm2d) -> None:
         """Fold a batch norm in eval mode: its scale into the kernel, its shift into the bias."""
-        scale, shift = _scale_and_shift(norm)
+        scale, shift = scale_and_shift(norm)
         self.weight = self.weight * scale[:, None, None, None]
         self.bias = shift if self.bias is None else self.bias * scale + shift
 
@@ -79,7 +79,7 @@ class ConvDraft:
         )  # fmt: skip
 
 
-def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """A batch norm in eval mode as scale x + shift, each (C,)."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -146,7 +146,7 @@ def _is_split_by_norm(merge: nn.Module) -> bool:
 
 def _fused_pre_merge(merge: Any) -> FusedMerge:
     act, numbers = activation_of(merge.act) or ("none", ())
-    halves = zip(*(values.chunk(2) for values in _scale_and_shift(merge.norm)), strict=True)
+    halves = zip(*(values.chunk(2) for values in scale_and_shift(merge.norm)), strict=True)
     norm_x, norm_lateral = (FusedNorm(scale, shift, act, numbers) for scale, shift in halves)
     convs: list[FusedConv2d] = []
     for weight in merge.conv.weight.detach().chunk(2, dim=1):
@@ -173,7 +173,7 @@ def _fused_merge(
 def _absorb(draft: ConvDraft, part: nn.Module, site: str, choose: Chooser) -> bool:
     """Take a norm or an activation into a draft."""
     if isinstance(part, nn.BatchNorm2d):
-        act = _own_act(part)
+        act = own_act(part)
         if act is None or part.running_mean is None or draft.act != "none" or not choose("fold_norm", site):
             return False
         draft.fold(part)
@@ -185,7 +185,7 @@ def _absorb(draft: ConvDraft, part: nn.Module, site: str, choose: Chooser) -> bo
     return True
 
 
-def _own_act(norm: nn.Module) -> tuple[str, tuple[float, ...]] | None:
+def own_act(norm: nn.Module) -> tuple[str, tuple[float, ...]] | None:
     """The activation inside of a batch norm, which some have; None where it is not known."""
     converter = converter_for_type(type(norm))
     trailing = None if converter is None else converter.trailing(norm)
@@ -245,7 +245,7 @@ class _GraphFuser:
             norm = self._part(node)
             if not isinstance(norm, nn.BatchNorm2d) or not self._is_only_call(node):
                 continue
-            own, site = _own_act(norm), f"{self.path}.{node.target}"
+            own, site = own_act(norm), f"{self.path}.{node.target}"
             if own is None or norm.running_mean is None or not self.choose("fold_norm", site):
                 continue
             user = next(iter(node.users))
@@ -254,7 +254,7 @@ class _GraphFuser:
                 user.replace_all_uses_with(node)
                 self.graph.erase_node(user)
                 own = act
-            self.module.set_submodule(str(node.target), FusedNorm(*_scale_and_shift(norm), *own))
+            self.module.set_submodule(str(node.target), FusedNorm(*scale_and_shift(norm), *own))
 
     def _part(self, node: fx.Node) -> Any:
         return self.module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -326,8 +326,8 @@ class _GraphFuser:
 
     def _is_sum(self, node: fx.Node, operand: fx.Node) -> bool:
         """Whether a node adds two different maps of one shape."""
-        sums = node.op == "call_function" and node.target in _SUMS
-        sums = sums or (node.op == "call_method" and node.target in _SUM_METHODS)
+        sums = node.op == "call_function" and node.target in SUMS
+        sums = sums or (node.op == "call_method" and node.target in SUM_METHODS)
         inputs = node.all_input_nodes
         return (
             sums

@@ -11,6 +11,7 @@ import torch
 from bu2td.ir import Optimization
 from bu2td.nn import Part, contain
 from bu2td.ops import meta_copy
+from bu2td.optimization.branches import fold_branches
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.fuse import fuse
 from bu2td.optimization.simplify import Shapes, simplify
@@ -25,10 +26,11 @@ def transform(network: TopDownNetwork, choose: Chooser, image_shape: Sequence[in
         choose: decides, and keeps its decisions.
         image_shape: (N, C, H, W) that the decisions are for; N is taken as 1.
     """
+    if not choose.training:
+        fold_branches(network.eval(), _shapes(network, image_shape), choose)
     simplify(network, _shapes(network, image_shape), choose)
     network.record = replace(network.record, stages=network.stages.within(network.graph))
     if not choose.training:
-        network.eval()
         fuse(network, _shapes(network, image_shape), choose)
         network.requires_grad_(False)
     for part in [module for module in network.modules() if isinstance(module, Part)]:

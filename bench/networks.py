@@ -1,0 +1,228 @@
+"""24 networks, small ones of 24 families, and how fast `bu2td.optimize` makes them (`bench/speed.py --families`).
+
+A row is a network, a task, a kind and a batch size. Eager, all networks run in batches of 1, 8 and 32;
+compiled, six of them in batches of 8. The optimised network is compared with the better of "as converted" and
+"channels_last" (the same one, its weights and images so): the one with the smaller median. ``speedup`` is the
+median over rounds of that one's time over ours in the same round. Nothing is timed before the logits of all
+arms agree to 1e-4 in eval mode, and in training the losses of the first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import _results
+import speed
+import torch
+from torch import Tensor, nn
+
+import bu2td
+from bu2td.ir import format_table
+from bu2td.models.words import create_model
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from reference.fill import fill
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network: its MODEL word, what is special about it, and the height, width and channels of its images."""
+
+    word: str
+    about: str
+    size: int = 64
+    channels: int = 3
+
+    @property
+    def name(self) -> str:
+        """The word without its library."""
+        return self.word.rpartition(":")[2]
+
+    def bottom_up(self) -> nn.Module:
+        """The bottom-up network, with weights and statistics that all matter."""
+        model = create_model(self.word)
+        fill(model)
+        return model
+
+    def top_down(self) -> bu2td.TopDownNetwork:
+        """The top-down network, as converted."""
+        images = torch.zeros(2, self.channels, self.size, self.size)
+        network = bu2td.convert(
+            create_model(self.word), "td", example_inputs=images, max_macs_ratio=None, inherit="none", seed=0
+        )
+        fill(network)
+        return network
+
+    def images(self, batch: int) -> Tensor:
+        """Images between 0 and 1."""
+        generator = torch.Generator().manual_seed(1)
+        return torch.rand((batch, self.channels, self.size, self.size), generator=generator)
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("bu2td:lenet_fc", "plain, narrow", 28, 1),
+        Family("bu2td:nin_light", "1x1 convolutions", 28, 1),
+        Family("bu2td:resnet32", "pre-activation, narrow", 32),
+        Family("resnet10t", "residual"),
+        Family("resnet18", "residual, wide"),
+        Family("hardcorenas_a", "depthwise, hard-swish"),
+        Family("fbnetc_100", "depthwise, mixed kernels"),
+        Family("regnetx_002", "grouped"),
+        Family("regnety_002", "grouped, narrow, squeeze-and-excite"),
+        Family("mobilenetv2_050", "depthwise"),
+        Family("mobilenetv3_small_050", "depthwise, squeeze-and-excite"),
+        Family("efficientnet_lite0", "depthwise 5x5"),
+        Family("mnasnet_small", "depthwise, narrow"),
+        Family("ghostnet_050", "depthwise beside pointwise"),
+        Family("rexnetr_100", "depthwise, partial shortcuts"),
+        Family("torchvision:shufflenet_v2_x0_5", "channel shuffle"),
+        Family("densenet121", "dense"),
+        Family("ese_vovnet19b_slim_dw", "one-shot aggregation"),
+        Family("dla46_c", "trees"),
+        Family("torchvision:squeezenet1_1", "fire modules"),
+        Family("torchvision:googlenet", "inception modules"),
+        Family("repvgg_a0", "parallel branches"),
+        Family("convnext_atto", "LayerNorm, depthwise 7x7"),
+        Family("edgenext_xx_small", "attention, LayerNorm"),
+    )
+}
+#: Of different kinds, for ``--quick``.
+QUICK = ("lenet_fc", "regnetx_002", "mobilenetv3_small_050")
+#: Also compiled, which takes most of its time.
+COMPILED = ("nin_light", "resnet32", "resnet10t", "regnetx_002", "mnasnet_small", "repvgg_a0")
+
+BATCHES = (1, 8, 32)
+COMPILED_BATCH = 8
+COLUMNS = ("network", "task", "kind", "batch")
+KINDS = ("eager", "compiled")
+#: What a network may be without us.
+BEFORE = ("converted", "channels_last")
+TOLERANCE = 1e-4
+
+
+def jobs(chosen: Mapping[str, Family], tasks: tuple[str, ...], kinds: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Words of every job, one network after the other; those that are compiled come last."""
+    found = [
+        (name, task, kind, str(batch))
+        for kind in kinds
+        for name in (chosen if kind == "eager" else [n for n in COMPILED if n in chosen])
+        for task in tasks
+        for batch in (BATCHES if kind == "eager" else (COMPILED_BATCH,))
+    ]
+    return found
+
+
+def arms(family: Family, task: str, batch: int, tune: str | None) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Arm -> its network and its images; ours is the first."""
+    network, images = family.top_down(), family.images(batch)
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    options: dict[str, Any] = {} if tune is None else {"tune": tune, "example_inputs": images}
+    if tune is None:
+        options |= {"batch_size": batch, "image_size": family.size}
+    return {
+        speed.OURS: (bu2td.optimize(network, task, **options), images),
+        "converted": (network, images),
+        "channels_last": (last, images.contiguous(memory_format=torch.channels_last)),
+    }
+
+
+def difference(results: Mapping[str, Tensor]) -> float:
+    """The largest difference from the network as converted, relative to its largest value."""
+    expected = results["converted"]
+    return max(float((found - expected).abs().max() / expected.abs().max()) for found in results.values())
+
+
+def steps(
+    family: Family, task: str, kind: str, batch: int, tune: str | None
+) -> tuple[dict[str, Callable[[], Tensor]], float]:
+    """The step of every arm, which has run, and by how much their results differ."""
+    made = arms(family, task, batch, tune)
+    with torch.inference_mode():
+        worst = difference({arm: model.eval()(images).float() for arm, (model, images) in made.items()})
+    if kind == "compiled":
+        torch._dynamo.reset()
+    found, losses = {}, {}
+    for arm, (model, images) in made.items():
+        if task == "training":
+            model.train()
+        ready: Any = torch.compile(model) if kind == "compiled" else model
+        found[arm] = (speed.training if task == "training" else speed.inference)(ready, images)
+        losses[arm] = found[arm]()
+    if task == "training" and not any(
+        isinstance(m, nn.Dropout) and m.p > 0 for m in made["converted"][0].modules()
+    ):
+        worst = max(worst, difference(losses))
+    if not worst <= TOLERANCE:
+        raise SystemExit(f"{family.name}, {task}, {kind}, {batch}: the arms differ by {worst:.1e} relative")
+    return found, worst
+
+
+def run(*job: str, settings: speed.Settings, tune: str | None) -> list[dict[str, Any]]:
+    """The row of a job."""
+    name, task, kind, batch = job
+    row: dict[str, Any] = dict(zip(COLUMNS, job, strict=True))
+    try:
+        found, worst = steps(FAMILIES[name], task, kind, int(batch), tune)
+    except ValueError as error:  # batch statistics of one value per channel
+        return [{**row, "note": str(error).splitlines()[0]}]
+    times = speed.compare(found, settings)
+    better = min(BEFORE, key=lambda arm: statistics.median(times[arm]))
+    ratios = sorted(theirs / ours for ours, theirs in zip(times[speed.OURS], times[better], strict=True))
+    return [
+        {
+            **row,
+            **{f"{arm}_ms": round(1e3 * statistics.median(seconds), 3) for arm, seconds in times.items()},
+            "better": better,
+            "speedup": round(statistics.median(ratios), 3),
+            "slowest": round(ratios[0], 3),
+            "fastest": round(ratios[-1], 3),
+            "difference": float(f"{worst:.1e}"),
+        }
+    ]
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Geometric means of the speed-ups, and how many cases lose, for each task and kind."""
+    groups: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if "speedup" in row:
+            groups.setdefault((row["task"], row["kind"]), []).append(row["speedup"])
+    return {
+        "speedups": [
+            {
+                "task": task,
+                "kind": kind,
+                "cases": len(found),
+                "geometric_mean": round(statistics.geometric_mean(found), 3),
+                "smallest": min(found),
+                "below_0.97": sum(speedup < 0.97 for speedup in found),
+            }
+            for (task, kind), found in groups.items()
+        ]
+    }
+
+
+def main(args: argparse.Namespace, settings: speed.Settings, about: dict[str, Any]) -> None:
+    """Run every job that has no row yet, and print the rows, the worst of them, and geometric means."""
+    chosen = {name: f for name, f in FAMILIES.items() if args.match in name and (name in QUICK or not args.quick)}
+    if args.out == _results.FOLDER / "speed":
+        args.out = _results.FOLDER / "families"
+    kinds = tuple(kind for kind in KINDS if kind in args.kinds and not (args.quick and kind == "compiled"))
+    todo = jobs(chosen, tuple(args.tasks), kinds)
+    work = partial(run, settings=settings, tune=args.tune)
+    rows = _results.sweep(args, COLUMNS, todo, work, summary, **about, tune=args.tune or "default")
+    timed = sorted((row for row in rows if "speedup" in row), key=lambda row: row["speedup"])
+    print(format_table(rows))
+    print("\nworst cases")
+    print(format_table(timed[:10]))
+    print(f"\n{format_table(summary(rows)['speedups'])}")
