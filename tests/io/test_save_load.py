@@ -317,7 +317,7 @@ def test_optimised_networks_and_patches(tmp_path: Path, lenet: Any, mode: str) -
 
 
 def test_files_of_before_are_read(tmp_path: Path, lenet: Any) -> None:
-    """A recipe without seal, arguments and identity: settings were not compared, the word was called with nothing."""
+    """A recipe without seal, arguments and identity: settings were not compared, the call had no arguments."""
     bu2td.save(lenet, tmp_path / "td.pt")
     content = torch.load(tmp_path / "td.pt", weights_only=True)
     for name in ("sha256", "arguments", "identity"):
