@@ -149,7 +149,7 @@ def as_row(table: type[R], values: Mapping[str, Any]) -> R:
     """
     for name, (of, kind) in columns(table).items():
         value = values[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if of is float else of):
+        if not isinstance(value, str if of is str else (int, float)):
             raise ValueError(f"{name} is {value!r:.80}; expected {kind.words}")
     return table(**values)
 
