@@ -145,11 +145,12 @@ def as_row(table: type[R], values: Mapping[str, Any]) -> R:
     """A row of a table, of the values that a file has for it.
 
     Raises:
-        ValueError, TypeError: they are not what the table's columns hold.
+        ValueError, KeyError, TypeError: they are not what the table's columns hold.
     """
-    for name, (of, kind) in columns(table).items():
-        value = values[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if of is float else of):
+    known = columns(table)
+    for name, value in values.items():
+        of, kind = known[name]
+        if not isinstance(value, str if of is str else (int, float)):
             raise ValueError(f"{name} is {value!r:.80}; expected {kind.words}")
     return table(**values)
 

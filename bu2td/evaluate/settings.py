@@ -381,9 +381,7 @@ def converted(name: str, value: Any) -> Any:
         return 0
     if typing.get_origin(target) is tuple:
         element = typing.get_args(target)[0]
-        items = (
-            split_list(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-        )
+        items = _items(value)
         found = tuple(_scalar(name, element, item) for item in items)
         if name.endswith("arrangements") and set(found) <= set(
             ARRANGEMENTS
@@ -391,6 +389,13 @@ def converted(name: str, value: Any) -> Any:
             return tuple(sorted(found, key=ARRANGEMENTS.index))
         return found
     return _scalar(name, target, value)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    """What a list holds, however it is written."""
+    if isinstance(value, str):
+        return split_list(value)
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _scalar(name: str, kind: type, value: Any) -> Any:

@@ -258,6 +258,7 @@ def test_a_file_is_recipe_and_weights(tmp_path: Path, lenet: Any, name: str) -> 
         assert set(content) == {"recipe", "state_dict"}
         recipe = json.loads(json.dumps(content["recipe"]))
     assert recipe["bu2td"] == loaded.recipe["bu2td"] == bu2td.__version__
+    assert len(recipe.pop("sha256")) == 64
     assert recipe == {**loaded.recipe, "training": {}}
 
 
@@ -316,10 +317,10 @@ def test_optimised_networks_and_patches(tmp_path: Path, lenet: Any, mode: str) -
 
 
 def test_files_of_before_are_read(tmp_path: Path, lenet: Any) -> None:
-    """A recipe without arguments and identity: settings were not compared, the word was called with nothing."""
+    """A recipe without seal, arguments and identity: settings were not compared, the call had no arguments."""
     bu2td.save(lenet, tmp_path / "td.pt")
     content = torch.load(tmp_path / "td.pt", weights_only=True)
-    for name in ("arguments", "identity"):
+    for name in ("sha256", "arguments", "identity"):
         del content["recipe"][name]
     torch.save(content, tmp_path / "td.pt")
     assert torch.equal(_logits(bu2td.load(tmp_path / "td.pt")), _logits(lenet))
@@ -390,3 +391,14 @@ def test_safetensors_may_be_missing(tmp_path: Path, lenet: Any, monkeypatch: pyt
             call()
     bu2td.save(lenet, tmp_path / "td.pt")
     assert bu2td.load(tmp_path / "td.pt").num_classes == 10
+
+
+@pytest.mark.parametrize("name", ["td.pt", "td.safetensors"])
+def test_a_bit_that_turned_is_noticed(tmp_path: Path, lenet: Any, name: str) -> None:
+    """In the middle of the weights, where neither format has a check sum that its reader looks at."""
+    bu2td.save(lenet, tmp_path / name)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=r"is damaged: its content is not what bu2td\.save wrote"):
+        bu2td.load(tmp_path / name)
