@@ -6,11 +6,11 @@
 A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid out once) or in a training step
 (forward and backward, weights contiguous, summed or transformed in every step): a convolution of 8 to 1,024
 channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64. ``old_ms`` and ``new_ms`` are
-medians of both forms, ``measured`` is the median over rounds of their ratio in the same round; of ``channels_last``
-the old form has contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what the model does, and
-``lost`` the share of the better form's time that this costs. Times are CPU seconds on one thread, else wall-clock.
-Writes bench/results/choices.csv and .json after every row, and goes on where it was stopped; rows of other numbers of
-threads stand in the same table.
+medians of both forms, ``measured`` is the median over rounds of their ratio in the same round; of
+``channels_last`` the old form has contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what
+the model does, and ``lost`` the share of the better form's time that this costs. Times are CPU seconds on one
+thread, else wall-clock. Writes bench/results/choices.csv and .json after every row, and goes on where it was
+stopped; rows of other numbers of threads stand in the same table.
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ MODES = ("inference", "training")
 COLUMNS = ("rule", "mode", "inputs", "outputs", "kernel", "groups", "side", "factor", "batch", "threads")
 #: Of a trial: a step takes at most so many multiply-accumulates.
 _MOST = 8e8
+_FOOT = """
+#: By type of device: rule, mode and kind of convolution -> what was fitted.
+FITTED: Mapping[str, Mapping[tuple[str, str, str], Fitted]] = {"cpu": _CPU}
+"""
 _RATES = Path(__file__).parents[1] / "bu2td/optimization/rates.py"
 
 
@@ -175,11 +179,7 @@ def fit(rows: list[dict[str, Any]]) -> str:
         numbers = ", ".join(f"({', '.join(f'{value:.3g}' for value in r)})" for r in rates)
         lines.append(f"    {key}: ({numbers}, {float(np.sqrt(np.mean(off**2))):.3f}),\n".replace("'", '"'))
     head = _RATES.read_text(encoding="utf-8").partition("_CPU")[0]
-    return f"{head}_CPU: Mapping[tuple[str, str, str], Fitted] = {{\n{''.join(lines)}}}\n" + _foot()
-
-
-def _foot() -> str:
-    return "\n" + _RATES.read_text(encoding="utf-8").partition("\n}\n")[2].lstrip("\n")
+    return f"{head}_CPU: Mapping[tuple[str, str, str], Fitted] = {{\n{''.join(lines)}}}\n{_FOOT}"
 
 
 def _rates(x: np.ndarray, seconds: np.ndarray) -> list[float]:

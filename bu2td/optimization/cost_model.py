@@ -1,10 +1,11 @@
 """When a rewrite of `bu2td.optimize` is worth it: measured times, or a cost model per kind of device.
 
 Forms of a convolution are measured alone where `bu2td.optimization.tuning` is asked to; else the model of
-`bu2td.optimization.rates` says how many seconds both take, and how far its gain is off where it was fitted. A form
-is chosen where the model is sure of it; where not, the network stays as it is. A rewrite of which only
-multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and must take less than `MARGIN`
-of the time before. A device without a table gets the rewrites that save multiplications on any machine, and no others.
+`bu2td.optimization.rates` says how many seconds both take, and how far its gain is off where it was fitted. A
+form is chosen where the model is sure of it; where not, the network stays as it is. A rewrite of which only
+multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and must take less than
+`MARGIN` of the time before. A device without a table gets the rewrites that save multiplications on any machine,
+and no others.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ class Chooser:
         return after.macs < before.macs, None, f"no table for {self.device}: fewer multiplications"
 
     def _fitted(self, places: Sequence[Place]) -> tuple[float, float] | None:
-        """The gain of all places together by the fitted model, and how far its logarithm is off, if there is one."""
+        """The gain of all places together by the fitted model, and how far its logarithm is off; None without."""
         table = FITTED.get(self.device, {})
         if not places or any((place.rule, self.mode, place.kind) not in table for place in places):
             return None

@@ -1,10 +1,10 @@
 """The memory format of a network's maps, level by level.
 
 Convolutions read and write channels-last maps as they lie, but weights of a network that trains stay contiguous,
-and PyTorch copies them into the maps' format in every pass, slowly. Where a level has many weights and small maps (the
-coarse ones, in small batches) that costs more than it saves; where maps are large it is nothing. So every level of
-a network that trains has a format of its own, and a map is copied where it passes into a level of another one. For
-inference weights are laid out once, and the network has one format.
+and PyTorch copies them into the maps' format in every pass, slowly. Where a level has many weights and small maps
+(the coarse ones, in small batches) that costs more than it saves; where maps are large it is nothing. So every
+level of a network that trains has a format of its own, and a map is copied where it passes into a level of
+another one. For inference weights are laid out once, and the network has one format.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]
     if not choose.training or (choose.given is not None and (RULE, pyramid) in choose.given):
         return dict.fromkeys(reductions, choose(RULE, pyramid))
     return {
-        stage.reduction: choose(RULE, stage.output, parts=_convolutions(network, stage, shapes))
+        stage.reduction: choose(RULE, stage.image, parts=_convolutions(network, stage, shapes))
         for stage in network.stages.levels
     }
 

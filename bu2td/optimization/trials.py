@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from bu2td.optimization.fuse import ConvDraft, fused_merge
 from bu2td.optimization.kernels import SplitMerge, UpsampledConv2d, WinogradConv2d
 from bu2td.optimization.places import Place
 
-Step = Callable[[], Tensor]
+#: Of a form and its maps.
+Step = partial[Tensor]
 
 
 def trial(
@@ -31,18 +32,41 @@ def trial(
     """
     given = torch.empty(0) if like is None else like
     old, new = (_trained if training else _fused)(place, _conv(place, given))
-    rule = place.rule == "channels_last"
     sizes: list[tuple[int, ...]] = [(place.inputs, *place.size)]
     if place.rule == "merge":
         fine = tuple(side * place.factor for side in place.size)
         sizes = [(place.inputs // 2, *place.size), (place.inputs // 2, *fine)]
-    make = _train if training else _infer
-    formats = (False, True) if rule else (last, last)
+    values = [torch.rand(batch, *size, dtype=given.dtype, device=given.device) for size in sizes]
+    run = train if training else infer
+    formats = (False, True) if place.rule == "channels_last" else (last, last)
+    for form in (old, new):
+        form.train(training)
     steps = [
-        make(form, [_map(batch, size, form_last, given) for size in sizes])
+        partial(run, form, *(_laid_out(value, form_last, training) for value in values))
         for form, form_last in zip((old, new), formats, strict=True)
     ]
     return steps[0], steps[1]
+
+
+def infer(form: nn.Module, *maps: Tensor) -> Tensor:
+    """A forward pass."""
+    with torch.inference_mode():
+        result: Tensor = form(*maps)
+        return result
+
+
+def train(form: nn.Module, *maps: Tensor) -> Tensor:
+    """A forward and a backward pass, which leaves gradients."""
+    for leaf in (*maps, *form.parameters()):
+        leaf.grad = None
+    y: Tensor = form(*maps)
+    y.backward(torch.ones_like(y))
+    return y.detach()
+
+
+def _laid_out(value: Tensor, last: bool, training: bool) -> Tensor:
+    layout = torch.channels_last if last else torch.contiguous_format
+    return value.clone(memory_format=layout).requires_grad_(training)
 
 
 def _conv(place: Place, like: Tensor) -> nn.Conv2d:
@@ -51,11 +75,6 @@ def _conv(place: Place, like: Tensor) -> nn.Conv2d:
         place.inputs, place.outputs, place.kernel, padding=padding, dilation=place.dilation, groups=place.groups,
         bias=place.bias, device=like.device, dtype=like.dtype,
     )  # fmt: skip
-
-
-def _map(batch: int, size: tuple[int, ...], last: bool, like: Tensor) -> Tensor:
-    layout = torch.channels_last if last else torch.contiguous_format
-    return torch.rand(batch, *size, dtype=like.dtype, device=like.device).contiguous(memory_format=layout)
 
 
 class _Ahead(nn.Module):
@@ -113,31 +132,3 @@ def _fused(place: Place, conv: nn.Conv2d) -> tuple[nn.Module, nn.Module]:
     if place.rule == "winograd":
         return plain, draft.build("winograd")
     return plain, draft.build()
-
-
-def _infer(form: nn.Module, maps: list[Tensor]) -> Step:
-    form.eval()
-
-    def step() -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = form(*maps)
-            return result
-
-    return step
-
-
-def _train(form: nn.Module, maps: list[Tensor]) -> Step:
-    form.train()
-    leaves = [*(image.requires_grad_() for image in maps), *form.parameters()]
-    gradients: list[Tensor] = []
-
-    def step() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = None
-        y: Tensor = form(*maps)
-        if not gradients:
-            gradients.append(torch.ones_like(y))
-        y.backward(gradients[0])
-        return y.detach()
-
-    return step

@@ -1,8 +1,8 @@
 """Measured choices: every place alone, then the network as a whole against what went in.
 
 A form that is faster alone may be slower where it stands: its neighbours read another format, or the caches are
-full of something else. So the rewritten network takes turns with the network that went in; rules without which it is
-faster are taken back, one after the other, and all of them where that does not help.
+full of something else. So the rewritten network takes turns with the network that went in; rules without which it
+is faster are taken back, one after the other, and all of them where that does not help.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from bu2td.optimization.memory import Memory, place_key
 from bu2td.optimization.places import Place
 from bu2td.optimization.stopwatch import Budget, Stopwatch, ratio
 from bu2td.optimization.transform import transform
-from bu2td.optimization.trials import trial
+from bu2td.optimization.trials import infer, trial
 from bu2td.packages import imported
 from bu2td.runtime import TopDownNetwork
 from bu2td.version import __version__
@@ -320,22 +321,13 @@ class Contest:
         return self.budget.clock() - start
 
     def _step(self, network: TopDownNetwork, images: Tensor) -> Callable[[], Any]:
-        if not self.task.training:
+        return partial(_train if self.task.training else infer, network.train(self.task.training), images)
 
-            def infer() -> None:
-                with torch.inference_mode():
-                    network(images)
 
-            return infer
-        network.train()
-        parameters = list(network.parameters())
-
-        def train() -> None:
-            for parameter in parameters:
-                parameter.grad = None
-            network(images).float().square().mean().backward()
-
-        return train
+def _train(network: TopDownNetwork, images: Tensor) -> None:
+    for parameter in network.parameters():
+        parameter.grad = None
+    network(images).float().square().mean().backward()
 
 
 class _NoBar:
