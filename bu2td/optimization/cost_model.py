@@ -48,7 +48,7 @@ MARGIN = 0.9
 #: A measured form must take less than this share.
 MEASURED_MARGIN = 0.97
 #: How many times the model's error its gain must be.
-SURE = 1.0
+SURE = 1.15
 #: The reason of what the model decided, of what a stopwatch did, and of what was slower after all.
 MODEL, MEASURED, DECLINED = "cost model", "measured", "slower in the whole network"
 
@@ -138,9 +138,9 @@ class Chooser:
         if place is not None:
             before, after = place.forms(self.training)
         fixed = self._fixed(rule, site)
-        seconds = None if fixed is not None else self._measured(places)
+        seconds = self._measured(places) if fixed is None or fixed[1] == DECLINED else None
         if fixed is not None:
-            (chosen, reason), gain = fixed, None
+            (chosen, reason), gain = fixed, seconds and seconds[0] / seconds[1]
         elif seconds is not None:
             gain, reason = seconds[0] / seconds[1], MEASURED
             chosen = gain * MEASURED_MARGIN > 1
