@@ -186,6 +186,8 @@ class Chooser:
         fitted = self._fitted(places)
         if fitted is not None:
             return math.log(fitted[0]) > max(-math.log(MARGIN), SURE * fitted[1]), fitted[0], MODEL
+        if places and self.device in FITTED:
+            return False, None, "unsure"
         if before is None or after is None:
             return True, None, f"no table for {self.device}"
         if self.device in RATES:

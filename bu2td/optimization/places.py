@@ -11,7 +11,7 @@ from bu2td.nn import reduced
 Pair = tuple[int, int]
 
 #: What sets the rate of a convolution.
-KINDS = ("dense", "grouped", "depthwise")
+KINDS = ("dense", "grouped", "depthwise", "pointwise")
 _PAIRS = ("kernel", "dilation")
 
 
@@ -77,7 +77,9 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`."""
+        """One of `KINDS`; "pointwise" is a merge by a 1x1 convolution, which has no multiplications to save."""
+        if self.rule == "merge" and math.prod(self.kernel) == 1:
+            return "pointwise"
         if self.groups == 1:
             return "dense"
         return "depthwise" if self.groups == self.inputs else "grouped"

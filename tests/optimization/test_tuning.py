@@ -144,6 +144,16 @@ def test_both_forms_of_a_trial_compute_the_same(rule: str, factor: int, groups: 
     torch.testing.assert_close(new(), old(), rtol=1e-4, atol=1e-5)
 
 
+def test_the_model_leaves_alone_what_it_is_not_sure_of() -> None:
+    """Independent measurements: 1.38 times as fast, 0.81, and a merge by a 1x1 convolution."""
+    for width, side, batch, wanted in ((512, 14, 8, True), (128, 56, 4, False)):
+        place = Place("winograd", width, width, (3, 3), (side, side))
+        assert Chooser("training", "cpu", batch)("winograd", "a", place=place) == wanted
+    choose = Chooser("inference", "cpu", 4)
+    assert not choose("merge", "a", place=Place("merge", 768, 384, (1, 1), (7, 7), factor=2, join="add_concat"))
+    assert choose.made[0].reason == "unsure"
+
+
 def test_works_of_forms_are_those_of_the_derivations() -> None:
     """3x3 over an upsampled map: 16 of 36 multiplications; a 7x7 of 8 channels, by hand."""
     before, after = Place("upsample_conv", 8, 8, (3, 3), (7, 7), factor=2).forms(training=False)
