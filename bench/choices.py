@@ -1,166 +1,226 @@
-"""Whether the cost model of `bu2td.optimize` chooses well: its gains beside measured ones, over shapes.
+"""Whether the cost model of `bu2td.optimize` chooses well: its choices beside measured times, over shapes.
 
-    python bench/choices.py [--repeat 9] [--match winograd]
+    python bench/choices.py [--rows 60] [--repeat 5] [--match winograd] [--threads 2]
+    python bench/choices.py --fit        # fits bu2td/optimization/rates.py to the rows that are not held out
 
-A row is a rewrite of one convolution: ``upsample_conv`` (k x k over a nearest-upsampled map, factor 2) or
-``winograd`` (3x3), as inference computes it (fused, weights laid out once) or as a training step does (forward and
-backward, weights summed or transformed in every step). ``model`` is the gain that the model predicts, ``measured``
-the median over rounds of the old form's time over the new one's in the same round, ``chosen`` what the model does,
-and ``lost`` the share of the better form's time that this costs. Times are CPU seconds on one thread. Writes
-bench/results/choices.csv and .json after every row, and goes on where it was stopped.
+A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid out once) or in a training step
+(forward and backward, weights contiguous, summed or transformed in every step): a convolution of 8 to 1,024
+channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64. ``old_ms`` and ``new_ms`` are
+medians of both forms, ``measured`` is the median over rounds of their ratio in the same round; of
+``channels_last`` the old form has contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what
+the model does, and ``lost`` the share of the better form's time that this costs. Times are CPU seconds on one
+thread, else wall-clock. Writes bench/results/choices.csv and .json after every row, and goes on where it was
+stopped; rows of other numbers of threads stand in the same table.
 """
 
 from __future__ import annotations
 
-import math
+import argparse
+import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import _results
+import numpy as np
 import speed
 import torch
-from torch import Tensor, nn
+from scipy.optimize import nnls
 
+from bu2td.files import write_text
 from bu2td.ir import format_table
-from bu2td.nn import Upsample
-from bu2td.optimization.cost_model import Chooser, Form
-from bu2td.optimization.fuse import ConvDraft
-from bu2td.optimization.kernels import UpsampledConv2d, WinogradConv2d
-from bu2td.optimization.simplify import conv_forms, winograd_forms
+from bu2td.optimization.cost_model import Chooser
+from bu2td.optimization.places import KINDS, Place
+from bu2td.optimization.trials import trial
 
-COLUMNS = ("rule", "mode", "inputs", "outputs", "kernel", "groups", "side", "batch")
-#: (inputs, outputs, kernel, groups, side of the map that is read, batch) as top-down networks have them.
-SHAPES = {
-    "upsample_conv": [
-        *((512, 256, 3, 1, 7, batch) for batch in (1, 8, 32)),
-        *((256, 128, 3, 1, 14, batch) for batch in (1, 8)),
-        *((64, 64, 3, 1, 56, batch) for batch in (1, 8)),
-        *((width, width, 3, 1, 28, 8) for width in (6, 16, 32, 128)),
-        *((48, 48, 5, 1, 14, batch) for batch in (1, 32)),
-        *((192, 192, kernel, 192, 14, batch) for kernel in (3, 5) for batch in (1, 8)),
-        (512, 256, 1, 1, 7, 8),
-    ],
-    "winograd": [
-        *((width, width, 3, 1, 14, batch) for width in (64, 128, 256, 512) for batch in (1, 8)),
-        *((width, width, 3, 1, 56, 4) for width in (32, 64, 128)),
-        *((512, 512, 3, 1, 7, batch) for batch in (1, 4)),
-        (64, 64, 3, 1, 112, 4),
-    ],
-}
+RULES = ("upsample_conv", "merge", "winograd", "channels_last")
+MODES = ("inference", "training")
+COLUMNS = ("rule", "mode", "inputs", "outputs", "kernel", "groups", "side", "factor", "batch", "threads")
+#: Of a trial: a step takes at most so many multiply-accumulates.
+_MOST = 8e8
+_FOOT = """
+#: By type of device: rule, mode and kind of convolution -> what was fitted.
+FITTED: Mapping[str, Mapping[tuple[str, str, str], Fitted]] = {"cpu": _CPU}
+"""
+_RATES = Path(__file__).parents[1] / "bu2td/optimization/rates.py"
 
 
-def arms(rule: str, mode: str, conv: nn.Conv2d, x: Tensor) -> dict[str, Callable[[], Any]]:
-    """The old form and the new one of a convolution; each returns its result and, in training, both gradients."""
-    up = Upsample("nearest")
-    like = torch.empty(1, 1, 2 * x.shape[-2], 2 * x.shape[-1])
-    new: Any = WinogradConv2d(conv) if rule == "winograd" else UpsampledConv2d(conv, 2)
-    old: Any = conv
-    if mode == "inference" and conv.kernel_size != (1, 1):  # a 1x1 convolution is not fused with its upsampling
-        draft = ConvDraft.of(conv)
-        assert draft is not None
-        old, new = draft.build(), draft.build("winograd" if rule == "winograd" else "low", new)
-    forms: list[Callable[[Tensor], Tensor]] = [old, new]
-    if rule == "upsample_conv":
-        forms = [lambda x: old(up(x, like)), lambda x: new(x, like=like)]
-
-    def infer(form: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        with torch.inference_mode():
-            return (form(x),)
-
-    def train(form: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        given = x.detach().requires_grad_()
-        y = form(given)
-        gradient = torch.ones_like(y, memory_format=torch.channels_last)
-        return (y, *torch.autograd.grad(y, (given, conv.weight), gradient))
-
-    run = infer if mode == "inference" else train
-    return {"old": partial(run, forms[0]), "new": partial(run, forms[1])}
+# --- shapes -------------------------------------------------------------------------------------------
 
 
-def predicted(rule: str, mode: str, conv: nn.Conv2d, side: int, batch: int) -> tuple[float, bool]:
-    """The model's gain, and whether it chooses the new form."""
-    training = mode == "training"
-    if rule == "winograd":
-        pairs, channels = conv.in_channels * conv.out_channels, conv.in_channels + conv.out_channels
-        forms: tuple[Form, Form] = winograd_forms(pairs, channels, (side, side), training=training)
-    else:
-        forms = conv_forms(conv, (side, side), 2, training)
-    choose = Chooser(mode, "cpu", batch)
-    chosen = choose(rule, "conv", *forms)
-    gain = choose.made[0].gain
-    assert gain is not None
-    return gain, chosen
+def shapes(rule: str, mode: str, count: int) -> Iterator[tuple[int, ...]]:
+    """(inputs, outputs, kernel, groups, side, factor, batch), the first ``count`` of one endless random row."""
+    draw = random.Random(f"{rule} {mode}")
+    found: set[tuple[int, ...]] = set()
+    while len(found) < count:
+        numbers = _drawn(rule, draw)
+        place = _place(rule, *numbers[:-1])
+        work = place.forms(mode == "training")[0].macs * numbers[-1] * (3 if mode == "training" else 1)
+        if 2e5 < work < _MOST and numbers not in found:
+            found.add(numbers)
+            yield numbers
 
 
-def run(rule: str, mode: str, *numbers: str, settings: speed.Settings) -> list[dict[str, Any]]:
-    inputs, outputs, kernel, groups, side, batch = map(int, numbers)
+def _drawn(rule: str, draw: random.Random) -> tuple[int, ...]:
+    widths = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+    outputs, side, batch = draw.choice(widths), draw.choice((7, 8, 14, 16, 28, 56, 112)), 2 ** draw.randrange(7)
+    if rule == "merge":
+        return 2 * outputs, outputs, draw.choice((1, 3, 3, 3)), 1, side, draw.choice((1, 2, 2)), batch
+    inputs, kernel, groups = draw.choice((outputs, outputs, *widths)), 3, 1
+    if rule != "winograd":
+        kind = draw.choice(KINDS[:3])
+        if kind == "depthwise":
+            inputs = groups = outputs
+            kernel = draw.choice((3, 3, 5, 7))
+        elif kind == "grouped":
+            groups = draw.choice(
+                [2**n for n in range(1, 7) if outputs % 2**n == inputs % 2**n == 0 and 2**n < inputs]
+            )
+        kernel = draw.choice((1, 3, 3, 5)) if kind == "dense" else kernel
+    return inputs, outputs, kernel, groups, side, 2 if rule == "upsample_conv" else 1, batch
+
+
+def _place(rule: str, *numbers: int) -> Place:
+    inputs, outputs, kernel, groups, side, factor = numbers
+    join = "add_concat" if rule == "merge" else ""
+    return Place(rule, inputs, outputs, (kernel, kernel), (side, side), groups, factor=factor, join=join)
+
+
+# --- rows ---------------------------------------------------------------------------------------------
+
+
+def run(rule: str, mode: str, *words: str, settings: speed.Settings) -> list[dict[str, Any]]:
+    """Measure one place."""
+    *numbers, batch, _ = map(int, words)
+    place = _place(rule, *numbers)
     torch.manual_seed(0)
-    last = torch.channels_last
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False).to(memory_format=last)
-    x = torch.rand(batch, inputs, side, side).contiguous(memory_format=last)
-    times = speed.compare(arms(rule, mode, conv, x), settings)
+    old, new = trial(place, mode == "training", batch)
+    times = speed.compare({"old": old, "new": new}, settings)
     measured = statistics.median(a / b for a, b in zip(times["old"], times["new"], strict=True))
-    gain, chosen = predicted(rule, mode, conv, side, batch)
     return [
         {
-            **dict(zip(COLUMNS, (rule, mode, *numbers), strict=True)),
-            "old_ms": round(1e3 * statistics.median(times["old"]), 3),
-            "new_ms": round(1e3 * statistics.median(times["new"]), 3),
+            **dict(zip(COLUMNS, (rule, mode, *words), strict=True)),
+            "old_ms": round(1e3 * statistics.median(times["old"]), 4),
+            "new_ms": round(1e3 * statistics.median(times["new"]), 4),
             "measured": round(measured, 3),
-            "model": round(gain, 3),
-            "chosen": chosen,
-            "lost": round(max(0.0, (1 / measured if chosen else measured) - 1), 3),
         }
     ]
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """For each rule and mode: how often the model chose the faster form, and what its choices cost."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def judged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the model's word, and with every third of each rule and mode held out."""
+    seen: dict[tuple[str, str], int] = {}
+    found = []
     for row in rows:
-        groups.setdefault((row["rule"], row["mode"]), []).append(row)
+        key = (row["rule"], row["mode"])
+        seen[key] = seen.get(key, 0) + 1
+        place = _place(row["rule"], *(int(row[name]) for name in COLUMNS[2:8]))
+        choose = Chooser(row["mode"], "cpu", int(row["batch"]))
+        chosen, measured = choose(row["rule"], "conv", place=place), row["measured"]
+        found.append(
+            {
+                **row,
+                "held_out": seen[key] % 3 == 0,
+                "model": round(choose.made[0].gain or 1.0, 3),
+                "chosen": chosen,
+                "lost": round(max(0.0, (1 / measured if chosen else measured) - 1), 3),
+            }
+        )
+    return found
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """For each rule, mode, and whether it was fitted: what the model decided, and how often it was right."""
+    groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+    for row in judged(rows):
+        groups.setdefault((row["rule"], row["mode"], row["held_out"]), []).append(row)
     return {
         "choices": [
             {
-                "rule": rule,
-                "mode": mode,
+                **dict(zip(("rule", "mode", "held_out"), key, strict=True)),
                 "shapes": len(found),
-                "faster_form": sum((row["measured"] > 1) == row["chosen"] for row in found),
-                "mean_lost": round(statistics.mean(row["lost"] for row in found), 3),
-                "most_lost": max(row["lost"] for row in found),
-                "mean_log_error": round(
-                    statistics.mean(abs(math.log(row["model"] / row["measured"])) for row in found), 3
+                "gains": sum(row["measured"] > 1 for row in found),
+                "decided": sum(row["chosen"] for row in found),
+                "right": sum(row["chosen"] and row["measured"] > 1 for row in found),
+                "most_lost": max((row["lost"] for row in found if row["chosen"]), default=0.0),
+                "geometric_mean": round(
+                    statistics.geometric_mean(row["measured"] if row["chosen"] else 1.0 for row in found), 3
                 ),
+                "best": round(statistics.geometric_mean(max(row["measured"], 1.0) for row in found), 3),
             }
-            for (rule, mode), found in groups.items()
+            for key, found in groups.items()
         ]
     }
 
 
+# --- the fit ------------------------------------------------------------------------------------------
+
+
+def fit(rows: list[dict[str, Any]]) -> str:
+    """The text of `bu2td.optimization.rates`: seconds of each form's terms, by non-negative least squares of
+    relative errors, and how far the logarithm of a gain is off on the rows that were fitted."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in judged(rows):
+        if not row["held_out"] and row["threads"] in (1, "1"):
+            place = _place(row["rule"], *(int(row[name]) for name in COLUMNS[2:8]))
+            groups.setdefault((row["rule"], row["mode"], place.kind), []).append({**row, "place": place})
+    lines = []
+    for key, found in sorted(groups.items()):
+        if key[2] == "pointwise":  # too few, and the model is wrong in half of them
+            continue
+        forms = [row["place"].forms(key[1] == "training") for row in found]
+        given = [
+            [form[at].terms(int(row["batch"])) for form, row in zip(forms, found, strict=True)] for at in (0, 1)
+        ]
+        times = [[row[name] / 1e3 for row in found] for name in ("old_ms", "new_ms")]
+        rates = [_rates(np.array(x), np.array(t)) for x, t in zip(given, times, strict=True)]
+        gains = [np.array(x) @ np.array(r) for x, r in zip(given, rates, strict=True)]
+        off = np.log(gains[0] / gains[1]) - np.log([row["measured"] for row in found])
+        numbers = ", ".join(f"({', '.join(f'{value:.3g}' for value in r)})" for r in rates)
+        lines.append(f"    {key}: ({numbers}, {float(np.sqrt(np.mean(off**2))):.3f}),\n".replace("'", '"'))
+    head = _RATES.read_text(encoding="utf-8").partition("_CPU")[0]
+    return f"{head}_CPU: Mapping[tuple[str, str, str], Fitted] = {{\n{''.join(lines)}}}\n{_FOOT}"
+
+
+def _rates(x: np.ndarray, seconds: np.ndarray) -> list[float]:
+    """Non-negative x such that terms times x is near the seconds, relative to them."""
+    scaled = x / seconds[:, None]
+    size = np.maximum(scaled.max(axis=0), 1e-300)
+    found, _ = nnls(scaled / size, np.ones(len(seconds)))
+    return [float(value) for value in found / size]
+
+
 def main() -> None:
     parser = _results.parser(__doc__, "choices")
-    parser.add_argument("--repeat", type=int, default=9, metavar="N", help="rounds; default: %(default)s")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="rounds; default: %(default)s")
+    parser.add_argument("--rows", type=int, default=60, metavar="N", help="per rule and mode; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
+    parser.add_argument("--fit", action="store_true", help="fit the model to the rows that are there")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    settings = speed.Settings(args.repeat, torch.device("cpu"), 1)
-    jobs = [
-        (rule, mode, *map(str, numbers))
-        for rule, shapes in SHAPES.items()
-        if args.match in rule
-        for mode in ("inference", "training")
-        for numbers in shapes
-    ]
-    about = {
-        "device": _results.processor(),
-        "threads": 1,
-        "repeat": args.repeat,
-        "packages": _results.versions("torch", "bu2td"),
-    }
-    rows = _results.sweep(args, COLUMNS, jobs, partial(run, settings=settings), summary, **about)
-    print(format_table(rows))
+    torch.set_num_threads(args.threads)
+    speed.ROUND_SECONDS = 0.008
+    rows = [] if args.fit else measured(args)
+    if args.fit:
+        rows = _results.earlier(args.out, "measure first")
+        write_text(fit(rows), _RATES)
+    print(format_table(judged(rows)))
     print(format_table(summary(rows)["choices"]))
+
+
+def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All rows, those that were missing measured; rules and modes take turns, so that a part is a table, too."""
+    settings = speed.Settings(args.repeat, torch.device("cpu"), args.threads)
+    rows = [
+        [(rule, mode, *map(str, (*numbers, args.threads))) for numbers in shapes(rule, mode, args.rows)]
+        for rule in RULES
+        if args.match in rule
+        for mode in MODES
+    ]
+    jobs = [job for turn in zip(*rows, strict=True) for job in turn]
+    about = {"device": _results.processor(), "repeat": args.repeat, "packages": _results.versions("torch", "bu2td")}
+    return _results.sweep(args, COLUMNS, jobs, partial(run, settings=settings), summary, **about)
 
 
 if __name__ == "__main__":

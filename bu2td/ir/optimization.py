@@ -20,6 +20,7 @@ class Rewrite:
         gain: how many times faster the new form is by the model; None where it needs no model.
         chosen: whether the rewrite was made.
         reason: what decided.
+        seconds: before and after, as measured alone at the place's shapes.
     """
 
     rule: str
@@ -28,6 +29,7 @@ class Rewrite:
     gain: float | None = None
     chosen: bool = True
     reason: str = ""
+    seconds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Optimization:
         batch_size, image_size: images at once, and their (H, W), that were decided for.
         rewrites: every place where a rewrite was possible, with what decided.
         difference: largest relative difference of the logits to the network before, as measured.
+        tune: what decided: "measure", "model" or "off".
+        seconds: of a step of the network before and of this one, where they were measured in turns.
+        timed_batch: images of such a step.
     """
 
     mode: str
@@ -48,6 +53,9 @@ class Optimization:
     image_size: tuple[int, int]
     rewrites: tuple[Rewrite, ...]
     difference: float | None = None
+    tune: str = "model"
+    seconds: tuple[float, float] | None = None
+    timed_batch: int = 0
 
     @property
     def trains(self) -> bool:
@@ -60,19 +68,21 @@ class Optimization:
         return tuple(rewrite for rewrite in self.rewrites if rewrite.chosen)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict per place where multiplications were at stake."""
+        """One dict per place where multiplications were at stake, or times measured."""
         return [
             {
                 "rule": r.rule,
                 "site": r.site,
                 "MMACs": round(r.macs[0] / 1e6, 1),
                 "after": round(r.macs[1 if r.chosen else 0] / 1e6, 1),
-                "model": "" if r.gain is None else f"{r.gain:.2f} x",
+                "gain": "" if r.gain is None else f"{r.gain:.2f} x",
+                "ms": "" if r.seconds is None else f"{1e3 * r.seconds[0]:.3f}",
+                "new ms": "" if r.seconds is None else f"{1e3 * r.seconds[1]:.3f}",
                 "made": "yes" if r.chosen else "no",
                 "because": r.reason,
             }
             for r in self.rewrites
-            if r.macs[0]
+            if r.macs[0] or r.seconds
         ]
 
     def counts(self) -> dict[str, tuple[int, int]]:
@@ -86,14 +96,19 @@ class Optimization:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data, as saved files keep it."""
         data = asdict(self)
-        rewrites = [{**rewrite, "macs": list(rewrite["macs"])} for rewrite in data["rewrites"]]
-        return {**data, "image_size": list(self.image_size), "rewrites": rewrites}
+        pairs = ("macs", "seconds")
+        rewrites = [{**rewrite, **{name: _listed(rewrite[name]) for name in pairs}} for rewrite in data["rewrites"]]
+        sizes = {"image_size": list(self.image_size), "seconds": _listed(self.seconds)}
+        return {**data, **sizes, "rewrites": rewrites}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Optimization:
         """The inverse of `to_dict`."""
-        rewrites = tuple(Rewrite(**{**r, "macs": tuple(r["macs"])}) for r in data["rewrites"])
-        return Optimization(**{**data, "rewrites": rewrites, "image_size": tuple(data["image_size"])})
+        rewrites = tuple(
+            Rewrite(**{**r, "macs": tuple(r["macs"]), "seconds": _pair(r.get("seconds"))}) for r in data["rewrites"]
+        )
+        sizes = {"image_size": tuple(data["image_size"]), "seconds": _pair(data.get("seconds"))}
+        return Optimization(**{**data, **sizes, "rewrites": rewrites})
 
     def __str__(self) -> str:
         counts = ", ".join(f"{rule} {made} of {seen}" for rule, (made, seen) in self.counts().items())
@@ -103,6 +118,23 @@ class Optimization:
             format_table(self.rows()),
             f"rewrites made: {counts or 'none'}",
         ]
+        if self.seconds is not None:
+            before, after = (1e3 * value for value in self.seconds)
+            lines.append(
+                f"the whole network, {self.timed_batch} images: {before:.1f} ms before, {after:.1f} ms now "
+                f"({before / after:.2f} x)"
+            )
         if self.difference is not None:
             lines.append(f"largest relative difference of the logits: {self.difference:.1e}")
         return "\n".join(lines)
+
+
+def _listed(pair: Any) -> list[Any] | None:
+    return None if pair is None else list(pair)
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    before, after = map(float, value)
+    return before, after

@@ -111,12 +111,12 @@ class Pyramid(nn.Module):
     Attributes:
         size: the (H, W) that images must have; None for any.
         multiples: by reduction, what the sides of that level must be multiples of.
-        channels_last: give levels whose channels are last in memory.
+        channels_last: give levels whose channels are last in memory: all, none, or those of some reductions.
     """
 
     size: tuple[int, int] | None
     multiples: dict[int, int]
-    channels_last: bool
+    channels_last: bool | tuple[int, ...]
 
     def __init__(self, reductions: tuple[int, ...], reducer: str = "gaussian", sigma: float = 0.5) -> None:
         super().__init__()
@@ -157,7 +157,8 @@ class Pyramid(nn.Module):
     def reduce(self, images: Tensor, factor: int) -> Tensor:
         """Reduce images (N, C, H, W) by one factor."""
         level = self._reduce(images, factor)
-        lay_out = self.channels_last and not is_transformed()
+        last = self.channels_last
+        lay_out = (factor in last if isinstance(last, tuple) else last) and not is_transformed()
         return level.contiguous(memory_format=torch.channels_last) if lay_out else level
 
     def _reduce(self, images: Tensor, factor: int) -> Tensor:

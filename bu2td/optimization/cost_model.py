@@ -1,23 +1,29 @@
-"""When a rewrite of `bu2td.optimize` is worth it: a cost model per kind of device, and what overrides it.
+"""When a rewrite of `bu2td.optimize` is worth it: measured times, or a cost model per kind of device.
 
-A form of a computation takes, by the model, ``macs / rate + bytes / bandwidth`` seconds, where bytes are those of
-the intermediate maps and weights that the form writes and reads beside the convolution itself. A rewrite is chosen
-where its form takes less than `MARGIN` of the time of the form that it replaces. Rates are those of one core; only
-their ratio matters. A device without a table gets the rewrites that save work on any machine, and no others.
+Forms of a convolution are measured alone where `bu2td.optimization.tuning` is asked to; else the model of
+`bu2td.optimization.rates` says how many seconds both take, and how far its gain is off where it was fitted. A
+form is chosen where the model is sure of it; where not, the network stays as it is. A rewrite of which only
+multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and must take less than
+`MARGIN` of the time before. A device without a table gets the rewrites that save multiplications on any machine,
+and no others.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bu2td.errors import OptionError, nearest, shown
 from bu2td.ir import Rewrite
+from bu2td.optimization.places import Form, Place
+from bu2td.optimization.rates import FITTED
 
 MODES = ("training", "inference")
 CHOICES = ("auto", "always", "never")
+#: What decides on forms whose worth depends on the machine.
+TUNES = ("measure", "model", "off")
 
 #: Every rewrite: what it does. Those marked (inference) are never part of a network that trains.
 RULES: Mapping[str, str] = {
@@ -35,11 +41,20 @@ RULES: Mapping[str, str] = {
 INFERENCE_ONLY = ("branches", "fold_norm", "fuse")
 #: Trades multiplications for memory traffic, and GPU libraries do it themselves.
 NEEDS_TABLE = ("winograd",)
+#: Of which nothing is sure on a machine that nobody has measured.
+BY_MACHINE = ("upsample_conv", "merge", "winograd", "channels_last")
 
 #: A rewrite must take less than this share of the time that it replaces.
 MARGIN = 0.9
-#: The reason of what the model decided.
-MODEL = "cost model"
+#: A measured form must take less than this share.
+MEASURED_MARGIN = 0.97
+#: How many times the model's error its gain must be.
+SURE = 1.15
+#: The reason of what the model decided, of what a stopwatch did, and of what was slower after all.
+MODEL, MEASURED, DECLINED = "cost model", "measured", "slower in the whole network"
+
+#: Seconds of both forms of a place; None where there is no time left to measure.
+Clock = Callable[[Place], tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -61,15 +76,6 @@ class Rates:
 RATES: Mapping[str, Rates] = {"cpu": Rates(macs=48e9, bandwidth=8e9)}
 
 
-@dataclass(frozen=True)
-class Form:
-    """What a form of a computation costs: multiply-accumulates of one pass, values moved, values of weights."""
-
-    macs: float
-    moved: float = 0.0
-    weights: float = 0.0
-
-
 class Chooser:
     """Decides on every rewrite, and keeps what it decided.
 
@@ -80,6 +86,9 @@ class Chooser:
         rules: rule -> one of `CHOICES`.
         force: module path, or a pattern of paths -> whether to rewrite there, whatever the rules say.
         given: (rule, site) pairs that are to be chosen, and no others; from a saved file.
+        tune: one of `TUNES`.
+        clock: measures places; needed for "measure".
+        declined: rules that the network as a whole is slower with.
     """
 
     def __init__(
@@ -90,10 +99,15 @@ class Chooser:
         rules: Mapping[str, str] | None = None,
         force: Mapping[str, bool] | None = None,
         given: Sequence[Sequence[str]] | None = None,
+        *,
+        tune: str = "model",
+        clock: Clock | None = None,
+        declined: Sequence[str] = (),
     ) -> None:
         self.mode, self.device, self.batch = mode, device, batch
         self.rules, self.force = dict(rules or {}), dict(force or {})
         self.given = None if given is None else {(rule, site) for rule, site in given}
+        self.tune, self.clock, self.declined = tune, clock, frozenset(declined)
         self.made: list[Rewrite] = []
 
     @property
@@ -102,20 +116,45 @@ class Chooser:
         return self.mode == "training"
 
     def __call__(
-        self, rule: str, site: str, before: Form | None = None, after: Form | None = None, sure: bool = True
+        self,
+        rule: str,
+        site: str,
+        before: Form | None = None,
+        after: Form | None = None,
+        sure: bool = True,
+        place: Place | None = None,
+        parts: Sequence[Place] = (),
     ) -> bool:
-        """Whether to make a rewrite; forms are those of one image. A model that is not ``sure`` makes none."""
-        gain = None
-        if before is not None and after is not None and self.device in RATES:
-            gain = self._seconds(before) / self._seconds(after)
-        chosen, reason = self._decide(rule, site, before, after, gain)
+        """Whether to make a rewrite.
+
+        Args:
+            rule: one of `RULES`.
+            site: path of the module.
+            before, after: the forms for one image, of a rewrite that is not a place.
+            sure: a model that is not sure makes none.
+            place: the convolution whose form is chosen, which can be measured.
+            parts: places that are changed together.
+        """
+        places = [place] if place is not None else [*parts]
+        if place is not None:
+            before, after = place.forms(self.training)
+        fixed = self._fixed(rule, site)
+        seconds = self._measured(places) if fixed is None or fixed[1] == DECLINED else None
+        if fixed is not None:
+            (chosen, reason), gain = fixed, seconds and seconds[0] / seconds[1]
+        elif seconds is not None:
+            gain, reason = seconds[0] / seconds[1], MEASURED
+            chosen = gain * MEASURED_MARGIN > 1
+        else:
+            chosen, gain, reason = self._modelled(rule, before, after, places)
         if chosen and not sure and reason == MODEL:
             chosen, reason = False, "too narrow"
         macs = (int(before.macs), int(after.macs)) if before and after else (0, 0)
-        self.made.append(Rewrite(rule, site, macs, gain, chosen, reason))
+        self.made.append(Rewrite(rule, site, macs, gain, chosen, reason, seconds))
         return chosen
 
-    def _decide(self, rule: str, site: str, before: Any, after: Any, gain: float | None) -> tuple[bool, str]:
+    def _fixed(self, rule: str, site: str) -> tuple[bool, str] | None:
+        """What is decided without a look at times."""
         if self.given is not None:
             return (rule, site) in self.given, "as saved"
         if self.training and rule in INFERENCE_ONLY:
@@ -126,13 +165,54 @@ class Chooser:
         choice = self.rules.get(rule, "auto")
         if choice != "auto":
             return choice == "always", f"{rule}={shown(choice)}"
-        if before is None:
-            return True, "saves work everywhere"
-        if gain is None and rule in NEEDS_TABLE:
-            return False, f"no table for {self.device}"
-        if gain is None:
-            return after.macs < before.macs, f"no table for {self.device}: fewer multiplications"
-        return gain > 1 / MARGIN, MODEL
+        if rule in self.declined:
+            return False, DECLINED
+        return (False, "not tuned") if self.tune == "off" and rule in BY_MACHINE else None
+
+    def _measured(self, places: Sequence[Place]) -> tuple[float, float] | None:
+        """Seconds of the forms of all places together."""
+        if self.clock is None or self.tune != "measure" or not places:
+            return None
+        found = [self.clock(place) for place in places]
+        times = [pair for pair in found if pair is not None]
+        if len(times) < len(found):
+            return None
+        return sum(pair[0] for pair in times), sum(pair[1] for pair in times)
+
+    def _modelled(
+        self, rule: str, before: Form | None, after: Form | None, places: Sequence[Place]
+    ) -> tuple[bool, float | None, str]:
+        if before is None and not places:
+            return True, None, "saves work everywhere"
+        fitted = self._fitted(places)
+        if fitted is not None:
+            return math.log(fitted[0]) > max(-math.log(MARGIN), SURE * fitted[1]), fitted[0], MODEL
+        if places and self.device in FITTED:
+            return False, None, "unsure"
+        if before is None or after is None:
+            return True, None, f"no table for {self.device}"
+        if self.device in RATES:
+            gain = self._seconds(before) / self._seconds(after)
+            return gain > 1 / MARGIN, gain, MODEL
+        if rule in NEEDS_TABLE:
+            return False, None, f"no table for {self.device}"
+        return after.macs < before.macs, None, f"no table for {self.device}: fewer multiplications"
+
+    def _fitted(self, places: Sequence[Place]) -> tuple[float, float] | None:
+        """The gain of all places together by the fitted model, and how far its logarithm is off; None without."""
+        table = FITTED.get(self.device, {})
+        if not places or any((place.rule, self.mode, place.kind) not in table for place in places):
+            return None
+        total, off = [0.0, 0.0], 0.0
+        for place in places:
+            *rates, error = table[place.rule, self.mode, place.kind]
+            times = [
+                sum(rate * term for rate, term in zip(of_form, form.terms(self.batch), strict=True))
+                for of_form, form in zip(rates, place.forms(self.training), strict=True)
+            ]
+            total = [total[0] + times[0], total[1] + times[1]]
+            off += error * times[0]
+        return total[0] / total[1], off / total[0]
 
     def _seconds(self, form: Form) -> float:
         """The model's time of a batch; a training step is three passes over maps and weights."""

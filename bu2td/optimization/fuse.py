@@ -26,7 +26,7 @@ from bu2td.optimization.kernels import (
 )
 from bu2td.optimization.kernels.fused import activation_of
 from bu2td.optimization.kernels.lowres import Pair, same_padding, summed_kernel
-from bu2td.optimization.simplify import winograd_forms
+from bu2td.optimization.places import Place
 from bu2td.runtime import TopDownNetwork
 
 SUMS = (operator.add, operator.iadd, torch.add)
@@ -127,7 +127,7 @@ def _fuse_unit(network: nn.Module, name: str, unit: Any, out: tuple[int, ...], c
     whole = len(gone) == len(after)
     if isinstance(unit, SplitMerge):
         if whole:
-            network.set_submodule(name, _fused_merge(draft, unit, name, out, choose))
+            network.set_submodule(name, fused_merge(draft, unit, name, out, choose))
         return
     for part_name in gone:
         delattr(unit, part_name)
@@ -157,9 +157,8 @@ def _fused_pre_merge(merge: Any) -> FusedMerge:
     return FusedMerge(convs[0], convs[1], (norm_x, norm_lateral), merge.join == "add_concat")
 
 
-def _fused_merge(
-    draft: ConvDraft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Chooser
-) -> FusedMerge:
+def fused_merge(draft: ConvDraft, unit: SplitMerge, name: str, out: tuple[int, ...], choose: Any) -> FusedMerge:
+    """A merge in two terms of a draft of its convolution; ``out`` is the shape of its result."""
     of_x, of_lateral = draft.weight.chunk(2, dim=1)
     if unit.join == "add_concat":
         of_lateral = of_x + of_lateral
@@ -206,8 +205,8 @@ def _form(draft: ConvDraft, site: str, out: tuple[int, ...], choose: Chooser) ->
     if not square or draft.groups != 1 or draft.stride != (1, 1) or draft.dilation != (1, 1):
         return "direct"
     outer, inner = draft.weight.shape[:2]
-    forms = winograd_forms(inner * outer, inner + outer, out[-2:], training=False)
-    return "winograd" if choose("winograd", site, *forms) else "direct"
+    place = Place("winograd", inner, outer, (3, 3), (out[-2], out[-1]), bias=draft.bias is not None)
+    return "winograd" if choose("winograd", site, place=place) else "direct"
 
 
 # --- graphs -------------------------------------------------------------------------------------------

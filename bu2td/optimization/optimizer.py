@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest, shown
 from bu2td.graph import undisturbed
 from bu2td.ir import Optimization
-from bu2td.optimization.cost_model import MODES, Chooser, check_choices
+from bu2td.optimization.cost_model import MODES, TUNES, Chooser, check_choices
 from bu2td.optimization.transform import transform
+from bu2td.optimization.tuning import Finding, Task, tuned
 from bu2td.options import as_count, as_size
 from bu2td.runtime import TopDownNetwork
 
@@ -34,8 +35,14 @@ def optimize(
     image_size: int | Sequence[int] | None = None,
     rules: Mapping[str, str] | None = None,
     force: Mapping[str, bool] | None = None,
+    tune: str | None = None,
+    example_inputs: Tensor | None = None,
 ) -> TopDownNetwork:
     """Make a network faster and leaner without changing its function.
+
+    With ``example_inputs`` the choices are measured on this machine, within a minute, and kept in the user's cache
+    folder (``BU2TD_CACHE``, else ``bu2td`` in ``XDG_CACHE_HOME`` or ``~/.cache``): the forms of every convolution
+    alone, then the network as a whole against the network that went in. What does not gain is taken back.
 
     Args:
         network: what `bu2td.convert`, `bu2td.load` or this function (in mode "training") returned; it is not
@@ -47,6 +54,11 @@ def optimize(
         rules: rewrite (`bu2td.optimization.RULES`) -> "auto" (where it is faster by the cost model), "always",
             "never".
         force: module path, or pattern of paths such as ``"r16_up.*"`` -> whether to rewrite there.
+        tune: what decides where a rewrite's worth depends on the machine: "measure", a cost "model", which leaves
+            alone what it is not sure of, or "off", nothing: such rewrites are not made. By default "measure" with
+            example inputs, else "model".
+        example_inputs: images (N, C, H, W) as the network will see them, on its device; their sizes are decided
+            for. "measure" without them measures with random images.
 
     Returns:
         A new `TopDownNetwork`, whose ``optimization`` tells what was rewritten and why; ``str()`` of it is a
@@ -54,29 +66,80 @@ def optimize(
 
     Raises:
         NotAModelError: not a converted network.
-        OptionError: an unknown mode, rule or choice, or a size that is none.
-        OptimizeError: the network has no weights, its device or dtype is not supported, or it is fused already.
+        OptionError: an unknown mode, rule or choice, a size that is none, or example inputs that are no images.
+        OptimizeError: the network has no weights, its device or dtype is not supported, it is fused already, or it
+            does not run on the images.
         VerificationError: the result differs from the network by more than 1e-4 relative.
     """
     _check(network, mode)
     rules, force = ({} if given is None else given for given in (rules, force))
     check_choices(rules, force)
     device = next(network.parameters()).device.type
-    count = as_count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
-    shape = _shape(network, image_size)
-    twin = _copied(network)
-    twin.set_grad_checkpointing(False)
-    choose = Chooser(mode, device, count, rules, force)
-    transform(twin, choose, shape)
+    size, count, given = _sizes(network, mode, batch_size, image_size, example_inputs)
+    tune = _tune(tune, example_inputs)
+    shape = (count, *size)
+    found = Finding()
+    if tune == "measure":
+        images = torch.rand(shape) if given is None else given
+        task = Task(network, mode, images.detach().to(next(network.parameters())), rules or {}, force or {})
+        _copied(network)  # a network that cannot be copied is refused with its own words
+        twin, choose, found = tuned(task)
+    else:
+        twin = _copied(network)
+        twin.set_grad_checkpointing(False)
+        choose = Chooser(mode, device, count, rules, force, tune=tune)
+        transform(twin, choose, shape)
     before = network.optimization.made if network.optimization else ()
     worst = _difference(network, twin, shape)
-    done = Optimization(mode, device, count, shape[2:], (*before, *choose.made), worst)
+    rewrites = (*before, *choose.made)
+    done = Optimization(mode, device, count, shape[2:], rewrites, worst, tune, found.seconds, found.batch)
     twin.record = twin.record.with_recipe(optimization=done)
     if mode == "training":
         if network.checkpointing is not None:
             twin.set_grad_checkpointing(True, **network.checkpointing)
         twin.train(network.training)
     return twin
+
+
+def _tune(tune: Any, example_inputs: Any) -> str:
+    if tune is None:
+        return "model" if example_inputs is None else "measure"
+    if tune not in TUNES:
+        raise OptionError(f"tune={tune!r} must be one of {TUNES}.{nearest(str(tune), TUNES)}")
+    return str(tune)
+
+
+def _sizes(
+    network: TopDownNetwork, mode: str, batch_size: Any, image_size: Any, images: Any
+) -> tuple[tuple[int, int, int], int, Tensor | None]:
+    """(C, H, W) and the number of images to decide for, and the example inputs.
+
+    Raises:
+        OptionError: the example inputs are no images for the network, or of other sizes than asked for.
+    """
+    shape = _shape(network, image_size)
+    count = as_count("batch_size", _BATCH[mode] if batch_size is None else batch_size)
+    if images is None:
+        return shape[1:], count, None
+    wanted = f"images (N, {shape[1]}, H, W) of floating point"
+    if not isinstance(images, Tensor):
+        raise OptionError(f"example_inputs must be a tensor of {wanted}, found {type(images).__name__}")
+    found = tuple(images.shape)
+    if len(found) != 4 or found[1] != shape[1] or 0 in found or not images.is_floating_point():
+        raise OptionError(f"example_inputs must be {wanted}, found {images.dtype} of shape {found}")
+    device = next(network.parameters()).device
+    if images.device != device:
+        raise OptionError(
+            f"example_inputs are on {images.device}, the network on {device}; choices are measured where the "
+            f"network is: move either with .to(device)"
+        )
+    for name, asked, own in (
+        ("batch_size", batch_size, found[0]),
+        ("image_size", None if image_size is None else shape[2:], found[2:]),
+    ):
+        if asked is not None and asked != own:
+            raise OptionError(f"{name}={asked} contradicts example_inputs of shape {found}; leave one of them out")
+    return found[1:], found[0], images
 
 
 def _copied(network: TopDownNetwork) -> TopDownNetwork:

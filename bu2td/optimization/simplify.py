@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bu2td.nn import ConvUnit, Merge, Pyramid, Upsample, is_hooked, reduced
-from bu2td.optimization.cost_model import Chooser, Form
+from bu2td.nn import ConvUnit, Merge, Upsample, is_hooked
+from bu2td.optimization.cost_model import Chooser
+from bu2td.optimization.formats import Formats, choose_formats, lay_out
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
+from bu2td.optimization.places import Place
 from bu2td.runtime import TopDownNetwork
 
 #: Activations that take their input's memory, also under autograd.
@@ -58,23 +60,22 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         shapes: what `Shapes` found for one image.
         choose: decides.
     """
+    formats = choose_formats(network, shapes, choose)
     _schedule(network, choose)
     for coarser, stage in pairwise(network.stages.levels):
         factor = coarser.reduction // stage.reduction
         part = network.get_submodule(stage.upsampling) if stage.upsampling else None
         if isinstance(part, fx.GraphModule):
-            _read_low(part, str(stage.upsampling), factor, shapes, choose)
+            _read_low(part, str(stage.upsampling), factor, shapes, choose, formats[stage.reduction])
         if stage.merge is not None:
-            _split_merge(network, stage.merge, factor, shapes, choose)
+            _split_merge(network, stage.merge, factor, shapes, choose, formats[stage.reduction])
     if choose.training:
-        _use_winograd(network, shapes, choose)
+        _use_winograd(network, shapes, choose, formats)
+        _pool_channels_last(network, choose, formats)
     _act_in_place(network, choose)
-    pyramid = network.get_submodule(network.stages.pyramid)
-    if isinstance(pyramid, Pyramid) and choose("channels_last", network.stages.pyramid):
-        pyramid.channels_last = True
-        if not choose.training:
-            _weights_channels_last(network)
-        _pool_channels_last(network, choose)
+    lay_out(network, formats)
+    if not choose.training and any(formats.values()):
+        _weights_channels_last(network)
     network.graph.lint()
     network.recompile()
 
@@ -103,41 +104,12 @@ def _keeps_size(network: nn.Module, target: str) -> bool:
 # --- convolutions that read an upsampled map ----------------------------------------------------------
 
 
-def conv_forms(
-    conv: nn.Conv2d, size: tuple[int, ...], factor: int, training: bool, inner: int | None = None
-) -> tuple[Form, Form]:
-    """A convolution over an upsampled map, and its form at low resolution.
-
-    In a network that trains, every step sums the taps again.
-
-    Args:
-        conv: the convolution.
-        size: (h, w) of the map at low resolution.
-        factor: of the upsampling.
-        training: whether the kernel's taps are summed in every step.
-        inner: input channels, where they are not all of the convolution's.
-    """
-    inner = inner or conv.in_channels
-    pairs = inner * conv.out_channels // conv.groups
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    sums = 1
-    for k, d in zip(conv.kernel_size, conv.dilation, strict=True):
-        sums *= d * (k - 1) + factor
-    low = size[0] * size[1]
-    high = low * factor * factor
-    if taps == 1:
-        return Form(high * pairs, 2 * high * inner), Form(low * pairs, high * conv.out_channels)
-    kept, made = pairs * taps, pairs * sums
-    before = Form(high * kept, 2 * high * inner, kept)
-    return before, Form(low * made, 0, made + (2 * (kept + made) if training else 0))
-
-
 def _is_nearest(module: nn.Module | None) -> bool:
     return isinstance(module, Upsample) and module.mode == "nearest" and not is_hooked(module)
 
 
 def _read_low(
-    part: fx.GraphModule, path: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
+    part: fx.GraphModule, path: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser, last: bool
 ) -> None:
     """Let convolutions of an up-block read at low resolution; an upsampling that nobody reads then goes."""
     for node in list(part.graph.nodes):
@@ -149,8 +121,8 @@ def _read_low(
             conv = _readable_low(part, user, _divides(small, large, factor), choose)
             if conv is None:
                 continue
-            before, after = conv_forms(conv, small[-2:], factor, choose.training)
-            if choose("upsample_conv", f"{path}.{user.target}", before, after):
+            place = Place.of("upsample_conv", conv, small[-2:], factor=factor, last=last)
+            if choose("upsample_conv", f"{path}.{user.target}", place=place):
                 part.set_submodule(str(user.target), UpsampledConv2d(conv, factor))
                 user.args = (source, like)
         if not node.users:
@@ -185,7 +157,7 @@ def _divides(small: tuple[int, ...], large: tuple[int, ...], factor: int) -> boo
 
 
 def _split_merge(
-    network: TopDownNetwork, name: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser
+    network: TopDownNetwork, name: str, factor: int, shapes: dict[str, tuple[int, ...]], choose: Chooser, last: bool
 ) -> None:
     node = next(n for n in network.graph.nodes if n.name == name)
     merge: Any = network.get_submodule(name)
@@ -197,10 +169,12 @@ def _split_merge(
     if low is not None:
         small = shapes[_outermost(low, x)]
         low = low if _divides(small, (*small[:2], *size), factor) or merge.conv.kernel_size == (1, 1) else None
-    forms = _merge_forms(merge, size, factor if low is not None else 1, choose.training)
-    if not choose("merge", name, *forms, sure=merge.conv.out_channels >= NARROW):
+    factor = factor if low is not None else 1
+    read = tuple(side // factor for side in size)
+    place = Place.of("merge", merge.conv, read, factor=factor, join=merge.join, last=last)
+    if not choose("merge", name, place=place, sure=merge.conv.out_channels >= NARROW):
         return
-    network.set_submodule(name, SplitMerge(merge, factor if low is not None else 1))
+    network.set_submodule(name, SplitMerge(merge, factor))
     if low is not None:
         _drop_upsampling(network, x, node)
 
@@ -250,43 +224,7 @@ def _drop_upsampling(network: TopDownNetwork, x: fx.Node, merge: fx.Node) -> Non
     part.recompile()
 
 
-def _merge_forms(merge: Any, size: tuple[int, ...], factor: int, training: bool) -> tuple[Form, Form]:
-    """A merge as it is, with the upsampling before it, and in two terms."""
-    conv = merge.conv
-    width, out = conv.in_channels // 2, conv.out_channels
-    places, pairs = size[0] * size[1], width * conv.out_channels
-    taps = conv.kernel_size[0] * conv.kernel_size[1]
-    join = 4 * width + (3 * width if merge.join == "add_concat" else 0)
-    kept = pairs * taps
-    sums = 2 * kept if training else 0
-    high = Form(2 * places * kept, places * join, 2 * kept)
-    if factor == 1:
-        return high, Form(high.macs, 3 * places * out, 2 * kept + sums)
-    small = (size[0] // factor, size[1] // factor)
-    before, after = conv_forms(conv, small, factor, training, width)
-    moved = 3 * places * out + after.moved
-    whole = Form(high.macs, high.moved + before.moved / 2, 2 * kept)
-    return whole, Form(high.macs / 2 + after.macs, moved, kept + sums + after.weights)
-
-
 # --- minimal filtering --------------------------------------------------------------------------------
-
-
-def winograd_forms(pairs: int, channels: int, size: tuple[int, ...], training: bool) -> tuple[Form, Form]:
-    """A 3x3 convolution as it is, and by minimal filtering.
-
-    Tiles hold four values for one of the map, and are written and read about three times. A network that trains
-    also transforms its kernels and their gradients in every step.
-
-    Args:
-        pairs: input channels times output channels.
-        channels: input channels plus output channels.
-        size: (H, W) of the map.
-        training: whether all passes of a training step are meant.
-    """
-    tiles = reduced(size[0], 2) * reduced(size[1], 2)
-    before = Form(9 * size[0] * size[1] * pairs, 0, 9 * pairs)
-    return before, Form(16 * tiles * pairs, 48 * tiles * channels, (64 if training else 16) * pairs)
 
 
 def is_square(conv: nn.Module) -> bool:
@@ -296,7 +234,10 @@ def is_square(conv: nn.Module) -> bool:
     return conv.groups == 1 and tuple(conv.dilation) == (1, 1)
 
 
-def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Chooser) -> None:
+def _use_winograd(
+    network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose: Chooser, formats: Formats
+) -> None:
+    last = {name: formats[stage.reduction] for stage in network.stages.levels for name in stage.calls}
     split = {path for path, module in network.named_modules() if isinstance(module, SplitMerge)}
     for path, module in list(network.named_modules()):
         above = path.rpartition(".")[0]
@@ -305,8 +246,9 @@ def _use_winograd(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], c
         if above in split or shape is None or not is_square(conv):
             continue
         inner = conv.in_channels // 2 if path in split else conv.in_channels
-        forms = winograd_forms(inner * conv.out_channels, inner + conv.out_channels, shape[-2:], training=True)
-        if not choose("winograd", path, *forms):
+        in_level = last.get(path.partition(".")[0], False)
+        place = Place.of("winograd", conv, shape[-2:], inner=inner, last=in_level)
+        if not choose("winograd", path, place=place):
             continue
         if isinstance(module, SplitMerge):
             module.winograd = True
@@ -331,12 +273,12 @@ def _weights_channels_last(network: nn.Module) -> None:
 # --- pooling ------------------------------------------------------------------------------------------
 
 
-def _pool_channels_last(network: TopDownNetwork, choose: Chooser) -> None:
-    """Replace every global average pooling; where nothing is trained there is nothing to win."""
-    if not choose.training:
-        return
+def _pool_channels_last(network: TopDownNetwork, choose: Chooser, formats: Formats) -> None:
+    """Replace every global average pooling of a channels-last map; the head reads the finest level's."""
+    last = {name: formats[stage.reduction] for stage in network.stages.levels for name in stage.calls}
+    at_the_end = formats[network.stages.levels[-1].reduction]
     for name, part in network.named_children():
-        if not isinstance(part, fx.GraphModule):
+        if not isinstance(part, fx.GraphModule) or not last.get(name, at_the_end):
             continue
         for node in part.graph.nodes:
             keepdim = _global_mean(part, node)

@@ -304,11 +304,7 @@ def test_report(resnet: Any) -> None:
     assert (done.mode, done.device, done.batch_size) == ("inference", "cpu", 2)
     assert done.difference < 1e-4
     made = {(r.rule, r.site) for r in done.made}
-    assert {
-        ("merge", "r1_merge"),
-        ("upsample_conv", "r4_up.layer1.0.conv1"),
-        ("winograd", "r16_merge.conv"),
-    } <= made
+    assert {("merge", "r1_merge"), ("upsample_conv", "r4_up.layer1.0.conv1")} <= made
     row = next(r for r in done.rows() if r["site"] == "r1_merge")
     assert (row["MMACs"], row["after"], row["made"]) == (3699.4, 2671.8, "yes")
     assert "largest relative difference" in str(done)
@@ -400,7 +396,7 @@ def test_the_gradient_of_the_head_is_channels_last(name: str) -> None:
 def test_narrow_merges_stay_whole() -> None:
     network = convert_baseline("lenet_fc", "td", seed=0)
     merges = [r for r in bu2td.optimize(network).optimization.rewrites if r.rule == "merge"]
-    assert [(r.chosen, r.reason) for r in merges] == [(False, "too narrow")] * 2
+    assert [r.chosen for r in merges] == [False] * 2
     forced = bu2td.optimize(network, rules={"merge": "always"})
     assert all(r.chosen for r in forced.optimization.rewrites if r.rule == "merge")
 

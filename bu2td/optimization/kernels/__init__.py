@@ -1,6 +1,7 @@
 """Modules that compute what others compute, faster."""
 
 from bu2td.optimization.kernels.fused import FusedConv2d, FusedMerge, FusedNorm
+from bu2td.optimization.kernels.layout import Layout
 from bu2td.optimization.kernels.lowres import UpsampledConv2d, can_read_low
 from bu2td.optimization.kernels.pool import GlobalAvgPool
 from bu2td.optimization.kernels.split import SplitMerge
@@ -11,6 +12,7 @@ __all__ = [
     "FusedMerge",
     "FusedNorm",
     "GlobalAvgPool",
+    "Layout",
     "SplitMerge",
     "UpsampledConv2d",
     "WinogradConv2d",

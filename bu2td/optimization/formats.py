@@ -1,0 +1,74 @@
+"""The memory format of a network's maps, level by level.
+
+Convolutions read and write channels-last maps as they lie, but weights of a network that trains stay contiguous,
+and PyTorch copies them into the maps' format in every pass, slowly. Where a level has many weights and small maps
+(the coarse ones, in small batches) that costs more than it saves; where maps are large it is nothing. So every
+level of a network that trains has a format of its own, and a map is copied where it passes into a level of
+another one. For inference weights are laid out once, and the network has one format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from bu2td.ir import Stage
+from bu2td.nn import Pyramid
+from bu2td.optimization.cost_model import Chooser
+from bu2td.optimization.kernels import Layout
+from bu2td.optimization.places import Place
+from bu2td.runtime import TopDownNetwork
+
+RULE = "channels_last"
+
+#: Reduction of a level -> whether its maps are channels-last.
+Formats = Mapping[int, bool]
+
+
+def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]], choose: Chooser) -> Formats:
+    """Let a chooser choose the format of every level, before anything else is rewritten."""
+    pyramid = network.stages.pyramid
+    reductions = [stage.reduction for stage in network.stages.levels]
+    if not isinstance(network.get_submodule(pyramid), Pyramid):
+        return dict.fromkeys(reductions, False)
+    # Files of earlier versions name the pyramid alone.
+    if not choose.training or (choose.given is not None and (RULE, pyramid) in choose.given):
+        return dict.fromkeys(reductions, choose(RULE, pyramid))
+    return {
+        stage.reduction: choose(RULE, stage.image, parts=_convolutions(network, stage, shapes))
+        for stage in network.stages.levels
+    }
+
+
+def _convolutions(network: nn.Module, stage: Stage, shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
+    found = []
+    for name in stage.calls:
+        for path, module in network.get_submodule(name).named_modules(prefix=name):
+            shape = shapes.get(path, shapes.get(path.rpartition(".")[0]))
+            if isinstance(module, nn.Conv2d) and shape is not None and len(shape) == 4:
+                found.append(Place.of(RULE, module, shape[-2:]))
+    return found
+
+
+def lay_out(network: TopDownNetwork, formats: Formats) -> None:
+    """Give every level its format: its image of the pyramid, and what it reads of the coarser level."""
+    pyramid: Any = network.get_submodule(network.stages.pyramid)
+    if not any(formats.values()):
+        return
+    pyramid.channels_last = True if all(formats.values()) else tuple(r for r, last in formats.items() if last)
+    nodes = {node.name: node for node in network.graph.nodes}
+    for coarser, stage in pairwise(network.stages.levels):
+        last = formats[stage.reduction]
+        if last == formats[coarser.reduction]:
+            continue
+        source, name = nodes[coarser.output], f"r{stage.reduction}_layout"
+        users = list(source.users)
+        network.add_submodule(name, Layout(last))
+        with network.graph.inserting_after(source):
+            new = network.graph.create_node("call_module", name, (source,), name=name)
+        for user in users:
+            if user.op != "output":
+                user.replace_input_with(source, new)
