@@ -72,7 +72,8 @@ def optimize(
         VerificationError: the result differs from the network by more than 1e-4 relative.
     """
     _check(network, mode)
-    rules, force = ({} if given is None else given for given in (rules, force))
+    rules = {} if rules is None else rules
+    force = {} if force is None else force
     check_choices(rules, force)
     device = next(network.parameters()).device.type
     size, count, given = _sizes(network, mode, batch_size, image_size, example_inputs)
@@ -81,7 +82,7 @@ def optimize(
     found = Finding()
     if tune == "measure":
         images = torch.rand(shape) if given is None else given
-        task = Task(network, mode, images.detach().to(next(network.parameters())), rules or {}, force or {})
+        task = Task(network, mode, images.detach().to(next(network.parameters())), rules, force)
         _copied(network)  # a network that cannot be copied is refused with its own words
         twin, choose, found = tuned(task)
     else:
