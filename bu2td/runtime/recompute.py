@@ -120,10 +120,16 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _is_lean(merge: Any) -> bool:
-    """Whether the second half of a merge stores no more than its input and a mask."""
-    kinds = [type(part) for part in merge.after()]
-    return kinds[:1] != [] and kinds[0] in _NORMS and kinds[1:] in ([], [nn.ReLU])
+def _is_stored(merge: Any) -> bool:
+    """Whether the second half of a merge is not to be computed again.
+
+    It stores no more than its input and a mask, or begins with an activation that overwrites its input, which is not
+    there any more when it would be read again.
+    """
+    parts = merge.after()
+    kinds = [type(part) for part in parts]
+    is_lean = kinds[:1] != [] and kinds[0] in _NORMS and kinds[1:] in ([], [nn.ReLU])
+    return is_lean or any(getattr(part, "inplace", False) for part in parts[:1])
 
 
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -210,7 +216,7 @@ def in_parts(nodes: Sequence[fx.Node], stage: Stage, network: nn.Module) -> list
         elif isinstance(module, Joining):
             if not module.concatenates and found and found[-1][-1].node.name == stage.lateral:
                 waiting = [*(Part(part.node, How.NESTED) for part in found.pop()), *waiting]
-            second = How.STORED_REST if _is_lean(module) else How.REST
+            second = How.STORED_REST if _is_stored(module) else How.REST
             found += [[*waiting, Part(node, How.FIRST)], [Part(node, second)]]
             waiting = []
         elif any(part.node in node.args for part in waiting):
