@@ -193,7 +193,7 @@ def test_without_time_nothing_is_taken_back() -> None:
 def test_a_slow_network_keeps_what_went_in(network: Any, images: Tensor) -> None:
     """Every place gains alone, and the network as a whole loses: nothing is left of it."""
     watch = Told(dict.fromkeys(BY_MACHINE, 2.0))
-    watch.rounds = lambda *rest: {"old": [1.0], "new": [2.0]}  # type: ignore[method-assign]
+    watch.rounds = lambda *rest, **more: {"old": [1.0], "new": [2.0]}  # type: ignore[method-assign]
     twin, choose, found = told(network, "training", images, watch)
     assert made(choose) == set()
     assert found.declined == tuple(RULES)
