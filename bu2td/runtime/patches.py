@@ -79,7 +79,8 @@ class PatchNetwork(nn.Module, Shared):
         level = network.plan.levels[-finest - 1]
         self.coarse, self.reduction = level.name, level.reduction
         weight = next(network.parameters())
-        self.auxiliary = nn.Linear(level.width, network.num_classes, device=weight.device, dtype=weight.dtype)
+        sizes = (level.width, network.num_classes)  # its weights are drawn below, not from torch's own generator
+        self.auxiliary = nn.utils.skip_init(nn.Linear, *sizes, device=weight.device, dtype=weight.dtype)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             self.auxiliary.weight.copy_(torch.randn(self.auxiliary.weight.shape, generator=generator) * 0.01)

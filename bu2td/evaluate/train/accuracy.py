@@ -294,7 +294,7 @@ def read_result(path: Path) -> dict[str, Any] | None:
     try:
         content = loads((path / RESULT).read_text(encoding="utf-8"))
         return {"identity": dict(content["identity"]), "result": as_row(Training, content["result"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
