@@ -70,6 +70,27 @@ def resnet(optimised: bool = False) -> Any:
 # --- the same numbers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.Hardtanh, nn.LeakyReLU, nn.Hardswish])
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_recomputing_where_activations_overwrite_what_convolutions_made(
+    way: str, inplace: bool, act: type[nn.Module]
+) -> None:
+    """Without a norm between them: what is computed again must not read what is not there any more."""
+    layers: list[nn.Module] = []
+    for width, after in ((3, 4), (4, 8), (8, 8)):
+        layers += [nn.Conv2d(width, after, 3, padding=1), act(inplace=inplace), nn.MaxPool2d(2)]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    plain = bu2td.convert(model, example_inputs=torch.zeros(2, 3, 32, 32), seed=0).double()
+    saving = copy.deepcopy(plain)
+    saving.set_grad_checkpointing(True, **WAYS[way])
+    images = torch.rand(2, 3, 24, 40, dtype=torch.float64)
+    for network in (plain, saving, bu2td.optimize(saving, "training")):
+        network.train()(images).square().sum().backward()
+        for (key, a), b in zip(plain.named_parameters(), network.parameters(), strict=True):
+            torch.testing.assert_close(a.grad, b.grad, msg=key)
+
+
 @pytest.mark.parametrize("rules", [None, {}, {"merge": "always"}], ids=["converted", "optimised", "split"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["lenet_fc", "resnet32", "resnet18_imagenette"])
