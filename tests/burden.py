@@ -162,11 +162,12 @@ def state(count: int) -> list[str]:
 
 def _calls() -> dict[str, Callable[[], Any]]:
     network = convert(0)
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), head(4))
     folder = tempfile.mkdtemp()
 
     def refused() -> None:
         with contextlib.suppress(bu2td.Bu2tdError):
-            bu2td.convert(nn.Sequential(nn.Conv2d(3, 4, 3), head(4)), seed=0)
+            bu2td.convert(flat, seed=0)
 
     return {
         "convert": lambda: convert(0),

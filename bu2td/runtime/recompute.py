@@ -123,8 +123,8 @@ def _lean(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
 def _is_stored(merge: Any) -> bool:
     """Whether the second half of a merge is not to be computed again.
 
-    It stores no more than its input and a mask, or begins with an activation that overwrites its input, which is not
-    there any more when it would be read again.
+    It stores no more than its input and a mask, or begins with an activation that overwrites its input, which
+    cannot be read again then.
     """
     parts = merge.after()
     kinds = [type(part) for part in parts]
