@@ -1,12 +1,10 @@
-"""Plots are drawn from the committed results; the two forms that a choice is between compute the same."""
+"""Plots and pages are made of the committed results."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
 BENCH = Path(__file__).parents[1] / "bench"
 pytest.importorskip("matplotlib")
@@ -37,21 +35,6 @@ def test_plots_are_drawn_from_results(
     assert plots.draw(tmp_path / "none", tmp_path) == []
     assert "has no rows for memory" in capsys.readouterr().out
     sys.modules.pop("plots")
-
-
-@pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize(("rule", "kernel"), [("upsample_conv", 3), ("upsample_conv", 1), ("winograd", 3)])
-def test_both_forms_of_a_choice_compute_the_same(
-    rule: str, kernel: int, mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCH))
-    import choices
-
-    conv = nn.Conv2d(8, 4, kernel, padding=kernel // 2, bias=False)
-    results = [form() for form in choices.arms(rule, mode, conv, torch.rand(2, 8, 6, 6)).values()]
-    assert len(results[0]) == (1 if mode == "inference" else 3)
-    for old, new in zip(*results, strict=True):
-        torch.testing.assert_close(old, new, rtol=1e-4, atol=1e-5)
 
 
 def test_the_page_of_the_paper_is_that_of_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

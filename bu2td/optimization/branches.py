@@ -106,7 +106,12 @@ class Branch:
 
 
 def _exact(values: Tensor) -> Tensor:
-    return values.detach().cpu().double()  # not every device has float64
+    return values.detach().to(_exact_on(values), torch.float64)
+
+
+def _exact_on(values: Tensor) -> str:
+    """Where sums in float64 are made: not every device has it; and a network without values gets none."""
+    return "meta" if values.is_meta else "cpu"
 
 
 def _per_output(values: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -171,8 +176,9 @@ class Bundle:
         assert like is not None
         convs = [b.conv for b in self.branches if b.conv is not None]
         rows, columns = (_Axis.over(convs, axis, len(convs) < len(self.branches)) for axis in (0, 1))
-        weight = torch.zeros((*like.weight.shape[:2], rows.taps, columns.taps), dtype=torch.float64)
-        bias = torch.zeros(like.out_channels, dtype=torch.float64)
+        exact: dict[str, Any] = {"dtype": torch.float64, "device": _exact_on(like.weight)}
+        weight = torch.zeros((*like.weight.shape[:2], rows.taps, columns.taps), **exact)
+        bias = torch.zeros(like.out_channels, **exact)
         for branch in self.branches:
             if branch.conv is None:
                 outputs = torch.arange(like.out_channels)
