@@ -92,19 +92,20 @@ def rows() -> Iterator[str]:
         f"{peaks[2]:.1f}",
         "bench/results/memory.json",
     )
-    attacks = {
-        c["subject"]: c
-        for c in read("evaluate/full/report.json")["comparisons"]
-        if (c["family"], c["level"], c["arrangement"], c["primary"]) == ("Attacks", "these networks", "td", True)
-    }
+    run = "evaluate/fashion-mnist-lenet_fc/report.json"
+    compared = [
+        c for c in read(run)["comparisons"] if (c["level"], c["arrangement"]) == ("these networks", "td")
+    ]
+    attacks = {c["subject"]: c for c in compared if c["family"] == "Attacks" and c["primary"]}
+    [right] = [c for c in compared if (c["family"], c["measure"]) == ("Accuracy", "test accuracy")]
     robust = attacks.pop("strongest")
     verdicts = [c["verdict"] for c in attacks.values()]
     yield row(
         "is it more robust?",
-        f"LeNetFC on digits: the strongest attack needs {robust['top_down']:.2f} (mean L2), bottom-up "
+        f"LeNetFC on Fashion-MNIST: the strongest attack needs {robust['top_down']:.2f} (mean L2), bottom-up "
         f"{robust['bottom_up']:.2f}; of {len(verdicts)} attacks {verdicts.count('better')} need more, "
-        f"{verdicts.count('worse')} less",
-        "bench/results/evaluate/full/report.json",
+        f"{verdicts.count('worse')} less; accuracy {right['top_down']:.1%}, bottom-up {right['bottom_up']:.1%}",
+        f"bench/results/{run}",
     )
     runs = read("segmentation/results.json")["runs"]
     scenes = {
