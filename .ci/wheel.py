@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 BESIDE = ("LICENSE", "MANIFEST.in", "README.md", "pyproject.toml")
 PACKAGES = {"bu2td": "bu2td", "converters": "bu2td_converters"}
 #: Tests of what a wheel may lack: entry points, commands, presets, templates, rates.
-TESTS = ("cli/test_doctor.py", "cli/test_imports.py", "ops", "evaluate/test_presets.py", "test_paper.py")
+TESTS = ("cli/test_doctor.py", "cli/test_imports.py", "ops", "evaluate/test_presets.py")
 
 
 def main() -> None:

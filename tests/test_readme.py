@@ -93,9 +93,7 @@ def rows() -> Iterator[str]:
         "bench/results/memory.json",
     )
     run = "evaluate/fashion-mnist-lenet_fc/report.json"
-    compared = [
-        c for c in read(run)["comparisons"] if (c["level"], c["arrangement"]) == ("these networks", "td")
-    ]
+    compared = [c for c in read(run)["comparisons"] if (c["level"], c["arrangement"]) == ("these networks", "td")]
     attacks = {c["subject"]: c for c in compared if c["family"] == "Attacks" and c["primary"]}
     [right] = [c for c in compared if (c["family"], c["measure"]) == ("Accuracy", "test accuracy")]
     robust = attacks.pop("strongest")
