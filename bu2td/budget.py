@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bu2td.conversion import analyze, convert
-from bu2td.errors import Bu2tdError, OptionError, PredictionError
+from bu2td.errors import Bu2tdError, OptionError, PredictionError, first_line
 from bu2td.graph import undisturbed
 from bu2td.ir import Analysis, format_table
 from bu2td.measure import TrainingStep, training_step
@@ -186,7 +186,7 @@ def _step(network: nn.Module, shape: tuple[int, ...]) -> TrainingStep:
     except (NotImplementedError, RuntimeError, ValueError) as error:
         raise PredictionError(
             f"a training step of {type(network).__name__} on images of {tuple(shape)} cannot be predicted: "
-            f"{(str(error).splitlines() or [type(error).__name__])[0]}. Measure it on this machine instead"
+            f"{first_line(error)}. Measure it on this machine instead"
         ) from error
 
 

@@ -145,6 +145,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """Return ``' Did you mean a, b or c?'``, or an empty string when nothing known is similar."""
     matches = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)

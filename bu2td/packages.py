@@ -7,7 +7,7 @@ import re
 import warnings
 from typing import Any
 
-from bu2td.errors import MissingPackageError
+from bu2td.errors import MissingPackageError, first_line
 
 
 def advice(extra: str) -> str:
@@ -38,9 +38,8 @@ def imported(module: str, pip: str | None = None, why: str = "") -> Any:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             message = f"{package} is not installed. Run: {command}"
         else:
-            lines = str(error).splitlines()
             message = (
-                f"{package} is installed but cannot be imported ({lines[0] if lines else type(error).__name__}). "
+                f"{package} is installed but cannot be imported ({first_line(error)}). "
                 f"Run: pip install --force-reinstall {pip}"
             )
     raise MissingPackageError(f"{why} {message}" if why else message)

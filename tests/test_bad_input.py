@@ -343,3 +343,16 @@ def test_bottom_up_network_survives_a_failure() -> None:
     assert not model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert convert_baseline("lenet_fc", "td", device="meta").num_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("\n  one\ntwo"), "one"),
+        (ValueError(), "ValueError"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        (KeyError("a\nb"), r"'a\nb'"),
+    ],
+)
+def test_what_an_error_of_others_says_in_one_line(error: Exception, said: str) -> None:
+    assert errors.first_line(error) == said

@@ -22,7 +22,7 @@ from bu2td.capture.namespaces import holds_proxy, own_names
 from bu2td.capture.outputs import plain
 from bu2td.capture.proxy import Proxy
 from bu2td.capture.values import Unknown, Values
-from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError
+from bu2td.errors import Bu2tdError, CaptureError, ExampleInputError, first_line
 from bu2td.graph import is_torch_source
 from bu2td.ops import converter_for_type
 
@@ -329,17 +329,13 @@ def _unfollowed(path: str, error: Exception, tracer: _Tracer) -> Bu2tdError:
     if tracer.unfit is not None:
         return ExampleInputError(
             f"the model does not run on an image of shape {tuple(tracer.images.shape)}: "
-            f"{_first_line(tracer.unfit)}\n"
+            f"{first_line(tracer.unfit)}\n"
             f"  asked for in {path} at {where}\n"
             f"Pass example_inputs with the channels and size that the model expects"
         )
     return CaptureError(
-        f"the forward of {path} cannot be followed: {_first_line(error)}\n  at {where}\n{_remedy(error, where)}"
+        f"the forward of {path} cannot be followed: {first_line(error)}\n  at {where}\n{_remedy(error, where)}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _remedy(error: Exception, where: str) -> str:

@@ -40,7 +40,7 @@ from bu2td.erf.intervals import Line, intervals
 from bu2td.erf.plot import plot_maps
 from bu2td.erf.subject import Subject, check_weights, subject
 from bu2td.erf.table import Table
-from bu2td.errors import ExampleInputError, NonFiniteError, OptionError
+from bu2td.errors import ExampleInputError, NonFiniteError, OptionError, first_line
 from bu2td.ir import Analysis, format_table
 from bu2td.options import as_count, as_device, as_seed, as_size
 
@@ -213,7 +213,7 @@ def input_gradients(
             try:
                 centres = _Centres(needed, axes).measure(x)
             except (RuntimeError, ValueError, AssertionError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = first_line(error)
                 raise ExampleInputError(
                     f"the network does not run on images of shape {tuple(batch.shape)}: {reason}"
                 ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from bu2td.errors import FileError
+from bu2td.errors import FileError, first_line
 from bu2td.files import replacing
 
 #: More than deflate packs: a member that is said to be larger than this many times what it takes is no member.
@@ -45,8 +45,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except Exception as error:  # what damage raises depends on the damage
-        said = (isinstance(error, OSError) and error.strerror) or next(iter(str(error).splitlines()), "")
-        raise FileError(f"{path} cannot be read as arrays ({said or type(error).__name__})") from error
+        said = (isinstance(error, OSError) and error.strerror) or first_line(error)
+        raise FileError(f"{path} cannot be read as arrays ({said})") from error
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:

@@ -17,6 +17,7 @@ from bu2td.errors import (
     NonFiniteError,
     NotAModelError,
     OptionError,
+    first_line,
 )
 from bu2td.options import as_device
 
@@ -83,7 +84,7 @@ def running(call: Callable[[Tensor], Any], images: Tensor) -> Any:
             f"smaller batch_size"
         ) from error
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ExampleInputError(
             f"the network does not run on images of shape {tuple(images.shape)}: {reason}"
         ) from error

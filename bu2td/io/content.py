@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bu2td.errors import Bu2tdError, FileError, MissingPackageError, nearest, shown
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, first_line, nearest, shown
 from bu2td.files import leaves, loads, replacing
 from bu2td.io.seal import SEAL, seal
 from bu2td.ir import Optimization
@@ -103,7 +103,7 @@ def complete(path: Path, what: str) -> Iterator[None]:
     except MissingPackageError:
         raise
     except Exception as error:  # what a recipe raises that nobody wrote depends on what it says
-        raise FileError(f"{path}: {what} is incomplete ({_first_line(error)})") from error
+        raise FileError(f"{path}: {what} is incomplete ({first_line(error)})") from error
 
 
 def _check(data: Mapping[str, Any]) -> None:
@@ -200,11 +200,7 @@ def _told(path: Path, what: str, also: str = "") -> Iterator[None]:
     except Bu2tdError:
         raise
     except Exception as error:
-        reason = (isinstance(error, OSError) and error.strerror) or _first_line(error)
+        reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         # Of damage, the reader's own words say nothing.
         said = f" ({type(error).__name__})" if also else f": {reason}"
         raise FileError(f"{path} {what}{said}{also}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -14,7 +14,7 @@ from torch import nn
 from bu2td.analyse import analyse
 from bu2td.capture import capture
 from bu2td.conversion import emit
-from bu2td.errors import FileError, MissingPackageError
+from bu2td.errors import FileError, MissingPackageError, first_line
 from bu2td.graph import paused_collector
 from bu2td.io.content import Saved, complete
 from bu2td.ir import Capture
@@ -148,8 +148,7 @@ def _followed(path: Path) -> Iterator[None]:
     except (FileError, MissingPackageError):
         raise
     except Exception as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FileError(f"{path}: the recipe cannot be followed ({said})") from error
+        raise FileError(f"{path}: the recipe cannot be followed ({first_line(error)})") from error
 
 
 def _check_size(saved: Saved, network: nn.Module) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, nearest, shown
+from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, first_line, nearest, shown
 from bu2td.graph import undisturbed
 from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, TUNES, Chooser, check_choices
@@ -148,7 +148,7 @@ def _copied(network: TopDownNetwork) -> TopDownNetwork:
         return copy.deepcopy(network)
     except Exception as error:
         raise OptimizeError(
-            f"the network cannot be copied ({str(error).splitlines()[0]}); remove what copy.deepcopy cannot copy "
+            f"the network cannot be copied ({first_line(error)}); remove what copy.deepcopy cannot copy "
             f"(weights that hooks compute, open files), or optimise first"
         ) from error
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bu2td.errors import MissingPackageError, OptimizeError
+from bu2td.errors import MissingPackageError, OptimizeError, first_line
 from bu2td.ops import meta_copy
 from bu2td.optimization.cost_model import BY_MACHINE, RULES, Chooser
 from bu2td.optimization.memory import Memory, place_key
@@ -287,11 +287,10 @@ class Contest:
             step()
             took = self._wall(step) / few
         except (RuntimeError, ValueError, IndexError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             shape = (few, *self.images.shape[1:])
             raise OptimizeError(
-                f"the network does not run a step of {self.task.mode} on images of shape {shape}: {reason}. Pass "
-                f"example_inputs of the batch and size that it is for"
+                f"the network does not run a step of {self.task.mode} on images of shape {shape}: "
+                f"{first_line(error)}. Pass example_inputs of the batch and size that it is for"
             ) from error
         steps = 2 * (_ROUNDS[0] + 1)
         room = int(max(self.budget.left, 0.0) / 3 / steps / max(took, 1e-9))

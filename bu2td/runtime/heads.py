@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from bu2td.errors import OptionError, nearest
+from bu2td.errors import OptionError, first_line, nearest
 from bu2td.nn import contain
 from bu2td.ops import Role, converter_for, converter_for_type, meta_copy
 
@@ -172,7 +172,7 @@ class HeadTemplate:
         except (RuntimeError, ValueError, IndexError) as error:
             raise OptionError(
                 f"global_pool={kind!r}: the layers between pool and classifier do not work behind it "
-                f"({str(error).splitlines()[0]})"
+                f"({first_line(error)})"
             ) from error
         if num_classes == 0:
             return head

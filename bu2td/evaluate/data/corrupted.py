@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bu2td.errors import DataError
+from bu2td.errors import DataError, first_line
 from bu2td.evaluate.data.pictures import FileImages
 from bu2td.evaluate.data.sets import Data
 
@@ -202,8 +202,7 @@ def _mapped(path: Path) -> np.ndarray:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # what numpy raises on damage depends on the damage
-        said = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DataError(f"{path} is cut off, or no array ({said}); fetch it anew") from error
+        raise DataError(f"{path} is cut off, or no array ({first_line(error)}); fetch it anew") from error
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} is an archive of arrays, not one array; fetch it anew")
     return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bu2td.errors import DataError, OptionError, nearest
+from bu2td.errors import DataError, OptionError, first_line, nearest
 from bu2td.evaluate.data import idx
 from bu2td.evaluate.data.boxes import FILE as BOXES
 from bu2td.evaluate.data.boxes import Box, read_boxes
@@ -250,8 +250,7 @@ def _folder(name: str, size: tuple[int, int, int] | None) -> Data:
         try:
             sets.append(datasets.ImageFolder(str(part)))
         except (FileNotFoundError, RuntimeError) as error:
-            message = str(error).splitlines()[0]
-            raise DataError(f"{part} needs a folder of images for every class ({message})") from error
+            raise DataError(f"{part} needs a folder of images for every class ({first_line(error)})") from error
     if sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))
         raise DataError(f"{place}: train and {tests[-1].name} differ in classes ({', '.join(odd[:8])})")
@@ -281,7 +280,7 @@ def _fetch(cls: str, name: str, root: Path, download: bool, **options: Any) -> A
     try:
         return constructor(str(root), download=download, **options)
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         missing = "not found" in reason.lower()
     except (EOFError, ValueError, AssertionError, KeyError, pickle.UnpicklingError, zlib.error) as error:
         reason, missing = f"{type(error).__name__}: {error}".strip(), False

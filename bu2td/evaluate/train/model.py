@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bu2td
-from bu2td.errors import ModelOutputError, NotAModelError, OptionError
+from bu2td.errors import ModelOutputError, NotAModelError, OptionError, first_line
 from bu2td.evaluate.data.sets import Data, Images
 from bu2td.evaluate.settings import Settings
 from bu2td.models.words import create_model
@@ -128,7 +128,7 @@ def _channels_of(model: nn.Module, data: Data, word: str, hint: str) -> int:
             with torch.no_grad():
                 logits = model(torch.zeros(2, count, height, width))
         except Exception as error:  # the model's own code: whatever it raises about the shape
-            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            reasons.append(first_line(error))
             continue
         finally:
             model.train(was_training)
