@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bu2td.files import write_csv, write_json
+from bu2td.optimization.memory import processor as processor
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -119,14 +120,6 @@ def versions(*packages: str) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "none"
     return found
-
-
-def processor() -> str:
-    """The name of the CPU, as far as the system tells."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown"
 
 
 def write(stem: Path, rows: list[Row], **about: Any) -> None:

@@ -28,7 +28,7 @@ FORMAT = "bu2td.times.1"
 VARIABLE = "BU2TD_CACHE"
 
 
-def folder() -> Path:
+def cache_folder() -> Path:
     """The folder of measurements: ``BU2TD_CACHE``, else ``bu2td`` in ``XDG_CACHE_HOME``, else in ``~/.cache``."""
     own = os.environ.get(VARIABLE)
     if own:
@@ -39,14 +39,17 @@ def folder() -> Path:
 
 def device_name(device: torch.device) -> str:
     """The name of a processor or a GPU, as far as the system tells."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} {processor()}"
+
+
+def processor() -> str:
+    """The name of the processor, as far as the system tells."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{device.type} {names[0] if names else platform.processor() or platform.machine()}"
+    return names[0] if names else platform.processor() or platform.machine() or "unknown"
 
 
 def place_key(place: Place, mode: str, batch: int, dtype: torch.dtype) -> str:
@@ -71,7 +74,7 @@ class Memory:
         self.about: dict[str, Any] = {"format": FORMAT, **about}
         name = hashlib.sha256(json.dumps(self.about).encode()).hexdigest()[:16]
         try:
-            self.file: Path | None = folder() / f"times-{name}.json"
+            self.file: Path | None = cache_folder() / f"times-{name}.json"
         except RuntimeError:  # no home
             self.file = None
         self.times: dict[str, tuple[float, float]] = {}

@@ -17,7 +17,7 @@ from bu2td.errors import OptimizeError, OptionError
 from bu2td.optimization import tuning
 from bu2td.optimization.cost_model import BY_MACHINE, DECLINED, RULES, Chooser
 from bu2td.optimization.kernels import Layout, SplitMerge, UpsampledConv2d, WinogradConv2d
-from bu2td.optimization.memory import Memory, folder, place_key
+from bu2td.optimization.memory import Memory, cache_folder, place_key
 from bu2td.optimization.places import Form, Place
 from bu2td.optimization.stopwatch import Budget, Stopwatch
 from bu2td.optimization.trials import trial
@@ -303,13 +303,13 @@ def test_files_of_one_format_still_have_it(network: Any) -> None:
 
 
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert folder() == tmp_path / "cache"
+    assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("BU2TD_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert folder() == tmp_path / "xdg" / "bu2td"
+    assert cache_folder() == tmp_path / "xdg" / "bu2td"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert folder() == tmp_path / ".cache" / "bu2td"
+    assert cache_folder() == tmp_path / ".cache" / "bu2td"
 
 
 def test_measurements_are_kept_apart_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
