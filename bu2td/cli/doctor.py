@@ -158,7 +158,9 @@ def _machine() -> dict[str, Any]:
     try:
         import torch
     except Exception:
-        return {"devices": [], "threads": None, "cores": os.cpu_count(), "weights": None}
+        return {"devices": [], "threads": None, "cores": os.cpu_count(), "weights": None, "cache": None}
+    from bu2td.optimization import cache_folder
+
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -167,6 +169,7 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "weights": torch.hub.get_dir(),
+        "cache": None if (cache := cache_folder()) is None else str(cache),
     }
 
 
@@ -228,7 +231,8 @@ def _text(answer: dict[str, Any]) -> str:
     shown += [(p["name"], p["found"] or "missing") for p in answer["packages"]]
     shown.append(("devices", ", ".join(answer["devices"]) or "unknown"))
     shown.append(("threads", f"{answer['threads'] or 'unknown'} of {answer['cores']} cores"))
-    shown.append(("weights", f"downloads go to {answer['weights'] or 'unknown'} (bu2td itself keeps no cache)"))
+    shown.append(("weights", f"downloads go to {answer['weights'] or 'unknown'}"))
+    shown.append(("cache", f"what bu2td.optimize measures goes to {answer['cache'] or 'unknown'}"))
     lines = [f"{name:<12} {value}" for name, value in shown]
     for extra in answer["extras"]:
         missing = [str(Package(p["name"], p["wanted"], p["found"])) for p in extra["packages"] if not p["fits"]]

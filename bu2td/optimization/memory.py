@@ -28,13 +28,21 @@ FORMAT = "bu2td.times.1"
 VARIABLE = "BU2TD_CACHE"
 
 
-def cache_folder() -> Path:
-    """The folder of measurements: ``BU2TD_CACHE``, else ``bu2td`` in ``XDG_CACHE_HOME``, else in ``~/.cache``."""
+def cache_folder() -> Path | None:
+    """The folder of measurements: ``BU2TD_CACHE``, else ``bu2td`` in ``XDG_CACHE_HOME``, else in ``~/.cache``.
+
+    None: there is no home.
+    """
     own = os.environ.get(VARIABLE)
     if own:
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base and Path(base).is_absolute() else Path.home() / ".cache") / "bu2td"
+    if base and Path(base).is_absolute():
+        return Path(base) / "bu2td"
+    try:
+        return Path.home() / ".cache" / "bu2td"
+    except RuntimeError:
+        return None
 
 
 def device_name(device: torch.device) -> str:
@@ -73,10 +81,8 @@ class Memory:
         about = {"device": device_name(device), "torch": str(torch.__version__), "threads": threads}
         self.about: dict[str, Any] = {"format": FORMAT, **about}
         name = hashlib.sha256(json.dumps(self.about).encode()).hexdigest()[:16]
-        try:
-            self.file: Path | None = cache_folder() / f"times-{name}.json"
-        except RuntimeError:  # no home
-            self.file = None
+        home = cache_folder()
+        self.file = None if home is None else home / f"times-{name}.json"
         self.times: dict[str, tuple[float, float]] = {}
         self.networks: dict[str, dict[str, Any]] = {}
         self._read()

@@ -14,6 +14,7 @@ import torch
 import bu2td
 from bu2td.cli import main
 from bu2td.models import baselines
+from bu2td.optimization import cache_folder
 
 REQUIRED = ["torch>=2.6", "networkx>=3", "numpy>=1.26", "scipy>=1.11"]
 
@@ -38,6 +39,7 @@ def test_a_sound_installation(call: Any, asks: Any) -> None:
     assert said["bu2td"] == f"{bu2td.__version__} in {Path(bu2td.__file__).parent}"
     assert said["torch"] == importlib.metadata.version("torch")
     assert said["devices"].startswith("cpu")
+    assert said["cache"].endswith(str(cache_folder()))
     assert said["threads"].startswith(f"{torch.get_num_threads()} of ")
     assert said["[checks]"] == "complete"
     assert said["conversion"].startswith("works: LeNetFC in ")
