@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from torch import fx
 
 
-def ending_in(graph: fx.Graph, names: Sequence[str], named: bool = False) -> fx.Graph:
+def ending_in(graph: fx.Graph, names: Sequence[str]) -> fx.Graph:
     """The part of a graph that computes some of its nodes, and returns them as a list.
 
     Args:
         graph: is not changed; its inputs are kept, all of them.
         names: of the nodes.
-        named: return a dict by these names instead.
     """
     read = {node for node in graph.nodes if node.name in names or node.op == "placeholder"}
     for node in reversed(graph.nodes):
@@ -24,5 +23,5 @@ def ending_in(graph: fx.Graph, names: Sequence[str], named: bool = False) -> fx.
         if node in read:
             copies[node] = part.node_copy(node, copies.__getitem__)
     by_name = {node.name: copy for node, copy in copies.items()}
-    part.output({name: by_name[name] for name in names} if named else [by_name[name] for name in names])
+    part.output([by_name[name] for name in names])
     return part
