@@ -21,6 +21,8 @@ from bu2td.runtime import TopDownNetwork
 RECOMPUTING: dict[str, dict[str, Any] | None] = {"nothing": None, "levels": {}, "inside": {"inside": True}}
 #: Merges and their kernels, cheapest first. "concat" costs what "add_concat" does.
 _MERGES: tuple[tuple[Merging, int], ...] = (("add", 1), ("add_concat", 1), ("add", 3), ("add_concat", 3))
+#: How many maps such a merge's convolution reads.
+_TERMS: dict[Merging, int] = {"add": 1, "add_concat": 2}
 #: Shares of the default width of arrangement "uni".
 _WIDTHS = (1.0, 0.5)
 #: Rows that are printed.
@@ -149,11 +151,13 @@ def propose(
         then by time. ``str()`` of it is a table.
 
     Raises:
-        OptionError: a budget or batch size that is none.
-        PredictionError: the bottom-up network has no training step on meta tensors.
+        OptionError: a budget or batch size that is none, or no arrangement.
+        PredictionError: the bottom-up network, or none of the others, has a training step on meta tensors.
         Bu2tdError: whatever `bu2td.convert` raises for an arrangement with default options.
     """
     limit = _checked(budget)
+    if not arrangements:
+        raise OptionError(f"arrangements={arrangements!r} must name at least one of {', '.join(ARRANGEMENTS)}")
     count = as_count("batch_size", batch_size)
     analysis = model if isinstance(model, Analysis) else analyze(model, example_inputs=example_inputs)
     shape = (count, *analysis.capture.image_shape[1:])
@@ -164,6 +168,11 @@ def propose(
         for width in _widths(analysis, arrangement)
         for proposal in _Family(analysis, arrangement, width, shape, before, limit).proposals()
     ]
+    if not tried:
+        raise PredictionError(
+            f"no training step of a top-down network of {list(arrangements)} can be predicted on images of "
+            f"{shape}; measure it on this machine instead"
+        )
     found = [proposal for proposal in tried if proposal.within != "none"]
     found = [proposal for proposal in found if not any(_beats(other, proposal) for other in found)]
     found.sort(key=lambda proposal: (proposal.within != "both", -proposal.kept, proposal.time))
@@ -223,15 +232,16 @@ class _Family:
 
     def proposals(self) -> Iterator[Proposal]:
         """Every set, coarse networks first; those that cost more than one beyond the budget are not tried."""
-        beyond: list[tuple[int, str, int]] = []
+        beyond: list[tuple[int, int]] = []
         for finest in self.ladder[1:]:
             for merge, kernel in _MERGES:
-                if any(merge >= other_merge and kernel >= other for _, other_merge, other in beyond):
+                terms = _TERMS[merge]
+                if any(terms >= other_terms and kernel >= other for other_terms, other in beyond):
                     continue
                 made = list(self._ways(finest, merge, kernel))
                 yield from made
                 if made and all(proposal.within == "none" for proposal in made):
-                    beyond.append((finest, merge, kernel))
+                    beyond.append((terms, kernel))
 
     def _ways(self, finest: int, merge: Merging, kernel: int) -> Iterator[Proposal]:
         """A network in the ways of recomputing that may bring it below the budget; none if it cannot be made."""

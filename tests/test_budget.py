@@ -9,6 +9,7 @@ from nets import Block, FlatResNet, head, unit
 from torch import nn
 
 import bu2td
+from bu2td import budget as budgets
 from bu2td.budget import RECOMPUTING
 from bu2td.cli.program import main
 from bu2td.errors import OptionError, PredictionError
@@ -131,6 +132,14 @@ def test_time_is_what_is_multiplied_moved_and_called() -> None:
 def test_a_budget_that_is_none_is_refused(budget: Any) -> None:
     with pytest.raises(OptionError, match="positive number"):
         bu2td.propose(plain(), budget)
+
+
+def test_without_a_network_to_propose_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="at least one of td"):
+        bu2td.propose(plain(), 2.0, [])
+    monkeypatch.setattr(budgets._Family, "_ways", lambda *args: iter(()))
+    with pytest.raises(PredictionError, match="no training step of a top-down network"):
+        bu2td.propose(plain(), 2.0, ["td"], example_inputs=torch.zeros(1, 3, 32, 32))
 
 
 def test_a_network_without_a_training_step_on_meta_tensors_is_named() -> None:
