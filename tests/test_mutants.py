@@ -40,7 +40,7 @@ def test_every_fault_is_one_change_of_the_code(mutants: ModuleType, tmp_path: Pa
         ("arguments", "divmod(count, 7)", "divmod(7, count)"),
     }
     for fault in mutants.faults_of(file):
-        assert fault.text == CODE.replace(fault.before, fault.after, 1) or fault.before in "0 2 3 7"
+        assert fault.text == CODE.replace(fault.before, fault.after, 1)
         assert fault.text.count("\n") == CODE.count("\n")
         assert fault.text != CODE
         assert fault.file == "rate.py"
