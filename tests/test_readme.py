@@ -102,7 +102,8 @@ def rows() -> Iterator[str]:
         "is it more robust?",
         f"LeNetFC on Fashion-MNIST: the strongest attack needs {robust['top_down']:.2f} (mean L2), bottom-up "
         f"{robust['bottom_up']:.2f}; of {len(verdicts)} attacks {verdicts.count('better')} need more, "
-        f"{verdicts.count('worse')} less; accuracy {right['top_down']:.1%}, bottom-up {right['bottom_up']:.1%}",
+        f"{verdicts.count('worse')} less; accuracy {100 * right['top_down']:.1f} %, bottom-up "
+        f"{100 * right['bottom_up']:.1f} %",
         f"bench/results/{run}",
     )
     runs = read("segmentation/results.json")["runs"]
