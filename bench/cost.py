@@ -73,15 +73,9 @@ def run(name: str, task: str, settings: speed.Settings, batch: int) -> list[dict
     family = networks.FAMILIES[name]
     found, images = forms(family, task, batch), family.images(batch)
     steps: dict[str, Any] = {}
-    for arm, network in list(found.items()):
+    for arm, network in found.items():
         steps[arm] = (speed.training if task == "training" else speed.inference)(network, images)
-        try:
-            steps[arm]()
-        except RuntimeError as error:
-            if arm != "recomputing":
-                raise
-            print(f"{name}, {arm}: {str(error).splitlines()[0][:90]}")
-            del steps[arm], found[arm]
+        steps[arm]()
     times = speed.compare(steps, settings)
     peaks = {arm: peak(network, task, tuple(images.shape)) for arm, network in found.items()}
     row: dict[str, Any] = {"network": name, "task": task, "size": family.size, "batch": batch}
