@@ -98,7 +98,9 @@ def load(what: str, first: int) -> _results.Row:
 
 def numbers(what: str, first: int) -> _results.Row:
     found = numerics.processes() if what == "processes" else numerics.compare(what)
-    return {"cases": len(found), "largest difference": max(found.values())}
+    limits = {key: numerics.TOLERANCE.get(key[0], numerics.TOLERANCE[torch.float32]) for key in found}
+    faults = [f"{key}: {value:.1e}" for key, value in found.items() if not value <= limits[key]]
+    return {"cases": len(found), "largest difference": max(found.values()), **_told(faults)}
 
 
 def _told(faults: list[str]) -> _results.Row:
