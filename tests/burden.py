@@ -37,10 +37,15 @@ def model(seed: int) -> nn.Sequential:
         return nn.Sequential(*layers, unit(widths[1], widths[2], stride=2), head(widths[2], 5))
 
 
+def converted(network: nn.Module, seed: int) -> bu2td.TopDownNetwork:
+    """The top-down network of a bottom-up one."""
+    images = torch.zeros(1, 3, 16, 16)
+    return bu2td.convert(network, ARRANGEMENTS[seed % 3], example_inputs=images, seed=seed, inherit="none")
+
+
 def convert(seed: int) -> bu2td.TopDownNetwork:
     """The top-down network of `model`."""
-    images = torch.zeros(1, 3, 16, 16)
-    return bu2td.convert(model(seed), ARRANGEMENTS[seed % 3], example_inputs=images, seed=seed, inherit="none")
+    return converted(model(seed), seed)
 
 
 def put_digest(queue: Any, seed: int) -> None:
@@ -113,6 +118,7 @@ def _used(seed: int) -> None:
 def threads(count: int, workers: int = 8) -> list[str]:
     """What differs between networks that one thread makes and those of several at once, while another one runs."""
     alone = [convert(seed) for seed in range(count)]
+    models = [model(seed) for seed in range(count)]  # made here: torch's own fork_rng is not for several threads
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = alone[0].eval()(images)
@@ -129,7 +135,7 @@ def threads(count: int, workers: int = 8) -> list[str]:
     beside.start()
     try:
         with ThreadPoolExecutor(workers) as pool:
-            together = list(pool.map(convert, range(count)))
+            together = list(pool.map(converted, models, range(count)))
     finally:
         done.set()
         beside.join()

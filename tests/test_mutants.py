@@ -59,6 +59,7 @@ def test_faults_are_the_same_every_time_and_the_packages_take_turns(mutants: Mod
 
 def test_what_the_tests_notice_is_told_from_what_they_do_not(mutants: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "bu2td").mkdir()
+    (tmp_path / "bu2td" / "__init__.py").touch()  # else an installed bu2td is imported instead
     (tmp_path / "bu2td" / "rate.py").write_text(CODE)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_rate.py").write_text(
