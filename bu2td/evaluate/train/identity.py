@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -88,13 +89,30 @@ def architecture_hash(network: nn.Module) -> str:
     may be written another way in the next version, and the training is still the same one.
     """
     layers = [
-        f"{path} {type(module).__name__} {module.extra_repr()}"
+        f"{path} {type(module).__name__} {_settings(module)}"
         for path, module in network.named_modules()
         if next(module.children(), None) is None or next(module.parameters(recurse=False), None) is not None
     ]
     found = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(layers))  # addresses of functions differ in every process
     shapes = [f"{name} {tuple(value.shape)} {value.dtype}" for name, value in network.state_dict().items()]
     return hashlib.sha256("\n".join([found, *shapes]).encode()).hexdigest()
+
+
+def _settings(module: nn.Module) -> str:
+    """What a module was made with.
+
+    PyTorch describes its own modules otherwise from version to version; of those the settings are taken that differ
+    from what the constructor takes by default, so that one that a version adds changes nothing.
+    """
+    if not type(module).__module__.startswith("torch."):
+        return module.extra_repr()
+    found = []
+    for name, parameter in inspect.signature(type(module)).parameters.items():
+        value = getattr(module, name, None)
+        plain = isinstance(value, (bool, int, float, str, tuple, list))
+        if plain and value is not parameter.default and value != parameter.default:
+            found.append(f"{name}={value}")
+    return ", ".join(found)
 
 
 def file_hash(path: Path) -> str:
