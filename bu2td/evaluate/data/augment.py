@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bu2td.evaluate.data.sets import Images
+from bu2td.evaluate.data.sets import Images, batch_of
 from bu2td.evaluate.settings import Settings
 
 #: Principal colours of ImageNet: eigenvalues and eigenvectors (columns) of the covariance of RGB values in [0, 1]
@@ -46,6 +48,14 @@ class Augmented:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.images[index]
         return augment(image, self.settings, torch.Generator().manual_seed(mix(self.seed, index))), label
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several images at once, see `batch_of`."""
+        own = self.settings
+        if not any((own.hflip, own.hshift, own.vshift, own.random_crop, own.pca_color)):
+            return batch_of(self.images, indices)
+        pairs = [self[index] for index in indices]
+        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
 
 def augment(image: Tensor, settings: Settings, random: torch.Generator) -> Tensor:

@@ -52,6 +52,11 @@ class TensorImages:
         image = self.images[index]
         return (image.float() / 255 if image.dtype == torch.uint8 else image), int(self.labels[index])
 
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several images at once, see `batch_of`."""
+        images = self.images[indices]
+        return (images.float() / 255 if images.dtype == torch.uint8 else images), self.labels[indices]
+
 
 class Part:
     """Some images of a set."""
@@ -64,6 +69,10 @@ class Part:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.source[self.indices[index]]
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Several images at once, see `batch_of`."""
+        return batch_of(self.source, [self.indices[index] for index in indices])
 
 
 @dataclass(frozen=True)
@@ -142,8 +151,20 @@ def split(images: Images, seed: int, share: float = 0.1) -> tuple[Images, Images
 
 def first_images(images: Images, count: int | None = None) -> tuple[Tensor, Tensor]:
     """The first images as one batch: (N, C, H, W) float32 in [0, 1], and their labels (N,)."""
-    size = len(images) if count is None else min(count, len(images))
-    pairs = [images[i] for i in range(size)]
+    return batch_of(images, range(len(images) if count is None else min(count, len(images))))
+
+
+def batch_of(images: Images, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images as one batch: (N, C, H, W) float32 in [0, 1], and their labels (N,).
+
+    A set with a method ``batch`` gives it in one step: images that lie in memory are not taken one by one.
+    """
+    if not len(indices):
+        raise OptionError("a batch needs at least one image")
+    whole = getattr(images, "batch", None)
+    if whole is not None:
+        return whole(list(indices))
+    pairs = [images[i] for i in indices]
     return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
 
@@ -326,4 +347,4 @@ def _checked(data: Data) -> Data:
     return data
 
 
-__all__ = ["Data", "Images", "Part", "TensorImages", "first_images", "list_data", "load_data", "split"]
+__all__ = ["Data", "Images", "Part", "TensorImages", "batch_of", "first_images", "list_data", "load_data", "split"]

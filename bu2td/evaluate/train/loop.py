@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bu2td.errors import FileError, NonFiniteError
 from bu2td.evaluate.data.augment import Augmented, mix
-from bu2td.evaluate.data.sets import Images
+from bu2td.evaluate.data.sets import Images, batch_of
 from bu2td.evaluate.schema import Epoch, write_table
 from bu2td.evaluate.settings import Settings
 from bu2td.evaluate.train.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
@@ -199,14 +199,20 @@ def measure(classifier: nn.Module, images: Images, settings: Settings, engine: A
 
 def loaded(images: Any, batches: Any, settings: Settings, engine: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of images and labels on the engine's device; `batches` holds lists of indices."""
-    source: Dataset[Any] = images
-    loader = DataLoader(source, batch_sampler=batches, num_workers=settings.workers, collate_fn=_collate)
+    source: Dataset[Any] = _Whole(images)
+    loader = DataLoader(source, sampler=batches, batch_size=None, num_workers=settings.workers, collate_fn=tuple)
     for batch, labels in loader:
         yield batch.to(engine.device, non_blocking=True), labels.to(engine.device, non_blocking=True)
 
 
-def _collate(pairs: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+class _Whole(Dataset[Any]):
+    """Images by lists of indices."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return batch_of(self.images, indices)
 
 
 def _bar(batches: Batches, engine: Any, title: str) -> Any:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bu2td.errors import DataError, OptionError
 from bu2td.evaluate.data import idx
-from bu2td.evaluate.data.sets import first_images, list_data, load_data, split
+from bu2td.evaluate.data.augment import Augmented
+from bu2td.evaluate.data.sets import Part, TensorImages, batch_of, first_images, list_data, load_data, split
+from bu2td.evaluate.settings import Settings
 
 pytest.importorskip("torchvision")
 
@@ -265,3 +267,19 @@ def test_split_parts_are_disjoint_and_seeded() -> None:
     assert split(images, seed=4)[1].indices != validation.indices  # type: ignore[attr-defined]
     with pytest.raises(OptionError, match="leaves 0 of"):
         split(images, seed=3, share=1e-6)
+
+
+def test_batches_are_what_images_are_one_by_one() -> None:
+    """Of parts of parts, in bytes and in floats, augmented and not."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (9, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    for images in (pixels, pixels.float() / 255):
+        whole = Part(Part(TensorImages(images, torch.arange(9)), [8, 1, 4, 2, 7]), [3, 0, 2, 4])
+        for settings in (Settings(), Settings(hflip=0.5, hshift=0.3)):
+            seen = Augmented(whole, settings, 3)
+            found, labels = batch_of(seen, [2, 0, 3])
+            assert torch.equal(found, torch.stack([seen[i][0] for i in (2, 0, 3)]))
+            assert labels.tolist() == [seen[i][1] for i in (2, 0, 3)] == [4, 2, 7]
+            assert found.dtype == torch.float32
+    with pytest.raises(OptionError, match="at least one image"):
+        batch_of(whole, [])
