@@ -6,6 +6,7 @@ The package `bu2td_converters` holds bu2td's own converters; it reaches the regi
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -139,9 +140,10 @@ def _load() -> None:
     if _loaded:
         return
     _loaded = True
-    for entry_point in sorted(
-        importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name != "bu2td"
-    ):
+    found = sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name != "bu2td")
+    if not any(entry_point.name == "bu2td" for entry_point in found):  # a checkout on the path, not installed
+        importlib.import_module("bu2td_converters")
+    for entry_point in found:
         entry_point.load()
 
 

@@ -19,6 +19,20 @@ def test_our_converters_come_through_the_entry_point() -> None:
     assert converter_for_type(nn.Module) is None
 
 
+def test_a_checkout_on_the_path_needs_no_installation() -> None:
+    """Without the metadata of an installed bu2td its own converters are there all the same."""
+    code = """
+import importlib.metadata
+importlib.metadata.entry_points = lambda **group: ()
+from bu2td.ops import registered
+print("torch.nn.modules.conv.Conv2d" in dict(registered()))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert result.stdout.strip() == "True", result.stderr
+
+
 def test_a_package_brings_its_converters(tmp_path: Path) -> None:
     """A distribution with an entry point in the group is loaded at the first look-up."""
     (tmp_path / "their_converters.py").write_text(
