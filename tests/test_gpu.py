@@ -19,7 +19,11 @@ import bu2td
 from bu2td.evaluate import command
 from bu2td.runtime import TopDownNetwork
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning"),  # of Inductor itself
+]
 
 MODES = ("inference", "training")
 
@@ -30,7 +34,7 @@ def _exact(record_property: Callable[[str, object], None]) -> Any:
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     record_property("device", torch.cuda.get_device_name())
-    record_property("torch", torch.__version__)
+    record_property("torch", str(torch.__version__))
     yield
     torch.backends.cudnn.allow_tf32 = before
 

@@ -143,6 +143,7 @@ def test_same_seed_same_network() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")  # of Inductor itself
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_on_a_gpu(arrangement: str) -> None:
     import timm

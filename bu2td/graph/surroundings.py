@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 
@@ -44,6 +45,40 @@ def _autocasts(kind: str) -> bool:
         return torch.is_autocast_enabled(kind)
     except RuntimeError:  # a device that this torch was built without
         return False
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Let convolutions and products of float32 on a GPU be as exact as float32 is; also a decorator.
+
+    By default cuDNN rounds what convolutions read to TF32, by 1e-3: far more than two forms of one network differ.
+    """
+    cudnn = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:  # from torch 2.9 on, where the caller has used the names that are new there
+        with _each_in_full_precision(cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul):
+            yield
+        return
+    cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@contextmanager
+def _each_in_full_precision(*places: Any) -> Iterator[None]:
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 @contextmanager

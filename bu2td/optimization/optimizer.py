@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.errors import NotAModelError, OptimizeError, OptionError, VerificationError, first_line, nearest, shown
-from bu2td.graph import undisturbed
+from bu2td.graph import full_precision, undisturbed
 from bu2td.ir import Optimization
 from bu2td.optimization.cost_model import MODES, TUNES, Chooser, check_choices
 from bu2td.optimization.transform import transform
@@ -193,6 +193,7 @@ def _shape(network: TopDownNetwork, size: Any) -> tuple[int, int, int, int]:
 # --- the same function --------------------------------------------------------------------------------
 
 
+@full_precision()
 def _difference(network: TopDownNetwork, twin: TopDownNetwork, shape: tuple[int, ...]) -> float:
     """The largest difference of the logits in eval mode, relative to the largest logit, over several sizes.
 

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from bu2td.graph import full_precision
 from bu2td.programs import program_of
 from bu2td.verification.graph import Report, fault
 
 
+@full_precision()
 def verify_numbers(
     network: fx.GraphModule, image_shape: tuple[int, int, int, int], size: int | None = None, odd: bool = True
 ) -> Report:

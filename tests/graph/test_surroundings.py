@@ -11,6 +11,7 @@ from reference.fill import fill
 from torch import Tensor, nn
 
 import bu2td
+from bu2td.graph import full_precision
 from bu2td.models import baselines
 
 MODES = ("training", "inference")
@@ -53,6 +54,36 @@ def outputs(td: Any, images: Tensor) -> list[Tensor]:
     logits = td.train()(images)
     logits.square().sum().backward()
     return [*fast, logits.detach(), next(td.parameters()).grad]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_full_precision_is_a_loan(rounded: bool) -> None:
+    """Inside nothing rounds to TF32, under PyTorch's own names; outside it is as it was."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.backends.cudnn.allow_tf32 = rounded
+        torch.set_float32_matmul_precision("high" if rounded else "highest")
+        with full_precision():
+            assert not torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.backends.cudnn.allow_tf32 == rounded
+        assert torch.get_float32_matmul_precision() == ("high" if rounded else "highest")
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has one name for each precision")
+def test_full_precision_under_the_newer_names() -> None:
+    conv, rnn = torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = conv.fp32_precision, rnn.fp32_precision
+    try:
+        conv.fp32_precision, rnn.fp32_precision = "tf32", "ieee"  # which the old name cannot say
+        with full_precision():
+            assert conv.fp32_precision == "ieee"
+        assert (conv.fp32_precision, rnn.fp32_precision) == ("tf32", "ieee")
+    finally:
+        conv.fp32_precision, rnn.fp32_precision = before
 
 
 @pytest.mark.parametrize("around", AROUND)
