@@ -4,13 +4,13 @@
     python bench/choices.py --fit        # fits bu2td/optimization/rates.py to the rows that are not held out
 
 A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid out once) or in a training step
-(forward and backward, weights contiguous, summed or transformed in every step): a convolution of 8 to 1,024
-channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64. ``old_ms`` and ``new_ms`` are
-medians of both forms, ``measured`` is the median over rounds of their ratio in the same round; of
-``channels_last`` the old form has contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what
-the model does, and ``lost`` the share of the better form's time that this costs. Times are CPU seconds on one
-thread, else wall-clock. Writes bench/results/choices.csv and .json after every row, and goes on where it was
-stopped; rows of other numbers of threads stand in the same table.
+(forward and backward, weights laid out as the maps, summed or transformed in every step): a convolution of 8 to
+1,024 channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64; a third are wide ones
+over small maps. ``old_ms`` and ``new_ms`` are medians of both forms, ``measured`` is the median over rounds of
+their ratio in the same round; of ``channels_last`` the old form has contiguous maps. ``held_out`` rows, a third,
+are not fitted. ``chosen`` is what the model does, and ``lost`` the share of the better form's time that this
+costs. Times are CPU seconds on one thread, else wall-clock. Writes bench/results/choices.csv and .json after
+every row, and goes on where it was stopped; rows of other numbers of threads stand in the same table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,21 +51,38 @@ _RATES = Path(__file__).parents[1] / "bu2td/optimization/rates.py"
 
 
 def shapes(rule: str, mode: str, count: int) -> Iterator[tuple[int, ...]]:
-    """(inputs, outputs, kernel, groups, side, factor, batch), the first ``count`` of one endless random row."""
-    draw = random.Random(f"{rule} {mode}")
-    found: set[tuple[int, ...]] = set()
-    while len(found) < count:
-        numbers = _drawn(rule, draw)
-        place = _place(rule, *numbers[:-1])
-        work = place.forms(mode == "training")[0].macs * numbers[-1] * (3 if mode == "training" else 1)
-        if 2e5 < work < _MOST and numbers not in found:
-            found.add(numbers)
-            yield numbers
+    """(inputs, outputs, kernel, groups, side, factor, batch), drawn at random.
+
+    The first ``count`` of one endless row, and half as many of another one: wide convolutions over small maps in
+    small batches, where weights take the time, and for minimal filtering wide ones over large maps, where it gains.
+    """
+    for more, name in ((count, ""), (count // 2, " wide" if rule == "winograd" else " small")):
+        most = 3 * _MOST if name == " wide" else _MOST
+        draw = random.Random(f"{rule} {mode}{name}")
+        found: set[tuple[int, ...]] = set()
+        while len(found) < more:
+            numbers = _drawn(rule, draw, *DRAWS[name])
+            place = _place(rule, *numbers[:-1])
+            work = place.forms(mode == "training")[0].macs * numbers[-1] * (3 if mode == "training" else 1)
+            if 2e5 < work < most and numbers not in found:
+                found.add(numbers)
+                yield numbers
 
 
-def _drawn(rule: str, draw: random.Random) -> tuple[int, ...]:
-    widths = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-    outputs, side, batch = draw.choice(widths), draw.choice((7, 8, 14, 16, 28, 56, 112)), 2 ** draw.randrange(7)
+#: Channels, sides of maps, and batches of a row of shapes.
+Draws = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+_WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+DRAWS: dict[str, Draws] = {
+    "": (_WIDTHS, (7, 8, 14, 16, 28, 56, 112), tuple(2**n for n in range(7))),
+    " small": (_WIDTHS[5:], (2, 4, 7, 8, 14), (1, 2, 4, 8)),
+    " wide": ((128, 192, 256, 384, 512), (7, 14, 28, 56), (1, 2, 4, 8, 16)),
+}
+
+
+def _drawn(
+    rule: str, draw: random.Random, widths: Sequence[int], sides: Sequence[int], batches: Sequence[int]
+) -> tuple[int, ...]:
+    outputs, side, batch = draw.choice(widths), draw.choice(sides), draw.choice(batches)
     if rule == "merge":
         return 2 * outputs, outputs, draw.choice((1, 3, 3, 3)), 1, side, draw.choice((1, 2, 2)), batch
     inputs, kernel, groups = draw.choice((outputs, outputs, *widths)), 3, 1
@@ -200,7 +217,7 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="fit the model to the rows that are there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    speed.ROUND_SECONDS = 0.008
+    speed.ROUND_SECONDS = {"cpu": 0.008}
     rows = [] if args.fit else measured(args)
     if args.fit:
         rows = _results.earlier(args.out, "measure first")

@@ -1,10 +1,14 @@
 """24 networks, small ones of 24 families, and how fast `bu2td.optimize` makes them (`bench/speed.py --families`).
 
-A row is a network, a task, a kind and a batch size. Eager, all networks run in batches of 1, 8 and 32;
-compiled, six of them in batches of 8. The optimised network is compared with the better of "as converted" and
-"channels_last" (the same one, its weights and images so): the one with the smaller median. ``speedup`` is the
-median over rounds of that one's time over ours in the same round. Nothing is timed before the logits of all
-arms agree to 1e-4 in eval mode, and in training the losses of the first step.
+A row is a network, a task, a kind and a batch size. Eager, all networks run in batches of 1, 8 and 32 (on a GPU 1
+and 32); compiled, six of them in batches of 8 (on a GPU 32). On a GPU, where convolutions round to TF32 as is
+PyTorch's default, there are two more kinds: *bfloat16* is eager under autocast, *graphs* a replayed CUDA graph of
+the whole step. Several processes may build networks side by side and take turns on the device (--lock).
+
+The optimised network is compared with the better of "as converted" and "channels_last" (the same one, its weights
+and images so): the one with the smaller median. ``speedup`` is the median over rounds of that one's time over ours
+in the same round. Nothing is timed before the logits of all arms agree to 1e-4 in eval mode, and in training the
+losses of the first step, without TF32.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,30 +106,34 @@ QUICK = ("lenet_fc", "regnetx_002", "mobilenetv3_small_050")
 #: Also compiled, which takes most of its time.
 COMPILED = ("nin_light", "resnet32", "resnet10t", "regnetx_002", "mnasnet_small", "repvgg_a0")
 
-BATCHES = (1, 8, 32)
-COMPILED_BATCH = 8
+#: Kind -> batches of images, for each type of device.
+BATCHES: dict[str, dict[str, tuple[int, ...]]] = {
+    "cpu": {"eager": (8, 1, 32), "compiled": (8,)},
+    "cuda": {"eager": (1, 32), "bfloat16": (32,), "graphs": (32,), "compiled": (32,)},
+}
 COLUMNS = ("network", "task", "kind", "batch")
-KINDS = ("eager", "compiled")
 #: What a network may be without us.
 BEFORE = ("converted", "channels_last")
 TOLERANCE = 1e-4
 
 
-def jobs(chosen: Mapping[str, Family], tasks: tuple[str, ...], kinds: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Words of every job, one network after the other; those that are compiled come last."""
-    found = [
+def jobs(chosen: Mapping[str, Family], tasks: tuple[str, ...], batches: Mapping[str, tuple[int, ...]]) -> list[Any]:
+    """Words of every job, one batch after the other; those that are compiled come last."""
+    return [
         (name, task, kind, str(batch))
-        for kind in kinds
-        for name in (chosen if kind == "eager" else [n for n in COMPILED if n in chosen])
+        for kind in batches
+        for batch in batches[kind]
+        for name in chosen
+        if kind != "compiled" or name in COMPILED
         for task in tasks
-        for batch in (BATCHES if kind == "eager" else (COMPILED_BATCH,))
     ]
-    return found
 
 
-def arms(family: Family, task: str, batch: int, tune: str | None) -> dict[str, tuple[nn.Module, Tensor]]:
+def arms(
+    family: Family, task: str, batch: int, tune: str | None, device: torch.device
+) -> dict[str, tuple[nn.Module, Tensor]]:
     """Arm -> its network and its images; ours is the first."""
-    network, images = family.top_down(), family.images(batch)
+    network, images = family.top_down().to(device), family.images(batch).to(device)
     last = copy.deepcopy(network).to(memory_format=torch.channels_last)
     options: dict[str, Any] = {} if tune is None else {"tune": tune, "example_inputs": images}
     if tune is None:
@@ -143,21 +152,23 @@ def difference(results: Mapping[str, Tensor]) -> float:
 
 
 def steps(
-    family: Family, task: str, kind: str, batch: int, tune: str | None
+    family: Family, task: str, kind: str, batch: int, tune: str | None, device: torch.device
 ) -> tuple[dict[str, Callable[[], Tensor]], float]:
-    """The step of every arm, which has run, and by how much their results differ."""
-    made = arms(family, task, batch, tune)
-    with torch.inference_mode():
-        worst = difference({arm: model.eval()(images).float() for arm, (model, images) in made.items()})
-    if kind == "compiled":
-        torch._dynamo.reset()
-    found, losses = {}, {}
-    for arm, (model, images) in made.items():
-        if task == "training":
-            model.train()
-        ready: Any = torch.compile(model) if kind == "compiled" else model
-        found[arm] = (speed.training if task == "training" else speed.inference)(ready, images)
-        losses[arm] = found[arm]()
+    """The step of every arm, which has run, and by how much their results differ in single precision."""
+    with _exact():
+        made = arms(family, task, batch, tune, device)
+        with torch.inference_mode():
+            worst = difference({arm: model.eval()(images).float() for arm, (model, images) in made.items()})
+        if kind == "compiled":
+            torch._dynamo.reset()
+        found, losses = {}, {}
+        for arm, (model, images) in made.items():
+            if task == "training":
+                model.train()
+            ready: Any = torch.compile(model) if kind == "compiled" else model
+            step = (speed.training if task == "training" else speed.inference)(ready, images)
+            losses[arm] = step().clone()
+            found[arm] = FORMS.get(kind, lambda step: step)(step)
     if task == "training" and not any(
         isinstance(m, nn.Dropout) and m.p > 0 for m in made["converted"][0].modules()
     ):
@@ -167,15 +178,68 @@ def steps(
     return found, worst
 
 
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Convolutions on a GPU in full single precision, where results are compared."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def rounded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step under autocast to bfloat16."""
+
+    def under() -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return step()
+
+    return under
+
+
+def replayed(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The step as a CUDA graph, captured with PyTorch's own precision when it is first called."""
+    graph: list[torch.cuda.CUDAGraph] = []
+    out: list[Tensor] = []
+
+    def replay() -> Tensor:
+        if not graph:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    step()
+            torch.cuda.current_stream().wait_stream(side)
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                out.append(step())
+            graph.append(captured)
+        graph[0].replay()
+        return out[0]
+
+    return replay
+
+
+#: Kind (one of `speed.GPU_KINDS`) -> what makes its step of an eager one.
+FORMS: dict[str, Callable[[Callable[[], Tensor]], Callable[[], Tensor]]] = {"bfloat16": rounded, "graphs": replayed}
+
+
 def run(*job: str, settings: speed.Settings, tune: str | None) -> list[dict[str, Any]]:
     """The row of a job."""
     name, task, kind, batch = job
     row: dict[str, Any] = dict(zip(COLUMNS, job, strict=True))
     try:
-        found, worst = steps(FAMILIES[name], task, kind, int(batch), tune)
-    except ValueError as error:  # batch statistics of one value per channel
+        found, worst = steps(FAMILIES[name], task, kind, int(batch), tune, settings.device)
+    except (ValueError, bu2td.OptimizeError) as error:  # batch statistics of one value per channel
         return [{**row, "note": str(error).splitlines()[0]}]
-    times = speed.compare(found, settings)
+    try:
+        times = speed.compare(found, settings)
+    except RuntimeError as error:  # what a network does in a pass cannot be captured
+        if kind != "graphs":
+            raise
+        return [{**row, "note": str(error).splitlines()[0]}]
     better = min(BEFORE, key=lambda arm: statistics.median(times[arm]))
     ratios = sorted(theirs / ours for ours, theirs in zip(times[speed.OURS], times[better], strict=True))
     return [
@@ -217,8 +281,12 @@ def main(args: argparse.Namespace, settings: speed.Settings, about: dict[str, An
     chosen = {name: f for name, f in FAMILIES.items() if args.match in name and (name in QUICK or not args.quick)}
     if args.out == _results.FOLDER / "speed":
         args.out = _results.FOLDER / "families"
-    kinds = tuple(kind for kind in KINDS if kind in args.kinds and not (args.quick and kind == "compiled"))
-    todo = jobs(chosen, tuple(args.tasks), kinds)
+    batches = {
+        kind: sizes
+        for kind, sizes in BATCHES[settings.device.type].items()
+        if kind in args.kinds and not (args.quick and kind == "compiled")
+    }
+    todo = jobs(chosen, tuple(args.tasks), batches)
     work = partial(run, settings=settings, tune=args.tune)
     rows = _results.sweep(args, COLUMNS, todo, work, summary, **about, tune=args.tune or "default")
     timed = sorted((row for row in rows if "speedup" in row), key=lambda row: row["speedup"])

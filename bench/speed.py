@@ -27,14 +27,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import fcntl
 import math
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import _results
@@ -49,10 +52,13 @@ from bu2td.ir import format_table
 
 TASKS = ("inference", "training")
 KINDS = ("eager", "compiled", "roofline")
+#: Of the families, on a GPU.
+GPU_KINDS = ("bfloat16", "graphs")
 COLUMNS = ("network", "task", "kind")
 OURS = "optimised"
-#: A round of an arm takes at least this long.
-ROUND_SECONDS = 0.1
+#: A round of an arm takes at least this long, on a CPU and elsewhere.
+ROUND_SECONDS = {"cpu": 0.1}
+_SHORT_SECONDS = 0.03
 #: Of logits; of the loss of a training step, which sums in another order.
 TOLERANCES = {"inference": 1e-4, "training": 1e-3}
 
@@ -138,11 +144,12 @@ def _agree(results: dict[str, Tensor], tolerance: float, where: str) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to time: rounds, the device, its clock."""
+    """How to time: rounds, the device, its clock, and a file that is locked meanwhile."""
 
     repeat: int
     device: torch.device
     threads: int
+    lock: Path | None = None
 
     def seconds(self, step: Callable[[], Any], count: int) -> float:
         """Seconds of one step, of ``count`` in a row."""
@@ -154,6 +161,16 @@ class Settings:
             step()
         self._wait()
         return (clock() - start) / count
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock, where there is one."""
+        if self.lock is None:
+            yield
+            return
+        with self.lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
@@ -170,14 +187,16 @@ def turns(names: list[str], rounds: int) -> Iterator[list[str]]:
 
 def compare(found: Mapping[str, Callable[[], Any]], settings: Settings) -> dict[str, list[float]]:
     """Seconds of every arm in every round."""
+    least = ROUND_SECONDS.get(settings.device.type, _SHORT_SECONDS)
     counts = {}
-    for arm, step in found.items():
-        settings.seconds(step, 1)
-        counts[arm] = max(1, math.ceil(ROUND_SECONDS / settings.seconds(step, 1)))
     times: dict[str, list[float]] = {arm: [] for arm in found}
-    for order in turns(list(found), settings.repeat):
-        for arm in order:
-            times[arm].append(settings.seconds(found[arm], counts[arm]))
+    with settings.alone():
+        for arm, step in found.items():
+            settings.seconds(step, 2)
+            counts[arm] = max(1, math.ceil(least / settings.seconds(step, 1)))
+        for order in turns(list(found), settings.repeat):
+            for arm in order:
+                times[arm].append(settings.seconds(found[arm], counts[arm]))
     return times
 
 
@@ -251,15 +270,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS + GPU_KINDS, default=KINDS + GPU_KINDS)
     parser.add_argument("--rates", action="store_true", help="measure the rates of the cost model instead")
     parser.add_argument("--families", action="store_true", help="24 families against themselves as converted")
     parser.add_argument("--quick", action="store_true", help="three of the families, not compiled")
+    parser.add_argument("--lock", type=Path, metavar="FILE", help="time only while no other process holds FILE")
     parser.add_argument("--tune", metavar="WAY", help="of the families: the `tune` of bu2td.optimize")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
-    settings = Settings(args.repeat, torch.device(args.device), args.threads)
+    torch.set_flush_denormal(True)  # gradients of untrained networks without norms; they take 100 times as long
+    settings = Settings(args.repeat, torch.device(args.device), args.threads, args.lock)
     cuda = settings.device.type == "cuda"
     about = {
         "device": torch.cuda.get_device_name(settings.device) if cuda else _results.processor(),
@@ -281,7 +302,7 @@ def main() -> None:
         if args.match in name
         for kind in args.kinds
         for task in args.tasks
-        if kind != "roofline" or task == "inference"
+        if kind in KINDS and (kind != "roofline" or task == "inference")
     ]
     rows = _results.sweep(args, COLUMNS, jobs, partial(run, settings=settings), summary, **about)
     for kinds in (("eager", "compiled"), ("roofline",)):

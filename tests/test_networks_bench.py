@@ -19,7 +19,7 @@ SETTINGS = speed.Settings(3, torch.device("cpu"), 1)
 def test_there_are_24_families_and_a_job_for_each_of_their_cases() -> None:
     assert len(networks.FAMILIES) == 24
     assert {*networks.QUICK, *networks.COMPILED} <= {*networks.FAMILIES}
-    jobs = networks.jobs(networks.FAMILIES, speed.TASKS, networks.KINDS)
+    jobs = networks.jobs(networks.FAMILIES, speed.TASKS, networks.BATCHES["cpu"])
     assert len({*jobs}) == len(jobs) == 24 * 2 * 3 + 6 * 2
     assert {job[3] for job in jobs} == {"1", "8", "32"}
 

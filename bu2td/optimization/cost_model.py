@@ -2,10 +2,12 @@
 
 Forms of a convolution are measured alone where `bu2td.optimization.tuning` is asked to; else the model of
 `bu2td.optimization.rates` says how many seconds both take, and how far its gain is off where it was fitted. A
-form is chosen where the model is sure of it; where not, the network stays as it is. A rewrite of which only
-multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and must take less than
-`MARGIN` of the time before. A device without a table gets the rewrites that save multiplications on any machine,
-and no others.
+form is chosen where the model is sure of it; where not, the network stays as it is. What is chosen for all
+convolutions together (the memory format) is chosen where their sum gains: errors of many places average out. A
+rewrite of which only multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and
+must take less than `MARGIN` of the time before. A device without a table gets the rewrites that save
+multiplications on any machine for inference, and in training those that make no more calls: on an H200 a step
+waits for its calls (bench/results/families_h200.csv).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ RULES: Mapping[str, str] = {
     "pool": "the gradient of global average pooling is channels-last",
     "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
     "channels_last": "maps are channels-last from the pyramid to the head",
+    "weights": "weights of channels-last maps are so, too",
     "branches": "parallel linear branches of one map are one convolution (inference)",
     "fold_norm": "a batch norm is part of the convolution in front of it, or one multiply-add (inference)",
     "fuse": "convolution, sum and activation are one call (inference)",
@@ -42,7 +45,9 @@ INFERENCE_ONLY = ("branches", "fold_norm", "fuse")
 #: Trades multiplications for memory traffic, and GPU libraries do it themselves.
 NEEDS_TABLE = ("winograd",)
 #: Of which nothing is sure on a machine that nobody has measured.
-BY_MACHINE = ("upsample_conv", "merge", "winograd", "channels_last")
+BY_MACHINE = ("upsample_conv", "merge", "winograd", "channels_last", "weights")
+#: A step of training makes more calls with these.
+MORE_CALLS = ("upsample_conv", "merge", "winograd")
 
 #: A rewrite must take less than this share of the time that it replaces.
 MARGIN = 0.9
@@ -115,6 +120,11 @@ class Chooser:
         """Whether the network is to be trained."""
         return self.mode == "training"
 
+    @property
+    def measures(self) -> bool:
+        """Whether places are measured."""
+        return self.tune == "measure" and self.clock is not None
+
     def __call__(
         self,
         rule: str,
@@ -171,7 +181,7 @@ class Chooser:
 
     def _measured(self, places: Sequence[Place]) -> tuple[float, float] | None:
         """Seconds of the forms of all places together."""
-        if self.clock is None or self.tune != "measure" or not places:
+        if self.clock is None or not self.measures or not places:
             return None
         found = [self.clock(place) for place in places]
         times = [pair for pair in found if pair is not None]
@@ -186,9 +196,12 @@ class Chooser:
             return True, None, "saves work everywhere"
         fitted = self._fitted(places)
         if fitted is not None:
-            return math.log(fitted[0]) > max(-math.log(MARGIN), SURE * fitted[1]), fitted[0], MODEL
+            least = max(-math.log(MARGIN), SURE * fitted[1]) if len(places) == 1 else 0.0
+            return math.log(fitted[0]) > least, fitted[0], MODEL
         if places and self.device in FITTED:
             return False, None, "unsure"
+        if self.device not in RATES and self.training and rule in MORE_CALLS:
+            return False, None, f"no table for {self.device}"
         if before is None or after is None:
             return True, None, f"no table for {self.device}"
         if self.device in RATES:

@@ -23,7 +23,7 @@ from bu2td.files import replacing
 from bu2td.optimization.places import Place
 
 #: Opens every file; another one for files that this version does not read.
-FORMAT = "bu2td.times.1"
+FORMAT = "bu2td.times.2"
 #: Names the folder, in place of the user's cache folder.
 VARIABLE = "BU2TD_CACHE"
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from bu2td.nn import ConvUnit, Merge, Upsample, is_hooked
 from bu2td.optimization.cost_model import Chooser
-from bu2td.optimization.formats import Formats, choose_formats, lay_out
+from bu2td.optimization.formats import Formats, choose_formats, lay_out, lay_out_weights
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
 from bu2td.optimization.places import Place
 from bu2td.runtime import TopDownNetwork
@@ -61,6 +60,7 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         choose: decides.
     """
     formats = choose_formats(network, shapes, choose)
+    lay_out_weights(network, shapes, formats, choose)
     _schedule(network, choose)
     for coarser, stage in pairwise(network.stages.levels):
         factor = coarser.reduction // stage.reduction
@@ -74,8 +74,6 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         _pool_channels_last(network, choose, formats)
     _act_in_place(network, choose)
     lay_out(network, formats)
-    if not choose.training and any(formats.values()):
-        _weights_channels_last(network)
     network.graph.lint()
     network.recompile()
 
@@ -256,29 +254,19 @@ def _use_winograd(
             network.set_submodule(path, WinogradConv2d(conv))
 
 
-# --- channels-last ------------------------------------------------------------------------------------
-
-
-def _weights_channels_last(network: nn.Module) -> None:
-    """Lay weights over two dimensions out channels-last; `nn.Module.to` would try those over three, too.
-
-    Those of a network that trains stay contiguous, which takes up to 4 % longer on the CPU: sharding (FSDP2),
-    safetensors and many a ``parameter.view(-1)`` ask for it.
-    """
-    for tensor in [*network.parameters(), *network.buffers()]:
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
-
-
 # --- pooling ------------------------------------------------------------------------------------------
 
 
 def _pool_channels_last(network: TopDownNetwork, choose: Chooser, formats: Formats) -> None:
-    """Replace every global average pooling of a channels-last map; the head reads the finest level's."""
-    last = {name: formats[stage.reduction] for stage in network.stages.levels for name in stage.calls}
-    at_the_end = formats[network.stages.levels[-1].reduction]
+    """Replace the global average pooling of the head, which reads the finest level's map.
+
+    Those of levels (squeeze-and-excite) are many and their maps small: a function of autograd's own takes longer.
+    """
+    if not formats[network.stages.levels[-1].reduction]:
+        return
+    inside = {name for stage in network.stages.levels for name in stage.calls}
     for name, part in network.named_children():
-        if not isinstance(part, fx.GraphModule) or not last.get(name, at_the_end):
+        if not isinstance(part, fx.GraphModule) or name in inside:
             continue
         for node in part.graph.nodes:
             keepdim = _global_mean(part, node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -24,8 +25,8 @@ def trial(
 
     Args:
         place: whose forms are tried.
-        training: whether a step is a forward and a backward pass, with weights that stay contiguous; else a forward
-            pass with the weights that a network for inference has.
+        training: whether a step is a forward and a backward pass; else a forward pass with the weights that a
+            network for inference has. Weights lie as their maps do.
         batch: images at once.
         last: whether maps are channels-last; of a place of the rule "channels_last" only the new form's are.
         like: lends its dtype and device; by default those of an empty tensor.
@@ -39,8 +40,13 @@ def trial(
     values = [torch.rand(batch, *size, dtype=given.dtype, device=given.device) for size in sizes]
     run = train if training else infer
     formats = (False, True) if place.rule == "channels_last" else (last, last)
-    for form in (old, new):
+    if old is new:
+        new = copy.deepcopy(old)
+    for form, form_last in zip((old, new), formats, strict=True):
         form.train(training)
+        for weight in form.parameters() if training and form_last else ():
+            if weight.dim() == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     steps = [
         partial(run, form, *(_laid_out(value, form_last, training) for value in values))
         for form, form_last in zip((old, new), formats, strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bu2td
 from bu2td.errors import OptimizeError, OptionError
 from bu2td.optimization import tuning
-from bu2td.optimization.cost_model import BY_MACHINE, DECLINED, RULES, Chooser
+from bu2td.optimization.cost_model import BY_MACHINE, DECLINED, MARGIN, RULES, Chooser
 from bu2td.optimization.kernels import Layout, SplitMerge, UpsampledConv2d, WinogradConv2d
 from bu2td.optimization.memory import Memory, cache_folder, place_key
 from bu2td.optimization.places import Form, Place
@@ -181,7 +181,7 @@ def test_what_does_not_pay_is_taken_back(case: str) -> None:
     def gain(old: Sequence[str] | None, new: Sequence[str]) -> float:
         return speed(frozenset(new)) / (1.0 if old is None else speed(frozenset(old)))
 
-    groups = ("upsample_conv", "merge", "winograd", "channels_last", "pool")
+    groups = (*BY_MACHINE, "pool")
     declined, _ = tuning.settle(groups, gain)
     assert set(declined) == set(RULES if expected is None else expected)
 
@@ -286,6 +286,52 @@ def test_levels_have_formats_of_their_own(network: Any, images: Tensor, tmp_path
     plain.train()(images).sum().backward()
     plain.set_grad_checkpointing(False)
     assert {"compile", "export"} <= set(bu2td.verify(plain, full=True).checks)
+
+
+@pytest.mark.parametrize("batch", [1, 256])
+def test_weights_lie_as_their_maps_where_that_counts(network: Any, batch: int, tmp_path: Path) -> None:
+    """In small batches copies of weights take a part of a step; in large ones weights stay contiguous."""
+    given = {"batch_size": batch, "rules": {"channels_last": "always"}}
+    lean = bu2td.optimize(network, "training", **given)
+    weights = [p for p in lean.parameters() if p.dim() == 4 and min(p.shape) > 1]
+    last = {p.is_contiguous(memory_format=torch.channels_last) for p in weights}
+    assert last == {batch == 1}
+    assert any(r.rule == "weights" for r in lean.optimization.made) == (batch == 1)
+    plain = lean.to(memory_format=torch.contiguous_format)  # as docs/ecosystem.md says
+    assert all(p.is_contiguous() for p in plain.parameters())
+    never = bu2td.optimize(network, "training", batch_size=batch, rules={**given["rules"], "weights": "never"})
+    assert all(p.is_contiguous() for p in never.parameters())
+    lean = bu2td.optimize(network, "training", **given)
+    bu2td.save(lean, tmp_path / "td.pt")
+    again = bu2td.load(tmp_path / "td.pt", Tiny())
+    for one, other in zip(lean.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+
+
+def test_a_model_decides_on_one_format(network: Any) -> None:
+    """A sum over all convolutions is chosen where it gains, a single place only where that is sure."""
+    formats = [r for r in bu2td.optimize(network, "training").optimization.rewrites if r.rule == "channels_last"]
+    assert len({(r.gain, r.chosen) for r in formats}) == 1
+    place = Place("channels_last", 8, 8, (3, 3), (4, 4))
+    (one,), (many,) = (_decided("training", parts) for parts in ([place], [place] * 2))
+    assert one.gain == pytest.approx(many.gain)
+    assert 1 < many.gain < 1 / MARGIN
+    assert (one.chosen, many.chosen) == (False, True)
+
+
+def _decided(mode: str, parts: list[Place]) -> list[Any]:
+    choose = Chooser(mode, "cpu", batch=8)
+    choose("channels_last", "r1_image", parts=parts)
+    return choose.made
+
+
+def test_a_gpu_trains_without_more_calls() -> None:
+    choose = Chooser("training", "cuda", batch=8)
+    forms = Form(9e9), Form(4e9)
+    assert not any(choose(rule, "a", *forms) for rule in ("upsample_conv", "merge", "winograd"))
+    assert choose("channels_last", "a", parts=[Place("channels_last", 8, 8, (3, 3), (4, 4))])
+    assert Chooser("inference", "cuda", batch=8)("upsample_conv", "a", *forms)
 
 
 def test_files_of_one_format_still_have_it(network: Any) -> None:
