@@ -38,6 +38,7 @@ SETTINGS = Settings(
     epochs=4,
     explain_samples=60,
     device="cpu",
+    measure_memory=False,
 )
 TABLES = ("localisation.csv", "explained_images.csv", "faithfulness.csv")
 

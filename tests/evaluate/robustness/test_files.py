@@ -32,7 +32,7 @@ from bu2td.models.baselines import LeNetFC
 
 SIZE = (1, 12, 12)
 TRAINED = {"data": "digits", "input_size": SIZE, "arrangements": ("bu", "td"), "repeats": 1, "epochs": 3,
-           "device": "cpu"}  # fmt: skip
+           "device": "cpu", "measure_memory": False}  # fmt: skip
 FEW = {"attacks": ("fgsm", "shifts", "additive-uniform"), "attack_samples": 10, "attack_batch_size": 6,
        "attack_repeats": 2}  # fmt: skip
 
