@@ -1,10 +1,12 @@
 """Families: the smallest model of every family of the zoo, in all three arrangements, on the meta device.
 
-`pytest -m zoo` runs them all, `pytest -m zoo1` to `-m zoo4` a quarter each.
+`pytest -m zoo` runs them all, `pytest -m zoo1` to `-m zoo4` a quarter each. Slow are those that test_real_models.py
+converts too, and PNASNet, which reads as NASNet does.
 """
 
 import pytest
 from families import SMALLEST
+from nets import MODELS
 
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo.zoo import ZooModel, convert_model, list_zoo
@@ -22,6 +24,8 @@ REFUSED = {
     "hrnet": "TopologyError",  # several resolutions side by side, and no trunk
 }
 
+ELSEWHERE = {*(family for family, word in SMALLEST.items() if word in MODELS), "pnasnet"}
+
 
 def test_every_family_is_listed() -> None:
     zoo = list_zoo()
@@ -31,7 +35,11 @@ def test_every_family_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=SHARDS[i % len(SHARDS)]) for i, name in enumerate(SMALLEST)]
+    "family",
+    [
+        pytest.param(name, marks=[SHARDS[i % len(SHARDS)], *([pytest.mark.slow] if name in ELSEWHERE else [])])
+        for i, name in enumerate(SMALLEST)
+    ],
 )
 def test_family(family: str) -> None:
     rows = convert_model(ZooModel(SMALLEST[family], family), ARRANGEMENTS, real=False)
