@@ -1,5 +1,6 @@
 """Settings for all tests: one thread, so that parallel workers do not fight for cores."""
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,13 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 20)
 
 
 @pytest.fixture(autouse=True)

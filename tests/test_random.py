@@ -26,7 +26,7 @@ def converted(analysis: bu2td.Analysis, arrangement: str, device: str = "meta") 
 
 
 @settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,
@@ -52,13 +52,15 @@ def test_few_are_refused() -> None:
     causes: list[Any] = []
     for seed in SEEDS:
         try:
-            analysis = analysis_of(spec_of(seed))
+            spec = spec_of(seed)
+            analysis = analysis_of(spec)
         except REFUSALS as error:
             causes += [(seed, repr(error))] * len(ARRANGEMENTS)
             continue
+        assert analysis.ladder == ladder(spec)
         for arrangement in ARRANGEMENTS:
             try:
-                converted(analysis, arrangement)
+                assert converted(analysis, arrangement).plan.ladder == ladder(spec)
             except REFUSALS as error:
                 causes.append((seed, arrangement, repr(error)))
     assert len(causes) <= REFUSED * len(SEEDS) * len(ARRANGEMENTS), causes

@@ -61,8 +61,8 @@ def test_function_equals_reference(name: str, arrangement: str) -> None:
     assert parameters(network) == parameters(reference)
     fill(network)
     fill(reference)
-    for size in ((64, 64), (50, 71)):
-        images = picture(2, 3, *size)
+    for shape in ((2, 3, 64, 64), (1, 3, 50, 71)):
+        images = picture(*shape)
         with torch.no_grad():
             expected = reference(images)
             assert float((network(images) - expected).abs().max()) < 1e-5
@@ -72,8 +72,8 @@ def test_function_equals_reference(name: str, arrangement: str) -> None:
 @pytest.mark.parametrize(
     ("word", "arrangement"),
     [
-        pytest.param(word, arrangement, marks=() if arrangement == "td" or word == IN_FULL[0] else pytest.mark.slow)
-        for word in IN_FULL
+        pytest.param(word, arrangement, marks=() if arrangement == "td" else pytest.mark.slow)
+        for word in IN_FULL  # small networks are, in every arrangement, in test_hard.py and arrange/test_slices.py
         for arrangement in ARRANGEMENTS
     ],
 )

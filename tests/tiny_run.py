@@ -19,10 +19,12 @@ def net(num_classes=10, in_channels=1):
     head = nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, num_classes)
     return nn.Sequential(unit(in_channels, 8), nn.MaxPool2d(2), unit(8, 8), *head)
 """
-SMALL = ["--epochs", "2", "--repeats", "2", "--batch-size", "32", "--device", "cpu", "--input-size", "1,16,16"]
+SMALL = ["--epochs", "2", "--repeats", "2", "--batch-size", "32", "--device", "cpu", "--input-size", "1,16,16",
+         "--no-measure-memory"]  # fmt: skip
 FEW = ["--attack", "fgsm", "contrast-reduction", "--attack-samples", "6", "--attack-repeats", "1",
        "--attack-budget", "quick", "--attack-batch-size", "4", "--attack-runs", "2"]  # fmt: skip
-REST = ["--corruption-samples", "12", "--explain-samples", "12"]
+REST = ["--corruption-samples", "12", "--explain-samples", "12", "--frequency-samples", "12",
+        "--frequency-step", "4"]  # fmt: skip
 #: Columns that two runs of the same settings need not share.
 TIMED = ("seconds", "seconds_per_epoch", "peak_memory_mib")
 

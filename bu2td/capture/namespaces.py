@@ -114,7 +114,11 @@ def _namespaces(model: nn.Module) -> list[dict[str, Any]]:
         module
         for name, module in list(sys.modules.items())
         if isinstance(module, ModuleType)
-        and (name in own or name.partition(".")[0] in packages or os.path.dirname(_file(module)) in folders)
+        and (
+            name in own
+            or name.partition(".")[0] in packages
+            or (folders and os.path.dirname(_file(module)) in folders)  # of thousands of files, where one has to
+        )
     ]
     return [vars(module) for module in near if not module.__name__.startswith(("bu2td", "torch."))]
 

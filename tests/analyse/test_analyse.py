@@ -120,7 +120,7 @@ def networks(draw: st.DrawFn) -> tuple[list[nn.Module], str]:
     return parts, family
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(networks(), st.sampled_from(["td", "uni", "rev"]))
 def test_flat_and_nested_give_one_network(drawn: tuple[list[nn.Module], str], arrangement: str) -> None:
     parts, _ = drawn

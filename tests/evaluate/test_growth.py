@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_run import FEW, REST, record, rows, tables, words
+from tiny_run import FEW, record, rows, tables, words
 
 for package in ("foolbox", "lightning_fabric", "yaml", "matplotlib", "torchvision"):
     pytest.importorskip(package)
@@ -61,7 +61,8 @@ def test_more_attacked_images(copied: Path) -> None:
     old = {tuple(r[n] for n in names) for r in before["distances.csv"]}
     assert old < {tuple(r[n] for n in names) for r in after["distances.csv"]}
     whole = copied.parent / "whole"
-    _run("all", whole, *words(copied.parent, *FEW, *REST, "--attack-samples", "9"))
+    _run("train", whole, *words(copied.parent))
+    _run("robustness", whole, *FEW, "--attack-samples", "9")
     assert after["distances.csv"] == tables(whole)["distances.csv"]  # as if they had been asked for at once
 
 
@@ -174,5 +175,5 @@ def test_a_loop_may_always_say_resume(tmp_path: Path) -> None:
 
 
 def test_flags_of_the_machine_may_change(copied: Path) -> None:
-    _run("all", copied, "--resume", "--workers", "1", "--device", "cpu")
+    _run("train", copied, "--resume", "--workers", "1", "--device", "cpu")
     assert record(copied)["settings"]["workers"] == 1

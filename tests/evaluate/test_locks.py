@@ -125,11 +125,26 @@ def test_odd_shards(word: str) -> None:
         parse_shard(word)
 
 
+def _at_once(count: int, code: str, place: Path) -> None:
+    """Run code, which knows the place, in so many processes: copies of one that has imported what it needs."""
+    program = (
+        "import multiprocessing, sys, time\nfrom pathlib import Path\nfrom bu2td.errors import RunFolderError\n"
+        "from bu2td.evaluate.locks import locked, turn\nplace = Path(sys.argv[1])\n"
+        "start = multiprocessing.get_context('fork').Process\n"
+        f"processes = [start(target=exec, args=({code!r}, globals())) for _ in range({count})]\n"
+        "for process in processes:\n"
+        "    process.start()\n"
+        "for process in processes:\n"
+        "    process.join()\n"
+        "print([process.exitcode for process in processes])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(place)], capture_output=True, text=True)
+    assert done.stdout == f"{[0] * count}\n", done.stderr
+
+
 def test_the_kernel_would_agree(tmp_path: Path) -> None:
     """Of many processes at once exactly one holds the folder at any time."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom bu2td.errors import RunFolderError\n"
-        "from bu2td.evaluate.locks import locked\nplace = Path(sys.argv[1])\n"
         "for _ in range(40):\n"
         "    try:\n"
         "        with locked(place):\n"
@@ -140,22 +155,19 @@ def test_the_kernel_would_agree(tmp_path: Path) -> None:
         "    except RunFolderError:\n"
         "        time.sleep(0.001)\n"
     )
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
+    _at_once(4, code, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [".turn"]
 
 
 def test_one_turn_after_the_other(tmp_path: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom bu2td.evaluate.locks import turn\n"
-        "place = Path(sys.argv[1])\nfile = place / 'sum'\n"
+        "file = place / 'sum'\n"
         "for _ in range(100):\n"
         "    with turn(place), turn(place):\n"  # within a turn it is still one's own
         "        file.write_text(str(int(file.read_text()) + 1))\n"
     )
     (tmp_path / "sum").write_text("0")
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0] * 3
+    _at_once(3, code, tmp_path)
     assert (tmp_path / "sum").read_text() == "300"
     with pytest.raises(FileError, match="cannot be written"), turn(tmp_path / "nowhere"):
         pass

@@ -92,8 +92,14 @@ def test_recomputing_where_activations_overwrite_what_convolutions_made(
 
 
 @pytest.mark.parametrize("rules", [None, {}, {"merge": "always"}], ids=["converted", "optimised", "split"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["lenet_fc", "resnet32", "resnet18_imagenette"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=pytest.mark.slow if name == "resnet18_imagenette" and "one" in way else ())
+        for name in ("lenet_fc", "resnet32", "resnet18_imagenette")
+        for way in WAYS
+    ],
+)
 def test_recomputing_changes_no_number(name: str, way: str, rules: dict[str, str] | None) -> None:
     """Logits, gradients and also the statistics of norms, which see every batch twice."""
     plain = convert_baseline(name, "td", seed=0).double()

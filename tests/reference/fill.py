@@ -68,6 +68,7 @@ def fill(model: nn.Module) -> None:
     Parameters of no known kind (scales, gains, embeddings) are drawn around one, by their own
     name; buffers of no known kind (constants, counters) keep their value.
     """
+    drawn: dict[str, Tensor] = {}
     for module in model.modules():
         family = _family(module)
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -76,8 +77,11 @@ def fill(model: nn.Module) -> None:
             if kind not in DRAWS and not isinstance(tensor, nn.Parameter):
                 continue
             shape = tuple(tensor.shape)
-            generator = torch.Generator().manual_seed(zlib.crc32(f"{kind} {shape}".encode()))
-            tensor.copy_(DRAWS.get(kind, _around_one)(shape, generator))
+            key = f"{kind} {shape}"
+            if key not in drawn:
+                generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+                drawn[key] = DRAWS.get(kind, _around_one)(shape, generator)
+            tensor.copy_(drawn[key])
 
 
 def picture(batch: int, channels: int, height: int, width: int) -> Tensor:

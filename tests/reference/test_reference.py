@@ -21,6 +21,7 @@ GOLDENS = HERE.parent / "goldens"
 PARAMETERS = json.loads((GOLDENS / "parameters.json").read_text())
 PAPER = [(name, arr) for name, arrs in paper.ARRANGEMENTS.items() for arr in arrs]
 REAL = [(name, arr) for name in real.NAMES for arr in real.ARRANGEMENTS]
+RUN = [pytest.param(*key, marks=pytest.mark.slow) if key == ("resnet50", "rev") else key for key in REAL]
 
 # Counted once from the references; no outside source has them.
 REAL_PARAMETERS = {
@@ -58,7 +59,9 @@ def test_parameters_are_the_authors(name: str, arrangement: str) -> None:
 
 @pytest.mark.parametrize(("name", "arrangement"), REAL)
 def test_parameters_of_real_models(name: str, arrangement: str) -> None:
-    assert parameters(real.build(name, arrangement)) == REAL_PARAMETERS[name, arrangement]
+    with torch.device("meta"):
+        model = real.build(name, arrangement)
+    assert parameters(model) == REAL_PARAMETERS[name, arrangement]
 
 
 def test_pyramid_is_tensorflows() -> None:
@@ -131,7 +134,7 @@ def test_paper_runs_at_any_size(name: str, arrangement: str) -> None:
         assert (out[0] - out[1]).abs().max() > 0.02
 
 
-@pytest.mark.parametrize(("name", "arrangement"), REAL)
+@pytest.mark.parametrize(("name", "arrangement"), RUN)
 def test_real_runs_at_any_size(name: str, arrangement: str) -> None:
     model = real.build(name, arrangement)
     for size in ((64, 64), (45, 53)):
@@ -142,7 +145,7 @@ def test_real_runs_at_any_size(name: str, arrangement: str) -> None:
         assert (out[0] - out[1]).abs().max() > 0.02
 
 
-@pytest.mark.parametrize(("name", "arrangement"), PAPER + REAL)
+@pytest.mark.parametrize(("name", "arrangement"), PAPER + RUN)
 def test_every_parameter_is_trained(name: str, arrangement: str) -> None:
     model = (real if name in real.NAMES else paper).build(name, arrangement)
     channels = 3 if name in real.NAMES else paper.INPUTS[name][0]

@@ -1,10 +1,12 @@
 """Families: the smallest model of every family of the zoo, in all three arrangements, on the meta device.
 
-`pytest -m zoo` runs them all, `pytest -m zoo1` to `-m zoo4` a quarter each.
+`pytest -m zoo` runs them all, `pytest -m zoo1` to `-m zoo4` a quarter each. Slow are those that test_real_models.py
+converts too, and the four largest, whose peculiarities test_hard.py has in small or in one arrangement.
 """
 
 import pytest
 from families import SMALLEST
+from nets import MODELS
 
 from bu2td.options import ARRANGEMENTS
 from bu2td.zoo.zoo import ZooModel, convert_model, list_zoo
@@ -22,6 +24,9 @@ REFUSED = {
     "hrnet": "TopologyError",  # several resolutions side by side, and no trunk
 }
 
+#: Families that other tests have, so that these are slow.
+ELSEWHERE = {"csatv2", "mobilenetv5", "nasnet", "pnasnet"} | {f for f, word in SMALLEST.items() if word in MODELS}
+
 
 def test_every_family_is_listed() -> None:
     zoo = list_zoo()
@@ -31,7 +36,11 @@ def test_every_family_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=SHARDS[i % len(SHARDS)]) for i, name in enumerate(SMALLEST)]
+    "family",
+    [
+        pytest.param(name, marks=[SHARDS[i % len(SHARDS)], *([pytest.mark.slow] if name in ELSEWHERE else [])])
+        for i, name in enumerate(SMALLEST)
+    ],
 )
 def test_family(family: str) -> None:
     rows = convert_model(ZooModel(SMALLEST[family], family), ARRANGEMENTS, real=False)

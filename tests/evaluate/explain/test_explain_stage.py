@@ -35,9 +35,10 @@ SETTINGS = Settings(
     input_size=(1, 16, 16),
     arrangements=("bu", "td"),
     repeats=2,
-    epochs=4,
+    epochs=2,
     explain_samples=60,
     device="cpu",
+    measure_memory=False,
 )
 TABLES = ("localisation.csv", "explained_images.csv", "faithfulness.csv")
 

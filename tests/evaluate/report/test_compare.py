@@ -310,7 +310,7 @@ def tables(draw: st.DrawFn) -> dict[str, pd.DataFrame]:
     return made
 
 
-@limits(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
+@limits(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(tables())
 def test_no_table_stops_a_comparison(made: dict[str, pd.DataFrame]) -> None:
     for c in compare_run(Run(Path(), {}, made, None)):

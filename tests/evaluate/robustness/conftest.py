@@ -29,6 +29,7 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=f"{place / 'net.py'}:net", data="digits", arrangements=("bu", "td"), repeats=2, epochs=2,
         input_size=(1, 16, 16), device="cpu", attacks=("fgsm", "contrast-reduction"), attack_samples=6,
         attack_repeats=1, attack_batch_size=4, attack_runs=1, frequency_samples=6, corruption_samples=10,
+        measure_memory=False,
     )  # fmt: skip
     evaluate("train", settings, place / "run")
     return place / "run"

@@ -32,7 +32,7 @@ from bu2td.models.baselines import LeNetFC
 
 SIZE = (1, 12, 12)
 TRAINED = {"data": "digits", "input_size": SIZE, "arrangements": ("bu", "td"), "repeats": 1, "epochs": 3,
-           "device": "cpu"}  # fmt: skip
+           "device": "cpu", "measure_memory": False}  # fmt: skip
 FEW = {"attacks": ("fgsm", "shifts", "additive-uniform"), "attack_samples": 10, "attack_batch_size": 6,
        "attack_repeats": 2}  # fmt: skip
 
@@ -48,6 +48,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def _done(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("done") / "run"))
+    whole(folder)
+    return folder
+
+
+@pytest.fixture
+def done(_done: Path, tmp_path: Path) -> Path:
+    """A folder of its own with both halves of the few attacks, made by one process."""
+    return Path(shutil.copytree(_done, tmp_path / "done"))
 
 
 def context(folder: Path, **changes: Any) -> Context:
@@ -107,19 +120,15 @@ def test_parts_hold_what_the_attack_returns(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_shards_leave_the_same_bytes_as_one_process(folder: Path, tmp_path: Path, count: int) -> None:
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
-    whole(folder)
+def test_shards_leave_the_same_bytes_as_one_process(folder: Path, done: Path, count: int) -> None:
     for half in (attack, study):
         for index in reversed(range(count)):
-            half(other, (index, count))
-    collect(context(other))
-    assert contents(folder) == contents(other)
+            half(folder, (index, count))
+    collect(context(folder))
+    assert contents(folder) == contents(done)
 
 
-def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
-    whole(folder)
+def test_killed_and_resumed(folder: Path, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         calls: list[Any] = []
 
@@ -131,12 +140,12 @@ def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
         patch.setattr("bu2td.evaluate.robustness.stage.smallest_perturbations", killed)
         with pytest.raises(KeyboardInterrupt):
-            attack(other)
-    done = {path: path.stat().st_mtime_ns for path in other.glob("parts/robustness/*/*.npz")}
-    assert len(done) == 3
-    whole(other)
-    assert all(path.stat().st_mtime_ns == time for path, time in done.items())
-    assert contents(folder) == contents(other)
+            attack(folder)
+    left = {path: path.stat().st_mtime_ns for path in folder.glob("parts/robustness/*/*.npz")}
+    assert len(left) == 3
+    whole(folder)
+    assert all(path.stat().st_mtime_ns == time for path, time in left.items())
+    assert contents(folder) == contents(done)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +155,13 @@ def test_killed_and_resumed(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
         *(pytest.param(d, marks=pytest.mark.slow) for d in (lambda b: b"", lambda b: b[:-200] + bytes(200))),
     ],
 )
-def test_a_damaged_part_is_done_anew(folder: Path, damage: Any) -> None:
-    whole(folder)
-    before = contents(folder)
+def test_a_damaged_part_is_done_anew(done: Path, damage: Any) -> None:
+    before = contents(done)
     for name in ("fgsm", "branches-fgsm"):
-        path = folder / "parts" / "robustness" / "td-0" / f"{name}-000000-000006.npz"
+        path = done / "parts" / "robustness" / "td-0" / f"{name}-000000-000006.npz"
         path.write_bytes(damage(path.read_bytes()))
-    whole(folder)
-    assert contents(folder) == before
+    whole(done)
+    assert contents(done) == before
 
 
 @pytest.mark.parametrize(
@@ -250,9 +258,8 @@ def test_only_attacks_in_another_norm(folder: Path) -> None:
     assert plan_branches(context(folder, attacks=("autoattack-linf",))) == []
 
 
-def test_the_whole_experiment_by_its_name(folder: Path, tmp_path: Path) -> None:
+def test_the_whole_experiment_by_its_name(folder: Path, done: Path) -> None:
     """Both halves, one after the other; the check of more steps looks at the first 50 images."""
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
     found = context(folder, attacks=("ddn",), attack_samples=60, attack_batch_size=40)
     names = [part.name for part in plan(found) if part.name.startswith("bu-0")]
     assert names == [
@@ -260,8 +267,7 @@ def test_the_whole_experiment_by_its_name(folder: Path, tmp_path: Path) -> None:
         *("bu-0/more-steps-ddn-000000-000040", "bu-0/more-steps-ddn-000040-000050"),
     ]
     answer = evaluate("robustness", FEW, folder)
-    whole(other)
-    assert contents(folder) == contents(other)
+    assert contents(folder) == contents(done)
     (rows,) = answer["tables"].values()
     medians = table(folder, "robustness").set_index(["arrangement", "attack"]).median_l2
     for row in rows:

@@ -418,8 +418,10 @@ def test_memory_that_cannot_be_measured_is_nothing(
 
 
 def test_the_result_of_a_training_is_readable(tmp_path: Path, data: Data) -> None:
-    run, _ = _run(tmp_path / "run", data, replace(SETTINGS, arrangements=("bu",)))
+    run, (result,) = _run(tmp_path / "run", data, replace(SETTINGS, arrangements=("bu",), measure_memory=True))
     content = json.loads((run.run("bu", 0) / RESULT).read_text())
+    if os.path.exists("/proc/self/clear_refs"):
+        assert content["result"]["peak_memory_mib"] == result.peak_memory_mib > 0
     assert content["identity"]["architecture"] == content["identity"]["architecture"].lower()
     assert len(content["identity"]["architecture"]) == 64
     assert content["identity"]["source"] == ""

@@ -226,47 +226,56 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 import test_loop as t
 engine = t.start(t.SETTINGS)
-settings = t.replace(t.SETTINGS, epochs=2, hflip=0.5)
-folder, kind = Path(sys.argv[2]), sys.argv[3]
-net = t._Net(norm=kind == "norm")
-log = t.fit(net, t._images(), t._images(17), settings, folder, engine=engine, seed=5, identity={})
-weights = [v.double().sum().item() for v in net.state_dict().values()]
-found = [engine.world_size, t._numbers(log), weights]
+folder = Path(sys.argv[2])
+found = {kind: t._found(folder / kind, engine, kind) for kind in ("plain", "norm")}
 (folder / f"{engine.global_rank}.json").write_text(json.dumps(found))
 """
 
 
-def _by_processes(tmp_path: Path, kind: str, count: int) -> list[Any]:
-    """What every process found: how many there are, the log, sums of weights and buffers."""
-    script, folder = tmp_path / "worker.py", tmp_path / f"{kind}{count}"
+def _found(folder: Path, engine: Any, kind: str) -> list[Any]:
+    """What a process finds: how many there are, the log, sums of weights and buffers."""
+    settings = replace(SETTINGS, epochs=2, hflip=0.5)
+    net = _Net(norm=kind == "norm")
+    log = fit(net, _images(), _images(17), settings, folder, engine=engine, seed=5, identity={})
+    return [engine.world_size, _numbers(log), [v.double().sum().item() for v in net.state_dict().values()]]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What each of two processes finds, by kind of network."""
+    folder = tmp_path_factory.mktemp("two")
+    script = folder / "worker.py"
     script.write_text(_WORKER)
-    folder.mkdir()
-    launch = [*("-m", "torch.distributed.run"), f"--nproc-per-node={count}", "--standalone"]
-    command = [sys.executable, *(launch if count > 1 else []), str(script), str(Path(__file__).parent)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(folder), kind], capture_output=True, text=True, env=environment, timeout=240
+        [*command, str(Path(__file__).parent), str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(count)]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_processes_give_the_metrics_of_one_without_batch_statistics(tmp_path: Path) -> None:
+def test_two_processes_give_the_metrics_of_one_without_batch_statistics(tmp_path: Path, two: list[Any]) -> None:
     """Batches, augmentation, gradients and sums are shared; nothing in this network looks at a whole batch."""
-    ((one, log, weights),) = _by_processes(tmp_path, "plain", 1)
-    for processes, shared_log, shared_weights in _by_processes(tmp_path, "plain", 2):
+    one, log, weights = _found(tmp_path, start(SETTINGS), "plain")
+    for processes, shared_log, shared_weights in (each["plain"] for each in two):
         assert (one, processes) == (1, 2)
         assert shared_weights == pytest.approx(weights, rel=1e-4, abs=1e-4)
         for mine, other in zip(log, shared_log, strict=True):
             assert mine == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
-def test_two_processes_agree_on_one_network_with_batch_statistics(tmp_path: Path) -> None:
+def test_two_processes_agree_on_one_network_with_batch_statistics(two: list[Any]) -> None:
     """Every process normalises its own share, which is another training than one process'; but weights, running
     statistics and metrics are the same in both, so that the network that is measured is the one that is kept.
     """
-    first, second = _by_processes(tmp_path, "norm", 2)
+    first, second = (each["norm"] for each in two)
     assert first == second
+    assert first[0] == 2
 
 
 def test_a_batch_that_processes_cannot_share(monkeypatch: pytest.MonkeyPatch) -> None:
