@@ -179,11 +179,17 @@ def made(runs: list[Run]) -> Iterator[str]:
         trained = ", ".join(f"{a} {count(run, a)}" for a in own["arrangements"])
         seconds = sum(about["seconds"].values()) + sum(r["seconds"] or 0 for r in run.report["rows"]["accuracy"])
         rows.append((run.link, trained, own["epochs"], f"{_span(attacked)} ({own['attack_budget']})",
-                     _span(explained), f"{seconds / 3600:.1f} h"))  # fmt: skip
+                     _span(explained), f"{seconds / 3600:.1f} h{_trained_on(about)}"))  # fmt: skip
     yield "## What was run\n"
     head = ("run", "trainings", "epochs", "images attacked (budget)", "images explained", "time")
     yield table(head, rows)
-    yield "Times are of two busy cores, all stages together."
+    yield "Times are of two busy cores, or as said, all trainings and stages added up."
+
+
+def _trained_on(about: Mapping[str, Any]) -> str:
+    """Of a run that was trained on a GPU, whatever looked at it later."""
+    calls = [call["command"] for call in about["calls"] if call["stage"] in ("train", "all")]
+    return ", trained on a GPU" if any("--device cuda" in command for command in calls) else ""
 
 
 def count(run: Run, arrangement: str) -> int:
