@@ -53,7 +53,7 @@ def full_precision() -> Iterator[None]:
 
     By default cuDNN rounds what convolutions read to TF32, by 1e-3: far more than two forms of one network differ.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     try:
         before = cudnn.allow_tf32, torch.get_float32_matmul_precision()
     except RuntimeError:  # from torch 2.9 on, where the caller has used the names that are new there

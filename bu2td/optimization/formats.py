@@ -1,10 +1,8 @@
 """The memory format of a network's maps, level by level, and of its weights.
 
 Convolutions read and write channels-last maps as they lie. Weights in another format than their maps are copied in
-every pass, slowly: forward, and twice backward. Where a level has many weights and small maps (the coarse ones, in
-small batches) that costs more than the format saves; where maps are large it is nothing. So weights are laid out
-as their maps are: for inference always, in training where the copies would take a part of the step that counts
-(sharding and many a ``parameter.view(-1)`` ask for contiguous weights, so that they stay so where that is free).
+every pass, slowly: forward, and twice backward. And a map that was reshaped (a shuffle of channels) has no format
+of its own: there a convolution takes that of its weights. So weights are laid out as their maps are.
 
 By the cost model a network has one format; what is measured decides level by level, and a map is copied where it
 passes into a level of another format.
@@ -13,7 +11,6 @@ passes into a level of another format.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,12 +21,10 @@ from bu2td.ir import Stage
 from bu2td.nn import Pyramid
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.kernels import Layout
-from bu2td.optimization.places import Form, Place, plain_form
+from bu2td.optimization.places import Place
 from bu2td.runtime import TopDownNetwork
 
 RULE = "channels_last"
-#: How often the bytes of a weight are moved by its copies in one pass, at the rate of other bytes.
-COPIES = 2
 
 #: Reduction of a level -> whether its maps are channels-last.
 Formats = Mapping[int, bool]
@@ -62,20 +57,10 @@ def _convolutions(network: nn.Module, stage: Stage, shapes: Mapping[str, tuple[i
     return found
 
 
-def lay_out_weights(
-    network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]], formats: Formats, choose: Chooser
-) -> None:
-    """Lay the weights of channels-last levels out as their maps, before the convolutions get other forms."""
+def lay_out_weights(network: TopDownNetwork, formats: Formats, choose: Chooser) -> None:
+    """Lay the weights of channels-last levels out as their maps."""
     last = [stage for stage in network.stages.levels if formats[stage.reduction]]
-    if not last:
-        return
-    if not choose.training:
-        _laid_out(network)
-        return
-    forms = [plain_form(place, place.size) for stage in last for place in _convolutions(network, stage, shapes)]
-    copied = sum(place.weights for place in forms)
-    rest = Form(sum(form.macs for form in forms), sum(form.maps for form in forms))
-    if not choose("weights", network.stages.pyramid, replace(rest, weights=COPIES * copied), rest):
+    if not last or (choose.training and not choose("weights", network.stages.pyramid)):
         return
     names = [name for stage in last for name in stage.calls]
     for name in names if len(last) < len(formats) else [""]:

@@ -60,7 +60,7 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         choose: decides.
     """
     formats = choose_formats(network, shapes, choose)
-    lay_out_weights(network, shapes, formats, choose)
+    lay_out_weights(network, formats, choose)
     _schedule(network, choose)
     for coarser, stage in pairwise(network.stages.levels):
         factor = coarser.reduction // stage.reduction
