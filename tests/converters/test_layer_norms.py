@@ -1,10 +1,11 @@
-"""Layer norms over whole maps: one weight per position, at one image size."""
+"""Norms without statistics: over whole maps, at one image size, and over neighbouring channels."""
 
 import pytest
 import torch
 from torch import nn
 
 import bu2td
+from bu2td import erf
 from bu2td.errors import ImageSizeError
 
 
@@ -27,3 +28,13 @@ def test_a_norm_over_whole_maps_binds_the_size(arrangement: str, affine: bool) -
         assert "works at images of 32x32 only" in td.plan.notes[0]
         with pytest.raises(ImageSizeError):
             td(torch.rand(2, 3, 40, 32))
+
+
+def test_a_response_norm_looks_at_channels_of_one_position() -> None:
+    """As in AlexNet, between convolutions: no field grows, and nothing is a gate."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 5, padding=2), nn.LocalResponseNorm(3), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)),
+    )
+    found = erf.theory(model, example_inputs=torch.zeros(1, 3, 32, 32), layers=["0", "1", "3"]).rows
+    assert [(row["size"], row["gated"]) for row in found] == [((5, 5), False), ((5, 5), False), ((10, 10), False)]

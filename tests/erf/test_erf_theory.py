@@ -294,6 +294,9 @@ def test_bad_input() -> None:
         theory(chain(), example_inputs=IMAGES, layers=["r44"])
     with pytest.raises(OptionError, match="no rows and columns"):
         theory(chain(), example_inputs=IMAGES, layers=["10"])
+    for layers in (3, None, [], ["r4", 2], [None]):
+        with pytest.raises(OptionError, match="must be the name of a layer, or a list of such names"):
+            theory(chain(), example_inputs=IMAGES, layers=layers)  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="example_inputs"):
         theory(bu2td.analyze(chain(), example_inputs=IMAGES), example_inputs=IMAGES)
     td = bu2td.convert(chain(), "td", example_inputs=IMAGES, seed=0)

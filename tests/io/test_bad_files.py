@@ -14,6 +14,7 @@ from nets import convert_baseline
 
 import bu2td
 from bu2td.errors import Bu2tdError, FileError, MissingPackageError, UnknownModelError
+from bu2td.ir import Optimization
 from bu2td.models import Call, baselines, create_again
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -67,6 +68,7 @@ def _option(**changes: Any) -> Callable[[Any], None]:
         (_set(patches={"share": 0.5}), "the weights do not fit"),
         (_set(optimize={"mode": "training"}), "about optimisation is incomplete"),
         (_set(optimize=7), "about optimisation is incomplete"),
+        (_set(optimize=Optimization("training", "cpu", 1, (0, 0), ()).to_dict()), "optimisation is incomplete"),
         (_set(factory=["bu2td:lenet_fc"]), "the recipe is incomplete.*no call"),
         (_set(arguments="num_classes"), "the recipe is incomplete.*no call"),
         (_set(image_shape=[1, 1, 28]), "the recipe is incomplete.*image_shape"),

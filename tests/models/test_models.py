@@ -75,6 +75,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             def returns_class():
                 return Net
 
+            def enormous():
+                return nn.Sequential(nn.Linear(10 ** 7, 10 ** 8), nn.LayerNorm(10 ** 8))
+
             def counts():
                 import torch
                 offsets = torch.ones(3).tolist()
@@ -236,6 +239,11 @@ def test_meta_of_a_constructor_that_calculates_with_parameters(folder: Path) -> 
     model = create_model("user_nets.py:counts", device="meta")
     assert model[0].weight.is_meta
     assert model[0].weight.shape[0] == 3
+
+
+def test_a_model_larger_than_any_memory_is_looked_at(folder: Path) -> None:
+    model = create_model("user_nets.py:enormous", device="meta")
+    assert sum(p.numel() for p in model.parameters()) > 10**15
 
 
 def test_no_mode_is_left_behind() -> None:

@@ -1,14 +1,17 @@
 """The registry: converters come through entry points, ours and anybody's."""
 
 import importlib.metadata
+import operator
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, fx, nn
 
-from bu2td.ops import converter_for_type, registered
+from bu2td.ops import Role, converter_for, converter_for_type, registered
 
 
 def test_our_converters_come_through_the_entry_point() -> None:
@@ -53,3 +56,24 @@ def test_a_package_brings_its_converters(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "PATH": ""}
     )
     assert result.stdout.strip() == "True", result.stderr
+
+
+def test_a_method_is_what_the_function_of_its_name_is() -> None:
+    """However people write an operation, it is known."""
+
+    def by_method(x: Tensor) -> Tensor:
+        a, b = x.chunk(2, 1)
+        return a.abs().add(b).mean((2, 3))
+
+    def by_function(x: Tensor) -> Tensor:
+        a, b = torch.chunk(x, 2, 1)
+        return torch.mean(torch.add(torch.abs(a), b), (2, 3))
+
+    def roles(written: Callable[[Tensor], Tensor], op: str) -> list[Role]:
+        nodes = fx.symbolic_trace(written).graph.nodes
+        return [converter_for(n, None).role for n in nodes if n.op == op and n.target is not operator.getitem]
+
+    found = roles(by_method, "call_method")
+    assert len(found) == 4
+    assert found == roles(by_function, "call_function")
+    assert Role.OPAQUE not in found

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from bu2td.optimization.kernels import (
     FusedConv2d,
     FusedMerge,
     FusedNorm,
+    GlobalAvgPool,
     SplitMerge,
     UpsampledConv2d,
     WinogradConv2d,
@@ -96,19 +98,29 @@ def test_every_option_keeps_its_function(name: str, options: dict[str, Any], mod
 class Averaged(nn.Module):
     """Its classifier has the name that a pooling module of its mean would have."""
 
-    def __init__(self) -> None:
+    def __init__(self, pooled: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.body = nn.Sequential(unit(3, 8), nn.MaxPool2d(2), unit(8, 16), nn.MaxPool2d(2), unit(16, 16))
-        self.mean_pool = nn.Linear(16, 10)
+        self.mean_pool, self.pooled = nn.Linear(16, 10), pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.mean_pool(self.body(x).mean((2, 3)))
+        return self.mean_pool(self.pooled(self.body(x)))
 
 
-def test_new_poolings_have_names_of_their_own() -> None:
+@pytest.mark.parametrize(
+    ("pooled", "is_mean"),
+    [
+        (lambda x: x.mean((2, 3)), True),
+        (lambda x: x.sum((2, 3)), False),
+        (lambda x: x.amax((2, 3)), False),
+        (lambda x: x.mean((2, 3), dtype=torch.float64).float(), False),
+    ],
+)
+def test_means_are_poolings_of_a_name_of_their_own(pooled: Callable[[Tensor], Tensor], is_mean: bool) -> None:
     images = torch.rand(2, 3, 32, 32)
-    network = bu2td.convert(Averaged(), example_inputs=images, seed=0).eval()
-    fast = bu2td.optimize(network, "training", rules={"pool": "always"}).eval()
+    network = bu2td.convert(Averaged(pooled), example_inputs=images, seed=0).eval()
+    fast = bu2td.optimize(network, "training", rules={"channels_last": "always", "pool": "always"}).eval()
+    assert (GlobalAvgPool in kinds(fast)) == is_mean
     with torch.no_grad():
         assert relative(fast(images), network(images)) < 1e-5
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bu2td.capture import capture
-from bu2td.errors import TopologyError
+from bu2td.errors import NoReductionError, TopologyError
 from bu2td.graph import shapes_of
 from bu2td.ir.bottom_up import Capture
 from bu2td.probe import pooled_maps, probe
@@ -64,6 +64,22 @@ def test_a_network_that_runs_at_its_own_size_only_names_what_binds_it() -> None:
             return self.b(self.a(x) + self.places).mean((2, 3))
 
     with pytest.raises(TopologyError, match=r"only at its own image size 32x32[\s\S]*in add .*test_steps\.py:\d+"):
+        probe(captured(Placed(), 32))
+
+
+def test_a_network_of_one_resolution_is_told_that_first() -> None:
+    """A convolution of pooled values makes no second one."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 5, 3, padding=1)
+            self.places, self.fc = nn.Parameter(torch.zeros(4, 8, 8)), nn.Conv2d(5, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.b(self.a(x) + self.places).mean((2, 3), keepdim=True)).flatten(1)
+
+    with pytest.raises(NoReductionError, match=r"one resolution only \(8x8 for an image of 32x32\)"):
         probe(captured(Placed(), 32))
 
 

@@ -137,3 +137,21 @@ def test_a_block_that_cannot_work_on_the_maps_of_a_coarser_level_is_refused() ->
         bu2td.convert(model, "rev", example_inputs=images, device="meta", max_macs_ratio=None)
     even = torch.zeros(1, 3, 64, 64)
     assert bu2td.convert(model, "rev", example_inputs=even, device="meta", max_macs_ratio=None).plan.levels
+
+
+def test_images_are_multiples_of_what_blocks_ask_for_and_of_no_more() -> None:
+    """Blocks of three and of five pixels on one map: its sides are multiples of 15, odd ones too."""
+    layers = pytest.importorskip("timm.layers.halo_attn")
+
+    def halo(block: int) -> nn.Module:
+        return layers.HaloAttn(12, num_heads=2, dim_head=6, block_size=block, halo_size=1)
+
+    model = nn.Sequential(
+        unit(3, 8), Block(8, 12, 2), halo(3), nn.ReLU(), halo(5), nn.ReLU(), Block(12, 16, 2), head(16)
+    )
+    td = bu2td.convert(model, "td", example_inputs=torch.zeros(1, 3, 60, 60), device="meta", max_macs_ratio=None)
+    for side in (30, 60, 90):
+        assert td(torch.empty(1, 3, side, side, device="meta")).shape == (1, 10)
+    for side in (18, 20, 54):
+        with pytest.raises(ImageSizeError, match="multiples of 15; found"):
+            td(torch.empty(1, 3, side, side, device="meta"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from nets import convert_baseline, make
+from nets import Block, convert_baseline, make, unit
 from torch import nn
 
 import bu2td
@@ -61,6 +61,15 @@ def test_pools_and_widths_of_other_heads(word: str, pool: str, hidden: int | Non
     network = bu2td.convert(make(word), device="meta", finest_reduction=4)
     assert network.global_pool == pool
     assert network.head_hidden_size == (network.num_features if hidden is None else hidden)
+
+
+def test_the_width_of_a_classifier_inside_of_a_head() -> None:
+    """Attention over the map that pools it: what its last layer reads is wider than the map."""
+    pool = timm.layers.AttentionPool2d(24, 8, 10, embed_dim=40, head_dim=8, qkv_separate=True)
+    model = nn.Sequential(unit(3, 8), Block(8, 16, 2), Block(16, 24, 2), pool)
+    network = bu2td.convert(model, example_inputs=torch.zeros(1, 3, 32, 32), device="meta", max_macs_ratio=None)
+    assert network.get_classifier().weight.shape == (10, 40)
+    assert network.head_hidden_size == 40
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax"])

@@ -175,6 +175,20 @@ def test_parameters_without_gradient_are_found() -> None:
         bu2td.verify(network, full=True)
 
 
+class Shares(nn.Module):
+    """Divides by how many other images there are, which a single one has none of."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x / (x.shape[0] - 1)
+
+
+def test_a_network_that_needs_several_images_is_found() -> None:
+    network = convert_baseline("lenet_fc", "td", seed=0)
+    network.r2_merge.act = Shares()
+    with pytest.raises(VerificationError, match="logits are not finite for one "):
+        bu2td.verify(network, full=True)
+
+
 def test_verify_does_not_touch_the_network() -> None:
     network = convert_baseline("lenet_fc", "td", seed=0).eval()
     before = {k: v.clone() for k, v in network.state_dict().items()}
