@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import bu2td
+from bu2td.errors import OptimizeError
 from bu2td.ir import format_table
 from bu2td.models.words import create_model
 
@@ -232,7 +233,7 @@ def run(*job: str, settings: speed.Settings, tune: str | None) -> list[dict[str,
     row: dict[str, Any] = dict(zip(COLUMNS, job, strict=True))
     try:
         found, worst = steps(FAMILIES[name], task, kind, int(batch), tune, settings.device)
-    except (ValueError, bu2td.OptimizeError) as error:  # batch statistics of one value per channel
+    except (ValueError, OptimizeError) as error:  # batch statistics of one value per channel
         return [{**row, "note": str(error).splitlines()[0]}]
     try:
         times = speed.compare(found, settings)

@@ -1,8 +1,12 @@
-"""Norms without statistics: over whole maps, at one image size, and over neighbouring channels."""
+"""Norms without statistics: over whole maps, at one image size, and over channels."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import bu2td
 from bu2td import erf
@@ -38,3 +42,34 @@ def test_a_response_norm_looks_at_channels_of_one_position() -> None:
     )
     found = erf.theory(model, example_inputs=torch.zeros(1, 3, 32, 32), layers=["0", "1", "3"]).rows
     assert [(row["size"], row["gated"]) for row in found] == [((5, 5), False), ((5, 5), False), ((10, 10), False)]
+
+
+class _Shares(nn.Module):
+    """Features by what they are a share of: the channels of their position, or the rows of the map."""
+
+    def __init__(self, share: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.share = nn.Conv2d(3, 8, 5, padding=2), share
+        self.down = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.down(self.share(self.conv(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("share", "gated"),
+    [
+        (lambda x: F.softmax(x, 1), False),
+        (lambda x: F.softmax(x, dim=1), False),
+        (lambda x: x.softmax(1), False),
+        (lambda x: F.log_softmax(x, 2), True),
+        (lambda x: F.normalize(x), False),
+        (lambda x: F.normalize(x, 2.0, 3), True),
+    ],
+)
+def test_shares_of_channels_are_of_one_position(share: Any, gated: bool) -> None:
+    """Over channels no field grows; over rows everything sees everything."""
+    found = erf.theory(_Shares(share), example_inputs=torch.zeros(1, 3, 32, 32), layers=["conv", "down"]).rows
+    assert [row["gated"] for row in found] == [False, gated]
+    assert found[0]["size"] == (5, 5)
