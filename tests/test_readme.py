@@ -81,6 +81,21 @@ def rows() -> Iterator[str]:
         f"{speed['training']:.2f} times in a training step",
         "bench/results/speed.json",
     )
+    told = []
+    for name in ("families", "families_measured"):
+        own = {task: [r["speedup"] for r in read(f"{name}.json")["rows"]
+                      if (r["task"], r["kind"]) == (task, "eager") and "speedup" in r]
+               for task in ("inference", "training")}  # fmt: skip
+        means = [f"{statistics.geometric_mean(values):.2f}" for values in own.values()]
+        every = [value for values in own.values() for value in values]
+        told.append((*means, f"{sum(value < 0.97 for value in every)} of {len(every)}"))
+    yield row(
+        "does `optimize` ever lose?",
+        f"24 families against the better of their memory formats: {told[0][0]} times as fast in inference, "
+        f"{told[0][1]} in training, {told[0][2]} cases below 0.97; measured on the machine {told[1][0]} and "
+        f"{told[1][1]}, {told[1][2]}",
+        "bench/results/families.json",
+    )
     memory = {(r["network"], r["recomputed"], r["precision"]): r["peak_mib"] for r in read("memory.json")["rows"]}
     peaks = [
         memory[network, recomputed, "float32"] / 1024
