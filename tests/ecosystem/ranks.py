@@ -32,6 +32,7 @@ def _fsdp1(net: Any) -> Any:
 
 
 def _fsdp2(net: Any) -> Any:
+    net = net.to(memory_format=torch.contiguous_format)  # it refuses others
     for stage in net.stages.levels:
         fully_shard(net.get_submodule(stage.output))
     wrapped = fully_shard(net)
