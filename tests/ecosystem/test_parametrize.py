@@ -40,6 +40,7 @@ def test_parametrised_weights(trainable: Any, plain: Any) -> None:
 
 
 def test_pruned_weights_train(trainable: Any, plain: Any) -> None:
+    trainable = trainable.to(memory_format=torch.contiguous_format)  # pruning refuses others
     for net in (trainable, plain.train()):
         for conv in convs(net):
             prune.l1_unstructured(conv, "weight", amount=0.5)
