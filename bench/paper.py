@@ -177,7 +177,9 @@ def made(runs: list[Run]) -> Iterator[str]:
         attacked = sorted({int(r["samples"]) for r in run.report["rows"]["robustness"]})
         explained = sorted({int(r["samples"]) for r in run.report["rows"]["localisation"]})
         trained = ", ".join(f"{a} {count(run, a)}" for a in own["arrangements"])
-        seconds = sum(about["seconds"].values()) + sum(r["seconds"] or 0 for r in run.report["rows"]["accuracy"])
+        spent, trainings = about["seconds"], sum(r["seconds"] or 0 for r in run.report["rows"]["accuracy"])
+        looked = sum(seconds for stage, seconds in spent.items() if stage != "train")
+        seconds = looked + max(spent.get("train", 0), trainings)  # a stage that was resumed knows of its last part
         rows.append((run.link, trained, own["epochs"], f"{_span(attacked)} ({own['attack_budget']})",
                      _span(explained), f"{seconds / 3600:.1f} h{_trained_on(about)}"))  # fmt: skip
     yield "## What was run\n"
