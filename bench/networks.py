@@ -17,8 +17,7 @@ import argparse
 import copy
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 import bu2td
 from bu2td.errors import OptimizeError
+from bu2td.graph import full_precision
 from bu2td.ir import format_table
 from bu2td.models.words import create_model
 
@@ -156,7 +156,7 @@ def steps(
     family: Family, task: str, kind: str, batch: int, tune: str | None, device: torch.device
 ) -> tuple[dict[str, Callable[[], Tensor]], float]:
     """The step of every arm, which has run, and by how much their results differ in single precision."""
-    with _exact():
+    with full_precision():
         made = arms(family, task, batch, tune, device)
         with torch.inference_mode():
             worst = difference({arm: model.eval()(images).float() for arm, (model, images) in made.items()})
@@ -177,17 +177,6 @@ def steps(
     if not worst <= TOLERANCE:
         raise SystemExit(f"{family.name}, {task}, {kind}, {batch}: the arms differ by {worst:.1e} relative")
     return found, worst
-
-
-@contextmanager
-def _exact() -> Iterator[None]:
-    """Convolutions on a GPU in full single precision, where results are compared."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def rounded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:

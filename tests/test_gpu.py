@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import bu2td
 from bu2td.evaluate import command
+from bu2td.graph import full_precision
 from bu2td.runtime import TopDownNetwork
 
 pytestmark = [
@@ -31,12 +32,10 @@ MODES = ("inference", "training")
 @pytest.fixture(autouse=True)
 def _exact(record_property: Callable[[str, object], None]) -> Any:
     """Convolutions in full single precision, as products are by default; the device's name beside every figure."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
     record_property("device", torch.cuda.get_device_name())
     record_property("torch", str(torch.__version__))
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    with full_precision():
+        yield
 
 
 def make(width: int = 16, **options: Any) -> TopDownNetwork:
