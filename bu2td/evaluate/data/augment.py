@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bu2td.evaluate.data.sets import Images, batch_of
+from bu2td.evaluate.data.sets import Images, batch_of, stacked
 from bu2td.evaluate.settings import Settings
 
 #: Principal colours of ImageNet: eigenvalues and eigenvectors (columns) of the covariance of RGB values in [0, 1]
@@ -52,10 +52,8 @@ class Augmented:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Several images at once, see `batch_of`."""
         own = self.settings
-        if not any((own.hflip, own.hshift, own.vshift, own.random_crop, own.pca_color)):
-            return batch_of(self.images, indices)
-        pairs = [self[index] for index in indices]
-        return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+        changed = any((own.hflip, own.hshift, own.vshift, own.random_crop, own.pca_color))
+        return stacked(self, indices) if changed else batch_of(self.images, indices)
 
 
 def augment(image: Tensor, settings: Settings, random: torch.Generator) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from bu2td.errors import DataError, first_line
 from bu2td.evaluate.data.pictures import FileImages
-from bu2td.evaluate.data.sets import Data
+from bu2td.evaluate.data.sets import Data, batch_of
 
 SEVERITIES = (1, 2, 3, 4, 5)
 LABELS = "labels.npy"
@@ -231,8 +231,7 @@ def _labels(place: Path, rows: int, data: Data) -> np.ndarray:
 
 def _read(samples: list[tuple[Path, int]], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
     images = FileImages(samples, shape)
-    pairs = [images[i] for i in range(len(images))]
-    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    return batch_of(images, range(len(images)))
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,11 @@ def batch_of(images: Images, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     if not len(indices):
         raise OptionError("a batch needs at least one image")
     whole = getattr(images, "batch", None)
-    if whole is not None:
-        return whole(list(indices))
+    return stacked(images, indices) if whole is None else whole(list(indices))
+
+
+def stacked(images: Images, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What `batch_of` returns, image by image."""
     pairs = [images[i] for i in indices]
     return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
 
@@ -347,4 +350,15 @@ def _checked(data: Data) -> Data:
     return data
 
 
-__all__ = ["Data", "Images", "Part", "TensorImages", "batch_of", "first_images", "list_data", "load_data", "split"]
+__all__ = [
+    "Data",
+    "Images",
+    "Part",
+    "TensorImages",
+    "batch_of",
+    "first_images",
+    "list_data",
+    "load_data",
+    "split",
+    "stacked",
+]
