@@ -7,10 +7,11 @@ A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid
 (forward and backward, weights laid out as the maps, summed or transformed in every step): a convolution of 8 to
 1,024 channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64; a third are wide ones
 over small maps (of minimal filtering: large ones). ``old_ms`` and ``new_ms`` are medians of both forms,
-``measured`` is the median over rounds of their ratio in the same round; of ``channels_last`` the old form has contiguous maps. ``held_out`` rows, a third,
-are not fitted. ``chosen`` is what the model does, and ``lost`` the share of the better form's time that this
-costs. Times are CPU seconds on one thread, else wall-clock. Writes bench/results/choices.csv and .json after
-every row, and goes on where it was stopped; rows of other numbers of threads stand in the same table.
+``measured`` is the median over rounds of their ratio in the same round; of ``channels_last`` the old form has
+contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what the model does, and ``lost`` the
+share of the better form's time that this costs. Times are CPU seconds on one thread, else wall-clock. Writes
+bench/results/choices.csv and .json after every row, and goes on where it was stopped; rows of other numbers of
+threads stand in the same table.
 """
 
 from __future__ import annotations

@@ -95,7 +95,9 @@ def test_recomputing_where_activations_overwrite_what_convolutions_made(
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        pytest.param(name, way, marks=pytest.mark.slow if name == "resnet18_imagenette" and "one" in way else ())
+        pytest.param(
+            name, way, marks=pytest.mark.slow if name == "resnet18_imagenette" and "levels" in WAYS[way] else ()
+        )
         for name in ("lenet_fc", "resnet32", "resnet18_imagenette")
         for way in WAYS
     ],
