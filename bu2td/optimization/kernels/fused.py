@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bu2td.nn import is_transformed
 from bu2td.optimization.kernels.lowres import Pair, fits, sums_of_axis, transposed_conv
 from bu2td.optimization.kernels.ordinary import is_exporting
+from bu2td.optimization.kernels.small import Small
 from bu2td.optimization.kernels.winograd import plain_kernel, transformed_kernel, winograd_conv
 
 #: Activations that fuse: their name in oneDNN -> the function, of a value and the activation's numbers.
@@ -38,6 +39,8 @@ _IN_PLACE: Mapping[str, Callable[..., Tensor]] = {
     "hardswish": lambda x: F.hardswish(x, inplace=True),
     "sigmoid": torch.sigmoid_,
 }
+
+_PLAIN = (Tensor, nn.Parameter)
 
 #: How a fused convolution computes: as it is; a transposed convolution that reads a map at low resolution
 #: (`bu2td.optimization.kernels.lowres`); minimal filtering (`bu2td.optimization.kernels.winograd`).
@@ -65,16 +68,18 @@ def activation_of(module: nn.Module) -> tuple[str, tuple[float, ...]] | None:
 
 def _fuses(*tensors: Tensor | None) -> bool:
     """Whether float32 tensors on the CPU are computed with, outside autograd, transforms, export and autocast."""
-    if is_exporting(*tensors) or is_transformed() or torch.is_autocast_enabled("cpu"):
-        return False
     compiling = torch.compiler.is_compiling()
+    if is_exporting(*tensors) if compiling else torch.jit.is_tracing():
+        return False
+    if is_transformed() or torch.is_autocast_enabled("cpu"):
+        return False
     grad = torch.is_grad_enabled()
     for tensor in tensors:
         if tensor is None:
             continue
-        if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or (grad and tensor.requires_grad):
+        if not compiling and type(tensor) not in _PLAIN:  # a proxy of symbolic tracing, too
             return False
-        if not compiling and type(tensor) not in (Tensor, nn.Parameter):
+        if tensor.dtype != torch.float32 or not tensor.is_cpu or (grad and tensor.requires_grad):
             return False
     return True
 
@@ -132,6 +137,7 @@ class FusedConv2d(nn.Module):
         self.padding, self.stride, self.dilation, self.groups = padding, stride, dilation, groups
         self.act, self.numbers = act, numbers
         self.form, self.factor, self.reuse = form, factor, reuse
+        self._small = Small.of(weight, stride, padding, dilation, groups) if form == "direct" else None
         if form == "low":
             for name, back in zip(("back_rows", "back_columns"), self._inverses(), strict=True):
                 self.register_buffer(name, back.to(self.weight), persistent=False)
@@ -149,10 +155,15 @@ class FusedConv2d(nn.Module):
             assert like is not None
             if is_exporting(x) or not fits(x, self.factor, like.shape[-2:]):
                 return self._upsampled(x, other, like.shape[-2:])
-        if self.form == "winograd" and _fuses(x, other, self.weight):
-            return self._winograd(x, other)
-        if _ONEDNN and not torch.compiler.is_compiling() and _fuses(x, other, self.weight):
-            return self._onednn(x, other)  # a compiler fuses sums and activations itself
+        weight = self.weight
+        # A compiler fuses sums and activations itself.
+        if (self.form == "winograd" or not torch.compiler.is_compiling()) and _fuses(x, other, weight):
+            if self.form == "winograd":
+                return self._winograd(x, other)
+            if self._small is not None and self._small.holds(x):
+                return self._in_place(self._small(x, weight, self.bias), other)
+            if _ONEDNN:
+                return self._onednn(x, weight, other)
         return self._finish(self._convolve(x), other)
 
     def _finish(self, y: Tensor, other: Tensor | None) -> Tensor:
@@ -187,17 +198,20 @@ class FusedConv2d(nn.Module):
 
     # -- on the CPU --------------------------------------------------------------------------------
 
-    def _winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
-        y = winograd_conv(x, self.weight)
-        if self.bias is not None:
-            y += self.bias[:, None, None]
+    def _in_place(self, y: Tensor, other: Tensor | None) -> Tensor:
+        """Add and activate in the memory of a result."""
         if other is not None:
             y += other
         return _IN_PLACE[self.act](y, *self.numbers)
 
-    def _weight_for(self, x: Tensor) -> Tensor:
+    def _winograd(self, x: Tensor, other: Tensor | None) -> Tensor:
+        y = winograd_conv(x, self.weight)
+        if self.bias is not None:
+            y += self.bias[:, None, None]
+        return self._in_place(y, other)
+
+    def _weight_for(self, weight: Tensor, x: Tensor) -> Tensor:
         """The weight in oneDNN's own layout, made once for every value that the weight has."""
-        weight = self.weight
         key = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._packed is None or self._packed[0] != key:
             numbers: Any = (self.stride, self.dilation, self.groups, list(x.shape))
@@ -212,29 +226,27 @@ class FusedConv2d(nn.Module):
     def _grouped(self, x: Tensor, other: Tensor | None) -> Tensor:
         """The form "low" of a grouped convolution, for which oneDNN's fused call is slow."""
         y = transposed_conv(x, self.weight, self.bias, self.factor, self.padding, self.groups)
-        if other is not None:
-            y += other
-        return _IN_PLACE[self.act](y, *self.numbers)
+        return self._in_place(y, other)
 
-    def _onednn(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def _onednn(self, x: Tensor, weight: Tensor, other: Tensor | None) -> Tensor:
         if self.form == "low" and self.groups > 1:
             return self._grouped(x, other)
-        call = torch.ops.mkldnn
-        weight, last = self._weight_for(x), (self.act, list(self.numbers), "")
+        call, bias = torch.ops.mkldnn, self.bias
+        weight, last = self._weight_for(weight, x), (self.act, list(self.numbers), "")
         if self.form == "low":
             sizes: Any = (self.padding, (0, 0), self.factor, (1, 1), self.groups)
             if other is None:
-                return call._convolution_transpose_pointwise(x, weight, self.bias, *sizes, *last)
-            y = call._convolution_transpose_pointwise(x, weight, self.bias, *sizes, "none", [], "")
-            return _IN_PLACE[self.act](y.add_(other), *self.numbers)
+                return call._convolution_transpose_pointwise(x, weight, bias, *sizes, *last)
+            y = call._convolution_transpose_pointwise(x, weight, bias, *sizes, "none", [], "")
+            return self._in_place(y, other)
         sizes = (self.padding, self.stride, self.dilation, self.groups)
         if other is None:
-            return call._convolution_pointwise(x, weight, self.bias, *sizes, *last)
+            return call._convolution_pointwise(x, weight, bias, *sizes, *last)
         if not self.reuse or not other.is_contiguous(memory_format=torch.channels_last):
-            y = call._convolution_pointwise(x, weight, self.bias, *sizes, "none", [], "")
-            return _IN_PLACE[self.act](y.add_(other), *self.numbers)  # faster than a sum into a third map
+            y = call._convolution_pointwise(x, weight, bias, *sizes, "none", [], "")
+            return self._in_place(y, other)  # faster than a sum into a third map
         unary = "relu" if self.act == "relu" else None
-        y = call._convolution_pointwise_(other, x, weight, self.bias, *sizes, "add", 1.0, unary, [], "")
+        y = call._convolution_pointwise_(other, x, weight, bias, *sizes, "add", 1.0, unary, [], "")
         return y if unary else _IN_PLACE[self.act](y, *self.numbers)
 
     def extra_repr(self) -> str:
