@@ -6,7 +6,8 @@
 A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid out once) or in a training step
 (forward and backward, weights laid out as the maps, summed or transformed in every step): a convolution of 8 to
 1,024 channels, dense, in 2 to 64 groups or depthwise (3x3 to 7x7), at batches of 1 to 64; a third are wide ones
-over small maps (of minimal filtering: large ones). ``old_ms`` and ``new_ms`` are medians of both forms,
+over small maps (of minimal filtering: large ones), and of the format in training there are some more of which the
+weights are most of the work, and of one image. ``old_ms`` and ``new_ms`` are medians of both forms,
 ``measured`` is the median over rounds of their ratio in the same round; of ``channels_last`` the old form has
 contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what the model does, and ``lost`` the
 share of the better form's time that this costs. Times are CPU seconds on one thread, else wall-clock. Writes
@@ -21,6 +22,7 @@ import random
 import statistics
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from scipy.optimize import nnls
 
 from bu2td.files import write_text
 from bu2td.ir import format_table
-from bu2td.optimization.cost_model import Chooser
+from bu2td.optimization.cost_model import Chooser, fitted_mode
 from bu2td.optimization.places import KINDS, Place
 from bu2td.optimization.trials import trial
 
@@ -57,12 +59,16 @@ def shapes(rule: str, mode: str, count: int) -> Iterator[tuple[int, ...]]:
     The first ``count`` of one endless row, and half as many of another one: wide convolutions over small maps in
     small batches, where weights take the time, and for minimal filtering wide ones over large maps, where it gains.
     """
-    for more, name in ((count, ""), (count // 2, " wide" if rule == "winograd" else " small")):
+    rows = [(count, ""), (count // 2, " wide" if rule == "winograd" else " small")]
+    if (rule, mode) == ("channels_last", "training"):
+        rows += [(count // 2, " heavy"), (count, " single")]
+    for more, name in rows:
         most = 3 * _MOST if name == " wide" else _MOST
         draw = random.Random(f"{rule} {mode}{name}")
+        kinds = KINDS[:1] if name == " heavy" else KINDS[:3]
         found: set[tuple[int, ...]] = set()
         while len(found) < more:
-            numbers = _drawn(rule, draw, *DRAWS[name])
+            numbers = _drawn(rule, draw, kinds, *DRAWS[name])
             place = _place(rule, *numbers[:-1])
             work = place.forms(mode == "training")[0].macs * numbers[-1] * (3 if mode == "training" else 1)
             if 2e5 < work < most and numbers not in found:
@@ -76,19 +82,26 @@ _WIDTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 DRAWS: dict[str, Draws] = {
     "": (_WIDTHS, (7, 8, 14, 16, 28, 56, 112), tuple(2**n for n in range(7))),
     " small": (_WIDTHS[5:], (2, 4, 7, 8, 14), (1, 2, 4, 8)),
+    " heavy": ((192, *_WIDTHS[9:], 1280), (1, 2, 4, 7), tuple(2**n for n in range(6))),
+    " single": (_WIDTHS, (2, 4, 7, 8, 14, 28, 56, 112), (1,)),
     " wide": ((128, 192, 256, 384, 512), (7, 14, 28, 56), (1, 2, 4, 8, 16)),
 }
 
 
 def _drawn(
-    rule: str, draw: random.Random, widths: Sequence[int], sides: Sequence[int], batches: Sequence[int]
+    rule: str,
+    draw: random.Random,
+    kinds: Sequence[str],
+    widths: Sequence[int],
+    sides: Sequence[int],
+    batches: Sequence[int],
 ) -> tuple[int, ...]:
     outputs, side, batch = draw.choice(widths), draw.choice(sides), draw.choice(batches)
     if rule == "merge":
         return 2 * outputs, outputs, draw.choice((1, 3, 3, 3)), 1, side, draw.choice((1, 2, 2)), batch
     inputs, kernel, groups = draw.choice((outputs, outputs, *widths)), 3, 1
     if rule != "winograd":
-        kind = draw.choice(KINDS[:3])
+        kind = draw.choice(kinds)
         if kind == "depthwise":
             inputs = groups = outputs
             kernel = draw.choice((3, 3, 5, 7))
@@ -183,12 +196,13 @@ def fit(rows: list[dict[str, Any]]) -> str:
     for row in judged(rows):
         if not row["held_out"] and row["threads"] in (1, "1"):
             place = _place(row["rule"], *(int(row[name]) for name in COLUMNS[2:8]))
-            groups.setdefault((row["rule"], row["mode"], place.kind), []).append({**row, "place": place})
+            key = (row["rule"], fitted_mode(row["rule"], row["mode"], int(row["batch"])), place.kind)
+            groups.setdefault(key, []).append({**row, "place": place})
     lines = []
     for key, found in sorted(groups.items()):
-        if key[2] == "pointwise":  # too few, and the model is wrong in half of them
+        if key[0] == "merge" and key[2] == "pointwise":  # too few, and the model is wrong in half of them
             continue
-        forms = [row["place"].forms(key[1] == "training") for row in found]
+        forms = [row["place"].forms(key[1] != "inference") for row in found]
         given = [
             [form[at].terms(int(row["batch"])) for form, row in zip(forms, found, strict=True)] for at in (0, 1)
         ]
@@ -236,7 +250,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.match in rule
         for mode in MODES
     ]
-    jobs = [job for turn in zip(*rows, strict=True) for job in turn]
+    jobs = [job for turn in zip_longest(*rows) for job in turn if job is not None]
     about = {"device": _results.processor(), "repeat": args.repeat, "packages": _results.versions("torch", "bu2td")}
     return _results.sweep(args, COLUMNS, jobs, partial(run, settings=settings), summary, **about)
 

@@ -81,6 +81,23 @@ class Rates:
 RATES: Mapping[str, Rates] = {"cpu": Rates(macs=48e9, bandwidth=8e9)}
 
 
+#: Seconds of a batch norm in a step of training, one core of an AMD EPYC: of a value of a contiguous map; of a
+#: value of a channels-last one, and of a position, whose channels fill vectors of eight, or do not.
+NORM = (2.2e-9, 0.77e-9, 14e-9, 40e-9)
+
+
+def norm_seconds(channels: int, positions: int) -> tuple[float, float]:
+    """Seconds of a batch norm that trains, over contiguous and over channels-last maps."""
+    value, last_value, filled, loose = NORM
+    last = channels * last_value + (loose if channels % 8 else filled)
+    return positions * channels * value, positions * last
+
+
+def fitted_mode(rule: str, mode: str, batch: int) -> str:
+    """Under what mode the model of a rule is fitted: PyTorch computes a step of one image in another way."""
+    return f"{mode}, one image" if (rule, mode, batch) == ("channels_last", "training", 1) else mode
+
+
 class Chooser:
     """Decides on every rewrite, and keeps what it decided.
 
@@ -134,6 +151,7 @@ class Chooser:
         sure: bool = True,
         place: Place | None = None,
         parts: Sequence[Place] = (),
+        norms: Sequence[tuple[int, int]] = (),
     ) -> bool:
         """Whether to make a rewrite.
 
@@ -144,6 +162,7 @@ class Chooser:
             sure: a model that is not sure makes none.
             place: the convolution whose form is chosen, which can be measured.
             parts: places that are changed together.
+            norms: channels and positions of the batch norms that change their format with them, of one image.
         """
         places = [place] if place is not None else [*parts]
         if place is not None:
@@ -156,7 +175,7 @@ class Chooser:
             gain, reason = seconds[0] / seconds[1], MEASURED
             chosen = gain * MEASURED_MARGIN > 1
         else:
-            chosen, gain, reason = self._modelled(rule, before, after, places)
+            chosen, gain, reason = self._modelled(rule, before, after, places, norms)
         if chosen and not sure and reason == MODEL:
             chosen, reason = False, "too narrow"
         macs = (int(before.macs), int(after.macs)) if before and after else (0, 0)
@@ -190,11 +209,16 @@ class Chooser:
         return sum(pair[0] for pair in times), sum(pair[1] for pair in times)
 
     def _modelled(
-        self, rule: str, before: Form | None, after: Form | None, places: Sequence[Place]
+        self,
+        rule: str,
+        before: Form | None,
+        after: Form | None,
+        places: Sequence[Place],
+        norms: Sequence[tuple[int, int]],
     ) -> tuple[bool, float | None, str]:
         if before is None and not places:
             return True, None, "saves work everywhere"
-        fitted = self._fitted(places)
+        fitted = self._fitted(places, norms)
         if fitted is not None:
             least = max(-math.log(MARGIN), SURE * fitted[1]) if len(places) == 1 else 0.0
             return math.log(fitted[0]) > least, fitted[0], MODEL
@@ -211,20 +235,24 @@ class Chooser:
             return False, None, f"no table for {self.device}"
         return after.macs < before.macs, None, f"no table for {self.device}: fewer multiplications"
 
-    def _fitted(self, places: Sequence[Place]) -> tuple[float, float] | None:
+    def _fitted(self, places: Sequence[Place], norms: Sequence[tuple[int, int]]) -> tuple[float, float] | None:
         """The gain of all places together by the fitted model, and how far its logarithm is off; None without."""
         table = FITTED.get(self.device, {})
-        if not places or any((place.rule, self.mode, place.kind) not in table for place in places):
+        keys = [(place.rule, fitted_mode(place.rule, self.mode, self.batch), place.kind) for place in places]
+        if not places or any(key not in table for key in keys):
             return None
         total, off = [0.0, 0.0], 0.0
-        for place in places:
-            *rates, error = table[place.rule, self.mode, place.kind]
+        for key, place in zip(keys, places, strict=True):
+            *rates, error = table[key]
             times = [
                 sum(rate * term for rate, term in zip(of_form, form.terms(self.batch), strict=True))
                 for of_form, form in zip(rates, place.forms(self.training), strict=True)
             ]
             total = [total[0] + times[0], total[1] + times[1]]
             off += error * times[0]
+        for channels, positions in norms:
+            old, new = norm_seconds(channels, self.batch * positions)
+            total = [total[0] + old, total[1] + new]
         return total[0] / total[1], off / total[0]
 
     def _seconds(self, form: Form) -> float:

@@ -4,27 +4,25 @@ Convolutions read and write channels-last maps as they lie. Weights in another f
 every pass, slowly: forward, and twice backward. And a map that was reshaped (a shuffle of channels) has no format
 of its own: there a convolution takes that of its weights. So weights are laid out as their maps are.
 
-By the cost model a network has one format; what is measured decides level by level, and a map is copied where it
-passes into a level of another format.
+By the cost model, which looks at convolutions and batch norms, a network has one format; what is measured decides
+level by level, and a map is copied where it passes into a level of another format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import nn
 
 from bu2td.ir import Stage
 from bu2td.nn import Pyramid
 from bu2td.optimization.cost_model import Chooser
-from bu2td.optimization.kernels import Layout
-from bu2td.optimization.places import Place
+from bu2td.optimization.kernels import Layout, lay_out_weights
+from bu2td.optimization.places import RULE, Place
 from bu2td.runtime import TopDownNetwork
-
-RULE = "channels_last"
 
 #: Reduction of a level -> whether its maps are channels-last.
 Formats = Mapping[int, bool]
@@ -39,39 +37,53 @@ def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]
     # Files of earlier versions name the pyramid alone.
     if not choose.training or (choose.given is not None and (RULE, pyramid) in choose.given):
         return dict.fromkeys(reductions, choose(RULE, pyramid))
-    found = {stage.reduction: _convolutions(network, stage, shapes) for stage in network.stages.levels}
-    every = [place for places in found.values() for place in places]
-    return {
-        stage.reduction: choose(RULE, stage.image, parts=found[stage.reduction] if choose.measures else every)
-        for stage in network.stages.levels
+    levels = network.stages.levels
+    convs = {
+        stage.reduction: [
+            Place.of(RULE, module, shape[-2:]) for module, shape in _modules(network, stage, shapes, nn.Conv2d)
+        ]
+        for stage in levels
     }
+    if choose.measures:
+        return {stage.reduction: choose(RULE, stage.image, parts=convs[stage.reduction]) for stage in levels}
+    every = [place for places in convs.values() for place in places]
+    norms = [
+        (int(shape[1]), math.prod(shape[2:]))
+        for stage in levels
+        for _, shape in _modules(network, stage, shapes, nn.BatchNorm2d)
+    ]
+    sure = _fill_vectors(every)
+    return {stage.reduction: choose(RULE, stage.image, parts=every, norms=norms, sure=sure) for stage in levels}
 
 
-def _convolutions(network: nn.Module, stage: Stage, shapes: Mapping[str, tuple[int, ...]]) -> list[Place]:
-    found = []
+def _fill_vectors(places: Sequence[Place]) -> bool:
+    """Whether the channels of most values fill vectors of eight; the model knows no others."""
+    values = {False: 0, True: 0}
+    for place in places:
+        wasted = -place.outputs % 8
+        values[4 * wasted <= place.outputs] += place.outputs * math.prod(place.size)
+    return values[True] >= values[False]
+
+
+def _modules(
+    network: nn.Module, stage: Stage, shapes: Mapping[str, tuple[int, ...]], kind: type[nn.Module]
+) -> Iterator[tuple[nn.Module, tuple[int, ...]]]:
+    """Modules of a kind in a level, and the shapes of their results."""
     for name in stage.calls:
         for path, module in network.get_submodule(name).named_modules(prefix=name):
             shape = shapes.get(path, shapes.get(path.rpartition(".")[0]))
-            if isinstance(module, nn.Conv2d) and shape is not None and len(shape) == 4:
-                found.append(Place.of(RULE, module, shape[-2:]))
-    return found
+            if isinstance(module, kind) and shape is not None and len(shape) == 4:
+                yield module, shape
 
 
-def lay_out_weights(network: TopDownNetwork, formats: Formats, choose: Chooser) -> None:
+def lay_out_for_maps(network: TopDownNetwork, formats: Formats, choose: Chooser) -> None:
     """Lay the weights of channels-last levels out as their maps."""
     last = [stage for stage in network.stages.levels if formats[stage.reduction]]
     if not last or (choose.training and not choose("weights", network.stages.pyramid)):
         return
     names = [name for stage in last for name in stage.calls]
     for name in names if len(last) < len(formats) else [""]:
-        _laid_out(network.get_submodule(name))
-
-
-def _laid_out(module: nn.Module) -> None:
-    """Lay weights over two dimensions out channels-last; `nn.Module.to` would try those over three, too."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+        lay_out_weights(network.get_submodule(name))
 
 
 def lay_out(network: TopDownNetwork, formats: Formats) -> None:

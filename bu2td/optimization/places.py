@@ -13,6 +13,8 @@ Pair = tuple[int, int]
 #: What sets the rate of a convolution.
 KINDS = ("dense", "grouped", "depthwise", "pointwise")
 _PAIRS = ("kernel", "dilation")
+#: The rule of the memory format.
+RULE = "channels_last"
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,10 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """One of `KINDS`; "pointwise" is a merge by a 1x1 convolution, which has no multiplications to save."""
-        if self.rule == "merge" and math.prod(self.kernel) == 1:
-            return "pointwise"
+        """One of `KINDS`; "pointwise" is 1x1: a merge with no multiplications to save, weights in either format."""
         if self.groups == 1:
-            return "dense"
+            alone = math.prod(self.kernel) == 1 and self.rule in ("merge", RULE)
+            return "pointwise" if alone else "dense"
         return "depthwise" if self.groups == self.inputs else "grouped"
 
     def forms(self, training: bool) -> tuple[Form, Form]:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from bu2td.nn import ConvUnit, Merge, Upsample, is_hooked
 from bu2td.optimization.cost_model import Chooser
-from bu2td.optimization.formats import Formats, choose_formats, lay_out, lay_out_weights
+from bu2td.optimization.formats import Formats, choose_formats, lay_out, lay_out_for_maps
 from bu2td.optimization.kernels import GlobalAvgPool, SplitMerge, UpsampledConv2d, WinogradConv2d, can_read_low
 from bu2td.optimization.places import Place
 from bu2td.runtime import TopDownNetwork
@@ -60,7 +60,7 @@ def simplify(network: TopDownNetwork, shapes: dict[str, tuple[int, ...]], choose
         choose: decides.
     """
     formats = choose_formats(network, shapes, choose)
-    lay_out_weights(network, formats, choose)
+    lay_out_for_maps(network, formats, choose)
     _schedule(network, choose)
     for coarser, stage in pairwise(network.stages.levels):
         factor = coarser.reduction // stage.reduction

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bu2td.nn import Merge, Upsample
 from bu2td.optimization.fuse import ConvDraft, fused_merge
-from bu2td.optimization.kernels import SplitMerge, UpsampledConv2d, WinogradConv2d
+from bu2td.optimization.kernels import SplitMerge, UpsampledConv2d, WinogradConv2d, lay_out_weights
 from bu2td.optimization.places import Place
 
 #: Of a form and its maps.
@@ -44,9 +44,8 @@ def trial(
         new = copy.deepcopy(old)
     for form, form_last in zip((old, new), formats, strict=True):
         form.train(training)
-        for weight in form.parameters() if training and form_last else ():
-            if weight.dim() == 4:
-                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        if training and form_last:
+            lay_out_weights(form)
     steps = [
         partial(run, form, *(_laid_out(value, form_last, training) for value in values))
         for form, form_last in zip((old, new), formats, strict=True)

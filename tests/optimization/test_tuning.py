@@ -309,7 +309,7 @@ def test_a_model_decides_on_one_format(network: Any) -> None:
     """A sum over all convolutions is chosen where it gains, a single place only where that is sure."""
     formats = [r for r in bu2td.optimize(network, "training").optimization.rewrites if r.rule == "channels_last"]
     assert len({(r.gain, r.chosen) for r in formats}) == 1
-    place = Place("channels_last", 8, 8, (3, 3), (4, 4))
+    place = Place("channels_last", 64, 64, (3, 3), (28, 28))
     (one,), (many,) = (_decided("training", parts) for parts in ([place], [place] * 2))
     assert one.gain == pytest.approx(many.gain)
     assert 1 < many.gain < 1 / MARGIN

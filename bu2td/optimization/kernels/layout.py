@@ -1,4 +1,4 @@
-"""A change of memory format between two levels."""
+"""Memory formats of maps and of weights."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ class Layout(nn.Module):
     def extra_repr(self) -> str:
         """Show the configuration when printed."""
         return "channels-last" if self.last else "contiguous"
+
+
+def lay_out_weights(module: nn.Module) -> None:
+    """Lay weights over two dimensions out channels-last; `nn.Module.to` would try those over three, too.
+
+    By `Tensor.to`, since `Tensor.contiguous` leaves weights of 1x1 as they are, whose strides are those of either
+    format; by the strides a convolution chooses the format of its result.
+    """
+    for tensor in [*module.parameters(), *module.buffers()]:
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
