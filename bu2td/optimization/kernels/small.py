@@ -30,14 +30,14 @@ class Small:
     Attributes:
         stride, padding: of the convolution.
         product: whether it is a matrix product; else PyTorch unfolds.
-        shape: (C_out, C_in) of the product.
+        inputs: C_in.
         macs, unfolded: multiply-accumulates and unfolded values of a position of the map that it reads.
     """
 
     stride: Pair
     padding: Pair
     product: bool
-    shape: Pair
+    inputs: int
     macs: float
     unfolded: float
 
@@ -49,7 +49,8 @@ class Small:
             return None
         taps, steps = math.prod(kernel), math.prod(stride)
         product = taps == steps == 1 and padding == (0, 0)
-        return Small(stride, padding, product, (outer, inner), outer * inner * taps / steps, inner * taps / steps)
+        unfolded = inner * taps / steps
+        return Small(stride, padding, product, inner, outer * unfolded, unfolded)
 
     def holds(self, x: Tensor) -> bool:
         """Whether this form is the faster one for a map."""
@@ -58,10 +59,10 @@ class Small:
         if self.product:
             return positions * self.macs <= PRODUCT and x.is_contiguous(memory_format=torch.channels_last)
         few = positions * self.unfolded <= UNFOLDED and positions * self.macs <= MACS
-        return few and count == 1 and positions * self.shape[1] <= _IMAGE
+        return few and count == 1 and positions * self.inputs <= _IMAGE
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution: (N, C_in, H, W) -> (N, C_out, H', W')."""
         if self.product:
-            return F.linear(x.permute(0, 2, 3, 1), weight.view(self.shape), bias).permute(0, 3, 1, 2)
+            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
