@@ -4,6 +4,8 @@ A row is a network, a task, a kind and a batch size. Eager, all networks run in 
 and 32); compiled, six of them in batches of 8 (on a GPU 32). On a GPU, where convolutions round to TF32 as is
 PyTorch's default, there are two more kinds: *bfloat16* is eager under autocast, *graphs* a replayed CUDA graph of
 the whole step. Several processes may build networks side by side and take turns on the device (--lock).
+With --others it is 20 networks of other families, eager in batches of 4: they were tried once the rules were made,
+and no rule was changed for them.
 
 The optimised network is compared with the better of "as converted" and "channels_last" (the same one, its weights
 and images so): the one with the smaller median. ``speedup`` is the median over rounds of that one's time over ours
@@ -100,6 +102,22 @@ FAMILIES = {
         Family("repvgg_a0", "parallel branches"),
         Family("convnext_atto", "LayerNorm, depthwise 7x7"),
         Family("edgenext_xx_small", "attention, LayerNorm"),
+    )
+}
+OTHERS = {
+    name: Family(name, "not looked at by any rule", 96)
+    for name in (
+        *("repvgg_a1", "mobileone_s0", "resnext26ts", "resnext50_32x4d", "res2net50_14w_8s", "resnest14d"),
+        *(
+            "mobilenetv3_small_100",
+            "mobilenetv4_conv_small",
+            "tinynet_e",
+            "mixnet_s",
+            "ghostnetv2_100",
+            "xception41",
+        ),
+        *("selecsls42b", "cs3darknet_focus_s", "vgg11_bn", "gernet_s", "regnetz_b16", "convnextv2_atto"),
+        *("efficientvit_b0", "poolformer_s12"),
     )
 }
 #: Of different kinds, for ``--quick``.
@@ -221,7 +239,7 @@ def run(*job: str, settings: speed.Settings, tune: str | None) -> list[dict[str,
     name, task, kind, batch = job
     row: dict[str, Any] = dict(zip(COLUMNS, job, strict=True))
     try:
-        found, worst = steps(FAMILIES[name], task, kind, int(batch), tune, settings.device)
+        found, worst = steps((FAMILIES | OTHERS)[name], task, kind, int(batch), tune, settings.device)
     except (ValueError, OptimizeError) as error:  # batch statistics of one value per channel
         return [{**row, "note": str(error).splitlines()[0]}]
     try:
@@ -268,14 +286,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main(args: argparse.Namespace, settings: speed.Settings, about: dict[str, Any]) -> None:
     """Run every job that has no row yet, and print the rows, the worst of them, and geometric means."""
-    chosen = {name: f for name, f in FAMILIES.items() if args.match in name and (name in QUICK or not args.quick)}
+    known = OTHERS if args.others else FAMILIES
+    chosen = {name: f for name, f in known.items() if args.match in name and (name in QUICK or not args.quick)}
     if args.out == _results.FOLDER / "speed":
-        args.out = _results.FOLDER / "families"
+        args.out = _results.FOLDER / ("families_others" if args.others else "families")
     batches = {
         kind: sizes
         for kind, sizes in BATCHES[settings.device.type].items()
         if kind in args.kinds and not (args.quick and kind == "compiled")
     }
+    if args.others:
+        batches = {"eager": (4,)}
     todo = jobs(chosen, tuple(args.tasks), batches)
     work = partial(run, settings=settings, tune=args.tune)
     rows = _results.sweep(args, COLUMNS, todo, work, summary, **about, tune=args.tune or "default")

@@ -6,6 +6,7 @@
     python bench/speed.py --rates                # the rates of the cost model, one minute
     python bench/speed.py --families --repeat 7  # 24 networks against themselves, see bench/networks.py
     python bench/speed.py --families --quick     # three of them, eager
+    python bench/speed.py --families --others --repeat 7  # 20 networks that no rule was made for
 
 Per network, inference and a training step (forward, cross-entropy, backward, SGD with momentum), in one process:
 
@@ -273,6 +274,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS + GPU_KINDS, default=KINDS + GPU_KINDS)
     parser.add_argument("--rates", action="store_true", help="measure the rates of the cost model instead")
     parser.add_argument("--families", action="store_true", help="24 families against themselves as converted")
+    parser.add_argument("--others", action="store_true", help="20 other families, in batches of 4")
     parser.add_argument("--quick", action="store_true", help="three of the families, not compiled")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="time only while no other process holds FILE")
     parser.add_argument("--tune", metavar="WAY", help="of the families: the `tune` of bu2td.optimize")
