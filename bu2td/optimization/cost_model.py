@@ -3,7 +3,8 @@
 Forms of a convolution are measured alone where `bu2td.optimization.tuning` is asked to; else the model of
 `bu2td.optimization.rates` says how many seconds both take, and how far its gain is off where it was fitted. A
 form is chosen where the model is sure of it; where not, the network stays as it is. What is chosen for all
-convolutions together (the memory format) is chosen where their sum gains: errors of many places average out. A
+convolutions and batch norms together (the memory format) is chosen where their sum gains: errors of many places
+average out. A
 rewrite of which only multiplications and bytes are known takes ``macs / rate + bytes / bandwidth`` seconds, and
 must take less than `MARGIN` of the time before. A device without a table gets the rewrites that save
 multiplications on any machine for inference, and in training those that make no more calls: on an H200 a step
@@ -21,33 +22,12 @@ from bu2td.errors import OptionError, nearest, shown
 from bu2td.ir import Rewrite
 from bu2td.optimization.places import Form, Place
 from bu2td.optimization.rates import FITTED
+from bu2td.optimization.rules import RULES
 
 MODES = ("training", "inference")
 CHOICES = ("auto", "always", "never")
 #: What decides on forms whose worth depends on the machine.
 TUNES = ("measure", "model", "off")
-
-#: Every rewrite: what it does. Those marked (inference) are never part of a network that trains.
-RULES: Mapping[str, str] = {
-    "schedule": "the lateral of a level is computed right before its merge",
-    "upsample_conv": "a convolution reads a nearest-upsampled map at low resolution",
-    "merge": "a merge in two terms, without sum and concatenation",
-    "pool": "the gradient of global average pooling is channels-last",
-    "in_place": "an activation takes the memory of the convolution, norm or sum in front of it",
-    "channels_last": "maps are channels-last from the pyramid to the head",
-    "weights": "weights of channels-last maps are so, too",
-    "branches": "parallel linear branches of one map are one convolution (inference)",
-    "fold_norm": "a batch norm is part of the convolution in front of it, or one multiply-add (inference)",
-    "fuse": "convolution, sum and activation are one call (inference)",
-    "winograd": "a wide 3x3 convolution by minimal filtering, 2.25 times fewer multiplications",
-}
-INFERENCE_ONLY = ("branches", "fold_norm", "fuse")
-#: Trades multiplications for memory traffic, and GPU libraries do it themselves.
-NEEDS_TABLE = ("winograd",)
-#: Of which nothing is sure on a machine that nobody has measured.
-BY_MACHINE = ("upsample_conv", "merge", "winograd", "channels_last", "weights")
-#: A step of training makes more calls with these.
-MORE_CALLS = ("upsample_conv", "merge", "winograd")
 
 #: A rewrite must take less than this share of the time that it replaces.
 MARGIN = 0.9
@@ -186,7 +166,7 @@ class Chooser:
         """What is decided without a look at times."""
         if self.given is not None:
             return (rule, site) in self.given, "as saved"
-        if self.training and rule in INFERENCE_ONLY:
+        if self.training and RULES[rule].inference_only:
             return False, "not in a network that trains"
         for pattern, wanted in self.force.items():
             if fnmatch.fnmatchcase(site, pattern):
@@ -196,7 +176,7 @@ class Chooser:
             return choice == "always", f"{rule}={shown(choice)}"
         if rule in self.declined:
             return False, DECLINED
-        return (False, "not tuned") if self.tune == "off" and rule in BY_MACHINE else None
+        return (False, "not tuned") if self.tune == "off" and RULES[rule].by_machine else None
 
     def _measured(self, places: Sequence[Place]) -> tuple[float, float] | None:
         """Seconds of the forms of all places together."""
@@ -224,14 +204,14 @@ class Chooser:
             return math.log(fitted[0]) > least, fitted[0], MODEL
         if places and self.device in FITTED:
             return False, None, "unsure"
-        if self.device not in RATES and self.training and rule in MORE_CALLS:
+        if self.device not in RATES and self.training and RULES[rule].more_calls:
             return False, None, f"no table for {self.device}"
         if before is None or after is None:
             return True, None, f"no table for {self.device}"
         if self.device in RATES:
             gain = self._seconds(before) / self._seconds(after)
             return gain > 1 / MARGIN, gain, MODEL
-        if rule in NEEDS_TABLE:
+        if RULES[rule].needs_table:
             return False, None, f"no table for {self.device}"
         return after.macs < before.macs, None, f"no table for {self.device}: fewer multiplications"
 

@@ -22,9 +22,10 @@ from torch import Tensor, fx
 
 from bu2td.errors import MissingPackageError, OptimizeError, first_line
 from bu2td.ops import meta_copy
-from bu2td.optimization.cost_model import BY_MACHINE, RULES, Chooser
+from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.memory import Memory, place_key
 from bu2td.optimization.places import Place
+from bu2td.optimization.rules import BY_MACHINE, RULES
 from bu2td.optimization.stopwatch import Budget, Stopwatch, ratio
 from bu2td.optimization.transform import transform
 from bu2td.optimization.trials import infer, trial
@@ -40,8 +41,6 @@ WHOLE = 0.6
 BETTER = 1.02
 #: Multiply-accumulates that a step of a place takes at most; larger batches are a multiple of what was measured.
 MOST = 1.5e9
-#: Rules that cost nothing anywhere, and are not tried without.
-HARMLESS = ("schedule", "in_place", "fold_norm")
 #: Rounds of two networks.
 _ROUNDS = (3, 7)
 
@@ -186,7 +185,7 @@ def _measured(task: Task, clock: PlaceClock, watch: Stopwatch, budget: Budget) -
     asked: list[Place] = []
     made = task.build(lambda place: asked.append(place), (), given=meta_copy(task.network))[1].made
     places = list(dict.fromkeys(asked))
-    groups = [rule for rule in RULES if rule not in HARMLESS and any(r.rule == rule for r in made)]
+    groups = [rule for rule in _tried() if any(r.rule == rule for r in made)]
     bar: Any = _bar(len(places) + len(groups) + 2)
     try:
         for place in places:
@@ -197,14 +196,17 @@ def _measured(task: Task, clock: PlaceClock, watch: Stopwatch, budget: Budget) -
         bar.close()
 
 
+def _tried() -> list[str]:
+    """Rules that a network is tried without."""
+    return [name for name, rule in RULES.items() if not rule.free]
+
+
 def _whole(task: Task, clock: PlaceClock, contest: Contest, bar: Any) -> Finding:
     before = contest.prepared(task.copied())
     start = contest.budget.clock()
     network, choose = task.build(clock, ())
     contest.build_seconds = contest.budget.clock() - start
-    groups = [
-        rule for rule in RULES if rule not in HARMLESS and any(r.rule == rule for r in choose.made if r.chosen)
-    ]
+    groups = [rule for rule in _tried() if any(r.rule == rule for r in choose.made if r.chosen)]
     built: dict[Sequence[str] | None, TopDownNetwork] = {None: before, (): network}
 
     def gain(old: Sequence[str] | None, new: Sequence[str]) -> float | None:

@@ -16,7 +16,7 @@ import bu2td
 from bu2td.errors import FileError, FusedNetworkError, NotAModelError, OptimizeError, OptionError, VerificationError
 from bu2td.models import baselines
 from bu2td.nn import Upsample
-from bu2td.optimization.cost_model import RULES, Chooser, Form
+from bu2td.optimization.cost_model import Chooser, Form
 from bu2td.optimization.kernels import (
     FusedConv2d,
     FusedMerge,
@@ -27,6 +27,7 @@ from bu2td.optimization.kernels import (
     WinogradConv2d,
 )
 from bu2td.optimization.kernels.fused import activation_of
+from bu2td.optimization.rules import RULES
 
 timm = pytest.importorskip("timm")
 MODES = ("training", "inference")

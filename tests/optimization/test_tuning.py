@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import bu2td
 from bu2td.errors import OptimizeError, OptionError
 from bu2td.optimization import tuning
-from bu2td.optimization.cost_model import BY_MACHINE, DECLINED, MARGIN, RULES, Chooser
+from bu2td.optimization.cost_model import DECLINED, MARGIN, Chooser
 from bu2td.optimization.kernels import Layout, SplitMerge, UpsampledConv2d, WinogradConv2d
 from bu2td.optimization.memory import Memory, cache_folder, place_key
 from bu2td.optimization.places import Form, Place
+from bu2td.optimization.rules import BY_MACHINE, RULES
 from bu2td.optimization.stopwatch import Budget, Stopwatch
 from bu2td.optimization.trials import trial
 
