@@ -25,7 +25,7 @@ STEMS: tuple[Stem, ...] = get_args(Stem)
 MERGES: tuple[Merging, ...] = get_args(Merging)
 INHERITS: tuple[Inherit, ...] = get_args(Inherit)
 
-_MAX_SIGMA, _MOST_PIXELS = 1000, 2**31
+_MAX_SIGMA, _MOST_PIXELS, _MOST_COUNT = 1000, 2**31, 2**40
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -143,13 +143,15 @@ def as_seed(value: Any) -> int:
 
 
 def as_count(name: str, value: Any) -> int:
-    """A whole number, at least 1.
+    """A whole number, at least 1 and at most 2**40.
 
     Raises:
         OptionError: it is none.
     """
     if not _is_whole(value) or value < 1:
         raise OptionError(f"{name}={shown(value)} must be a whole number, at least 1")
+    if value > _MOST_COUNT:
+        raise OptionError(f"{name}={shown(value)} is more than there is of anything")
     return int(value)
 
 

@@ -240,6 +240,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layers": ["r5"]}, errors.OptionError, r"no layer 'r5'.*Did you mean.*levels are r4, r2"),
     ({"layers": ["3"]}, errors.OptionError, "no rows and columns"),
     ({"count": 0}, errors.OptionError, "count=0"),
+    ({"count": 2**41}, errors.OptionError, "more than there is"),
     ({"batch_size": 1.5}, errors.OptionError, r"batch_size=1\.5"),
     ({"seed": -1}, errors.OptionError, "seed=-1"),
     ({"input_size": (3, 4, 5, 6, 0)}, errors.OptionError, "input_size"),
