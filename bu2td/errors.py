@@ -146,8 +146,9 @@ def shown(value: object) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says; its class where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    """The first line of what an exception says, no longer than a line is; its class where it says nothing."""
+    text = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:

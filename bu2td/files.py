@@ -47,9 +47,11 @@ def leaves(document: Any, most: int = 2**17, deep: int = 20) -> Iterator[Any]:
         if not isinstance(value, dict | list | tuple):
             yield value
             continue
-        inner = [*value, *value.values()] if isinstance(value, dict) else value
+        keys, inner = ([*value], [*value.values()]) if isinstance(value, dict) else ([], value)
+        count += len(keys)
         if depth >= deep or count + len(todo) + len(inner) > most:
             raise ValueError(f"it is nested deeper than {deep}, or has more than {most:,} entries")
+        yield from keys
         todo += [(part, depth + 1) for part in inner]
 
 

@@ -352,6 +352,7 @@ def test_bottom_up_network_survives_a_failure() -> None:
         (ValueError(), "ValueError"),
         (RuntimeError(" \n"), "RuntimeError"),
         (KeyError("a\nb"), r"'a\nb'"),
+        (ValueError("x" * 9000), f"{'x' * 500}..."),
     ],
 )
 def test_what_an_error_of_others_says_in_one_line(error: Exception, said: str) -> None:

@@ -111,8 +111,8 @@ def theory(
         `Fields`, rows in the order of the graph.
 
     Raises:
-        OptionError: a layer is unknown, or has no rows and columns; ``example_inputs`` beside an analysis; or
-            ``pyramid_field`` returns no number of pixels.
+        OptionError: a layer is unknown, or has no rows and columns; ``example_inputs`` beside an analysis;
+            ``borders`` is no flag; or ``pyramid_field`` returns no number of pixels.
         NotAModelError: not a network.
         TopologyError: nothing in the network has rows and columns, or it runs at one image size only.
         Bu2tdError: as `bu2td.analyze`, but that the network needs no trunk.
@@ -121,6 +121,8 @@ def theory(
     """
     if pyramid_field is not None and not callable(pyramid_field):
         raise OptionError(f"pyramid_field={shown(pyramid_field)} must be a function of factor and sigma")
+    if not isinstance(borders, int):
+        raise OptionError(f"borders={shown(borders)} must be True or False")
     looked_at = subject(model, example_inputs)
     graph, dims, shape = looked_at.graph_module, looked_at.dims, looked_at.image_shape
     names = _named(looked_at, layers)

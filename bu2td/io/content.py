@@ -62,7 +62,8 @@ def write(path: Path, recipe: Mapping[str, Any], weights: Mapping[str, Tensor]) 
     recipe = {**recipe, SEAL: seal(recipe, weights)}
     with replacing(path) as temporary, _told(path, "cannot be written"):
         if tool is None:
-            torch.save({"recipe": recipe, "state_dict": dict(weights)}, temporary)
+            held = {name: value if _is_held(value) else value.contiguous() for name, value in weights.items()}
+            torch.save({"recipe": recipe, "state_dict": held}, temporary)
         else:
             tool.save_file(_apart(weights), temporary, {"format": "pt", _ENTRY: json.dumps(recipe)})
 
@@ -90,7 +91,11 @@ def read(path: Path) -> Saved:
     with complete(path, "the recipe"):
         _check(data)
         recipe = Recipe.from_dict(data, optimization)
-    if SEAL in data and data[SEAL] != seal(data, weights):
+    if not all(map(_is_held, weights.values())):
+        raise FileError(f"{path} is damaged: its weights are larger than what it holds")
+    with complete(path, "the recipe"):
+        whole = SEAL not in data or data[SEAL] == seal(data, weights)
+    if not whole:
         raise FileError(f"{path} is damaged: its content is not what bu2td.save wrote")
     return Saved(path, recipe, data.get("patches"), weights, data.get("training", {}))
 
@@ -135,6 +140,11 @@ def _is_weight(name: Any, value: Any) -> bool:
         and not (value.is_quantized or value.is_complex())
         and (value.dtype in _FLOATS or not value.is_floating_point())
     )
+
+
+def _is_held(weight: Tensor) -> bool:
+    """Whether every value of a tensor has memory of its own; a file can say a size that it does not hold."""
+    return weight.nbytes <= weight.untyped_storage().nbytes()
 
 
 def _check_plain(data: Any) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from bu2td.errors import Bu2tdError, FileError, MissingPackageError, OptionError, nearest
+from bu2td.errors import Bu2tdError, FileError, MissingPackageError, OptionError, first_line, nearest
 from bu2td.files import write_csv, write_json
 from bu2td.ir import format_table
 from bu2td.models.libraries import LIBRARIES, library_of
@@ -239,8 +239,9 @@ def read_rows(file: Path) -> list[Row]:
     except OSError as error:
         raise FileError(f"{file} cannot be read: {error.strerror}") from error
     except (KeyError, ValueError, TypeError, csv.Error) as error:
+        cause = first_line(error)
         raise FileError(
-            f"{file} is not a table of bu2td zoo ({error}): choose another file, or replace it (--fresh)"
+            f"{file} is not a table of bu2td zoo ({cause}): choose another file, or replace it (--fresh)"
         ) from error
 
 

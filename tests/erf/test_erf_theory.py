@@ -300,6 +300,8 @@ def test_bad_input() -> None:
     with pytest.raises(OptionError, match="example_inputs"):
         theory(bu2td.analyze(chain(), example_inputs=IMAGES), example_inputs=IMAGES)
     td = bu2td.convert(chain(), "td", example_inputs=IMAGES, seed=0)
+    with pytest.raises(OptionError, match=r"borders=tensor.* must be True or False"):
+        theory(td, borders=torch.ones(2))  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="pyramid_field"):
         theory(td, pyramid_field=lambda factor, sigma: 2.5)  # type: ignore[arg-type, return-value]
 

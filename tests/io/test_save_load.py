@@ -393,6 +393,36 @@ def test_safetensors_may_be_missing(tmp_path: Path, lenet: Any, monkeypatch: pyt
     assert bu2td.load(tmp_path / "td.pt").num_classes == 10
 
 
+def test_a_weight_that_claims_more_than_is_stored_takes_no_memory(tmp_path: Path, lenet: Any) -> None:
+    file = tmp_path / "td.pt"
+    bu2td.save(lenet, file)
+    content = torch.load(file, weights_only=True)
+    name = next(iter(content["state_dict"]))
+    content["state_dict"][name] = torch.zeros(1).expand(2**40)
+    torch.save(content, file)
+    with pytest.raises(FileError, match="is damaged: its weights are larger than what it holds"):
+        bu2td.load(file)
+
+
+def test_a_recipe_with_keys_that_are_no_words(tmp_path: Path, lenet: Any) -> None:
+    file = tmp_path / "td.pt"
+    bu2td.save(lenet, file)
+    content = torch.load(file, weights_only=True)
+    for key, words in (((1, "a"), "object of type tuple"), (1, "recipe is incomplete")):
+        torch.save({**content, "recipe": {**content["recipe"], key: 1}}, file)
+        with pytest.raises(FileError, match=words):
+            bu2td.load(file)
+
+
+def test_a_buffer_that_is_expanded_is_written_out(tmp_path: Path) -> None:
+    td = convert_baseline("lenet_fc", "td", seed=0)
+    mean = next(name for name, _ in td.named_buffers() if name.endswith("running_mean"))
+    owner, _, last = mean.rpartition(".")
+    td.get_submodule(owner).register_buffer(last, torch.zeros(1).expand_as(td.get_buffer(mean)))
+    bu2td.save(td, tmp_path / "td.pt")
+    assert torch.equal(bu2td.load(tmp_path / "td.pt").get_buffer(mean), td.get_buffer(mean))
+
+
 @pytest.mark.parametrize("name", ["td.pt", "td.safetensors"])
 def test_a_bit_that_turned_is_noticed(tmp_path: Path, lenet: Any, name: str) -> None:
     """In the middle of the weights, where neither format has a check sum that its reader looks at."""

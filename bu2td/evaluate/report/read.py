@@ -113,7 +113,7 @@ def _column(cells: pd.DataFrame, name: str, of: type, kind: Kind, path: Path) ->
     for text in cells[name].unique():
         try:
             value = text if of is str else float(text) if text.strip() else np.nan
-            good = kind.holds(value)
+            good = kind.holds(value) and (of is not int or abs(value) < 2**63)
         except ValueError:
             good = False
         if not good:

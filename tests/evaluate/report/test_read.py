@@ -131,7 +131,7 @@ def test_a_file_that_is_not_whole(tmp_path: Path, good: dict[str, str], name: st
     ("name", "column", "cells"),
     [
         ("accuracy", "test_accuracy", ("x", "", "nan", "1.5", "-0.1", "inf")),
-        ("accuracy", "parameters", ("x", "", "1.5", "-3", "inf", "nan")),
+        ("accuracy", "parameters", ("x", "", "1.5", "-3", "inf", "nan", "1e300")),
         ("robustness", "clean_accuracy", ("x", "2")),
         ("robustness", "median_l2", ("x",)),
         ("curves", "l2", ("x", "-1", "nan", "")),
