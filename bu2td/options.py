@@ -198,7 +198,7 @@ def as_device(device: str | torch.device | None) -> torch.device | None:
         return None
     try:
         wanted = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         reason = "torch knows no device of this name"
     else:
         try:

@@ -104,7 +104,10 @@ def _runs(network: Any, full: bool) -> None:
 
 def _gradient(**options: Any) -> Any:
     looked_at = net() if "example_inputs" in options else _network()
-    return bu2td.erf.gradient(looked_at, **{"count": 2, **options})
+    count = options.get("count", 2)
+    if isinstance(count, int) and 2 < count <= 2**40:
+        count = 3  # a million images are right, and take days
+    return bu2td.erf.gradient(looked_at, **{**options, "count": count})
 
 
 def _fields(found: Any, full: bool) -> None:
