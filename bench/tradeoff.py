@@ -17,7 +17,7 @@ step_ratio          CPU time of a training step of 128 images over that of the b
 memory_ratio        bytes that a step keeps for its backward pass over those of the bottom-up network
 
 Writes bench/results/tradeoff.csv and .json after every row and goes on where it was stopped, then draws
-docs/tradeoff.png.
+docs/tradeoff.png and prints the means. The 18 rows took 71 minutes of one core that others used, too.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from bu2td.evaluate import Classifier, Data, explain_networks, load_data, logits
 from bu2td.evaluate.data.sets import first_images
 from bu2td.evaluate.rates import multiply_accumulates
 from bu2td.evaluate.train.model import initialise
+from bu2td.ir import format_table
 from bu2td.models.baselines import LeNetFC
 from bu2td.runtime import PatchNetwork
 
@@ -78,6 +79,7 @@ def main() -> None:
     costs = compared(args.pairs)
     _results.write(args.out, [{**row, **costs[row["form"]]} for row in rows], **about)
     draw(rows, costs, Path(__file__).parent.parent / "docs" / "tradeoff.png")
+    print(format_table(means(rows, costs)))
 
 
 def build(form: str, seed: int) -> Classifier:
@@ -177,6 +179,23 @@ def compared(pairs: int) -> dict[str, _results.Row]:
             "step_ratio": round(statistics.median(ratios), 3),
             "memory_ratio": round(kept[form] / kept["bottom-up"], 3),
         }
+    return found
+
+
+def means(rows: list[_results.Row], costs: dict[str, _results.Row]) -> list[_results.Row]:
+    """A row for each form: what it costs, and means over the seeds."""
+    measures = ("test_accuracy", "ddn", "gaussian", "precision", "recall")
+    found = []
+    for form, cost in costs.items():
+        own = [row for row in rows if row["form"] == form]
+        kept = {name: [row[name] for row in own if row[name] is not None] for name in measures}
+        found.append(
+            {
+                "form": form,
+                **{name: cost[name] for name in ("step_ratio", "memory_ratio")},
+                **{name: round(statistics.fmean(values), 3) for name, values in kept.items() if values},
+            }
+        )
     return found
 
 

@@ -278,6 +278,7 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"seed": -1}, errors.OptionError, "seed=-1"),
     ({"seed": 1.5}, errors.OptionError, "seed=1.5"),
     ({"device": "gpu"}, errors.OptionError, "The device 'gpu' cannot be used"),
+    ({"device": 2**70}, errors.OptionError, "cannot be used: torch knows no device"),
     ({"max_macs_ratio": 0}, errors.OptionError, "max_macs_ratio=0"),
 ]
 
