@@ -21,7 +21,7 @@ from bu2td.ir import Stage
 from bu2td.nn import Pyramid
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.kernels import Layout, lay_out_weights
-from bu2td.optimization.places import RULE, Place
+from bu2td.optimization.places import RULE, Pair, Place
 from bu2td.runtime import TopDownNetwork
 
 #: Reduction of a level -> whether its maps are channels-last.
@@ -37,23 +37,20 @@ def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]
     # Files of earlier versions name the pyramid alone.
     if not choose.training or (choose.given is not None and (RULE, pyramid) in choose.given):
         return dict.fromkeys(reductions, choose(RULE, pyramid))
-    levels = network.stages.levels
-    convs = {
-        stage.reduction: [
-            Place.of(RULE, module, shape[-2:]) for module, shape in _modules(network, stage, shapes, nn.Conv2d)
-        ]
-        for stage in levels
-    }
-    if choose.measures:
-        return {stage.reduction: choose(RULE, stage.image, parts=convs[stage.reduction]) for stage in levels}
-    every = [place for places in convs.values() for place in places]
-    norms = [
-        (int(shape[1]), math.prod(shape[2:]))
-        for stage in levels
-        for _, shape in _modules(network, stage, shapes, nn.BatchNorm2d)
-    ]
-    sure = _fill_vectors(every)
-    return {stage.reduction: choose(RULE, stage.image, parts=every, norms=norms, sure=sure) for stage in levels}
+    convs: dict[int, list[Place]] = {}
+    norms: dict[int, list[Pair]] = {}
+    for stage in network.stages.levels:
+        found = _modules(network, stage, shapes, nn.Conv2d)
+        convs[stage.reduction] = [Place.of(RULE, module, shape[-2:]) for module, shape in found]
+        found = _modules(network, stage, shapes, nn.BatchNorm2d)
+        norms[stage.reduction] = [(shape[1], math.prod(shape[2:])) for _, shape in found]
+    chosen = {}
+    for stage in network.stages.levels:
+        own = [stage.reduction] if choose.measures else reductions
+        parts = [place for reduction in own for place in convs[reduction]]
+        beside = [norm for reduction in own for norm in norms[reduction]]
+        chosen[stage.reduction] = choose(RULE, stage.image, parts=parts, norms=beside, sure=_fill_vectors(parts))
+    return chosen
 
 
 def _fill_vectors(places: Sequence[Place]) -> bool:
