@@ -56,7 +56,9 @@ class Family:
 
     def bottom_up(self) -> nn.Module:
         """The bottom-up network, with weights and statistics that all matter."""
-        model = create_model(self.word)
+        model: Any = create_model(self.word)
+        if getattr(model, "aux_logits", False):  # heads that only training has, and no top-down network
+            model.aux_logits, model.aux1, model.aux2 = False, None, None
         fill(model)
         return model
 
