@@ -17,7 +17,7 @@ def test_plots_are_drawn_from_results(
     import plots
 
     made = plots.draw(BENCH / "results", tmp_path)
-    assert [path.name for path in made] == ["speed.png", "roofline.png", "memory.png", "conversion.png"]
+    assert [path.stem for path in made] == ["speed", "roofline", "memory", "conversion", "cost"]
     for path in made:
         assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
         assert path.stat().st_size > 10_000
