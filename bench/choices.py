@@ -1,6 +1,6 @@
 """Whether the cost model of `bu2td.optimize` chooses well: its choices beside measured times, over shapes.
 
-    python bench/choices.py [--rows 60] [--repeat 5] [--match winograd] [--threads 2]
+    python bench/choices.py [--rows 60] [--repeat 5] [--match winograd] [--threads 2 --out FILE]
     python bench/choices.py --fit        # fits bu2td/optimization/rates.py to the rows that are not held out
 
 A row is a place (`bu2td.optimization.places`) in inference (fused, weights laid out once) or in a training step
@@ -11,8 +11,8 @@ weights are most of the work, and of one image. ``old_ms`` and ``new_ms`` are me
 ``measured`` is the median over rounds of their ratio in the same round; of ``channels_last`` the old form has
 contiguous maps. ``held_out`` rows, a third, are not fitted. ``chosen`` is what the model does, and ``lost`` the
 share of the better form's time that this costs. Times are CPU seconds on one thread, else wall-clock. Writes
-bench/results/choices.csv and .json after every row, and goes on where it was stopped; rows of other numbers of
-threads stand in the same table.
+bench/results/choices.csv and .json after every row, and goes on where it was stopped; rows of two threads are in
+a file of their own (--out bench/results/choices_two_threads).
 """
 
 from __future__ import annotations
