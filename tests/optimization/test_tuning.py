@@ -16,7 +16,7 @@ import bu2td
 from bu2td.errors import OptimizeError, OptionError
 from bu2td.optimization import tuning
 from bu2td.optimization.cost_model import DECLINED, MARGIN, Chooser
-from bu2td.optimization.kernels import Layout, SplitMerge, UpsampledConv2d, WinogradConv2d
+from bu2td.optimization.kernels import Layout, SplitMerge, UpsampledConv2d, WinogradConv2d, lay_out_weights
 from bu2td.optimization.memory import Memory, cache_folder, place_key
 from bu2td.optimization.places import Form, Place
 from bu2td.optimization.rules import BY_MACHINE, RULES
@@ -42,10 +42,10 @@ class Residual(nn.Module):
 
 
 class Tiny(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, first: int = 8, second: int = 32, third: int = 40) -> None:
         super().__init__()
-        self.body = nn.Sequential(unit(3, 8), Residual(8, 32), Residual(32, 40))
-        self.classifier = nn.Linear(40, 5)
+        self.body = nn.Sequential(unit(3, first), Residual(first, second), Residual(second, third))
+        self.classifier = nn.Linear(third, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.body(x).mean((2, 3)))
@@ -317,10 +317,33 @@ def test_a_model_decides_on_one_format(network: Any) -> None:
     assert (one.chosen, many.chosen) == (False, True)
 
 
-def _decided(mode: str, parts: list[Place]) -> list[Any]:
+def _decided(mode: str, parts: list[Place], norms: Sequence[tuple[int, int]] = ()) -> list[Any]:
     choose = Chooser(mode, "cpu", batch=8)
-    choose("channels_last", "r1_image", parts=parts)
+    choose("channels_last", "r1_image", parts=parts, norms=norms)
     return choose.made
+
+
+def test_norms_over_few_channels_speak_against_channels_last() -> None:
+    place = Place("channels_last", 64, 64, (3, 3), (28, 28))
+    (plain,), (narrow,), (wide,) = (
+        _decided("training", [place] * 2, norms) for norms in ([], [(6, 28 * 28)] * 200, [(64, 28 * 28)] * 200)
+    )
+    assert narrow.gain < 1 < plain.gain < wide.gain
+    assert (plain.chosen, narrow.chosen, wide.chosen) == (True, False, True)
+
+
+@pytest.mark.parametrize(("width", "chosen"), [(6, (False, "too narrow")), (16, (True, "cost model"))])
+def test_channels_that_do_not_fill_vectors_stay_as_they_are(width: int, chosen: tuple[bool, str]) -> None:
+    td = bu2td.convert(Tiny(width, width, width), example_inputs=torch.zeros(2, 3, 16, 16), seed=0)
+    rewrites = bu2td.optimize(td, "training", batch_size=1).optimization.rewrites
+    assert {(r.chosen, r.reason) for r in rewrites if r.rule == "channels_last"} == {chosen}
+
+
+def test_weights_of_1x1_are_laid_out_too() -> None:
+    """Behind a map that has no format of its own, such as a shuffled one, they decide on that of the result."""
+    conv = nn.Conv2d(16, 8, 1)
+    lay_out_weights(conv)
+    assert conv(torch.rand(2, 16, 4, 4)).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_gpu_trains_without_more_calls() -> None:
