@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS + GPU_KINDS, default=KINDS + GPU_KINDS)
     parser.add_argument("--rates", action="store_true", help="measure the rates of the cost model instead")
     parser.add_argument("--families", action="store_true", help="24 families against themselves as converted")
-    parser.add_argument("--others", action="store_true", help="20 other families, in batches of 4")
+    parser.add_argument("--others", action="store_true", help="20 other networks, in batches of 4")
     parser.add_argument("--quick", action="store_true", help="three of the families, not compiled")
     parser.add_argument("--lock", type=Path, metavar="FILE", help="time only while no other process holds FILE")
     parser.add_argument("--tune", metavar="WAY", help="of the families: the `tune` of bu2td.optimize")
