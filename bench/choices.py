@@ -58,6 +58,7 @@ def shapes(rule: str, mode: str, count: int) -> Iterator[tuple[int, ...]]:
 
     The first ``count`` of one endless row, and half as many of another one: wide convolutions over small maps in
     small batches, where weights take the time, and for minimal filtering wide ones over large maps, where it gains.
+    Of the format in training there are two rows more: dense ones that are heavy in weights, and those of one image.
     """
     rows = [(count, ""), (count // 2, " wide" if rule == "winograd" else " small")]
     if (rule, mode) == ("channels_last", "training"):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from bu2td.errors import OptionError, nearest, shown
 from bu2td.ir import Rewrite
-from bu2td.optimization.places import Form, Place
+from bu2td.optimization.places import CHANNELS_LAST, Form, Place
 from bu2td.optimization.rates import FITTED
 from bu2td.optimization.rules import RULES
 
@@ -75,7 +75,7 @@ def norm_seconds(channels: int, positions: int) -> tuple[float, float]:
 
 def fitted_mode(rule: str, mode: str, batch: int) -> str:
     """Under what mode the model of a rule is fitted: PyTorch computes a step of one image in another way."""
-    return f"{mode}, one image" if (rule, mode, batch) == ("channels_last", "training", 1) else mode
+    return f"{mode}, one image" if (rule, mode, batch) == (CHANNELS_LAST, "training", 1) else mode
 
 
 class Chooser:

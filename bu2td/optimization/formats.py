@@ -21,7 +21,7 @@ from bu2td.ir import Stage
 from bu2td.nn import Pyramid
 from bu2td.optimization.cost_model import Chooser
 from bu2td.optimization.kernels import Layout, lay_out_weights
-from bu2td.optimization.places import RULE, Pair, Place
+from bu2td.optimization.places import CHANNELS_LAST, Pair, Place
 from bu2td.runtime import TopDownNetwork
 
 #: Reduction of a level -> whether its maps are channels-last.
@@ -35,13 +35,13 @@ def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]
     if not isinstance(network.get_submodule(pyramid), Pyramid):
         return dict.fromkeys(reductions, False)
     # Files of earlier versions name the pyramid alone.
-    if not choose.training or (choose.given is not None and (RULE, pyramid) in choose.given):
-        return dict.fromkeys(reductions, choose(RULE, pyramid))
+    if not choose.training or (choose.given is not None and (CHANNELS_LAST, pyramid) in choose.given):
+        return dict.fromkeys(reductions, choose(CHANNELS_LAST, pyramid))
     convs: dict[int, list[Place]] = {}
     norms: dict[int, list[Pair]] = {}
     for stage in network.stages.levels:
         found = _modules(network, stage, shapes, nn.Conv2d)
-        convs[stage.reduction] = [Place.of(RULE, module, shape[-2:]) for module, shape in found]
+        convs[stage.reduction] = [Place.of(CHANNELS_LAST, module, shape[-2:]) for module, shape in found]
         found = _modules(network, stage, shapes, nn.BatchNorm2d)
         norms[stage.reduction] = [(shape[1], math.prod(shape[2:])) for _, shape in found]
     chosen = {}
@@ -49,7 +49,9 @@ def choose_formats(network: TopDownNetwork, shapes: Mapping[str, tuple[int, ...]
         own = [stage.reduction] if choose.measures else reductions
         parts = [place for reduction in own for place in convs[reduction]]
         beside = [norm for reduction in own for norm in norms[reduction]]
-        chosen[stage.reduction] = choose(RULE, stage.image, parts=parts, norms=beside, sure=_fill_vectors(parts))
+        chosen[stage.reduction] = choose(
+            CHANNELS_LAST, stage.image, parts=parts, norms=beside, sure=_fill_vectors(parts)
+        )
     return chosen
 
 

@@ -14,7 +14,7 @@ Pair = tuple[int, int]
 KINDS = ("dense", "grouped", "depthwise", "pointwise")
 _PAIRS = ("kernel", "dilation")
 #: The rule of the memory format.
-RULE = "channels_last"
+CHANNELS_LAST = "channels_last"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Place:
     def kind(self) -> str:
         """One of `KINDS`; "pointwise" is 1x1: a merge with no multiplications to save, weights in either format."""
         if self.groups == 1:
-            alone = math.prod(self.kernel) == 1 and self.rule in ("merge", RULE)
+            alone = math.prod(self.kernel) == 1 and self.rule in ("merge", CHANNELS_LAST)
             return "pointwise" if alone else "dense"
         return "depthwise" if self.groups == self.inputs else "grouped"
 
