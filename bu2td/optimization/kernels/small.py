@@ -2,8 +2,8 @@
 
 A 1x1 convolution of a channels-last map is one matrix product, (N H W, C_in) times (C_in, C_out), without a copy.
 Others of one image PyTorch unfolds and multiplies by itself, as long as the image has at most 20,480 values; that
-is faster as long as little is unfolded. The bounds were measured on one core of an AMD EPYC (PyTorch 2.14), and
-lie below the sizes where both forms take the same time.
+is faster as long as little is unfolded. The bounds were measured by hand on one core of an AMD EPYC (PyTorch
+2.14), and lie below the sizes where both forms take the same time.
 """
 
 from __future__ import annotations
